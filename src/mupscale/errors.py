@@ -1,0 +1,8 @@
+"""The one exception that mupscale raises at its users."""
+
+
+class GrowthError(ValueError):
+    """Something cannot be grown as asked.
+
+    The message is one line that names the file, parameter or field, says what was expected, and what to do.
+    """

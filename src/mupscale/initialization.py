@@ -1,0 +1,132 @@
+"""Fresh initialization: the law by which a model's own code initializes each parameter, and μP from it.
+
+The law is read off, not sampled: the initialization runs on the ``meta`` device, where filling a tensor
+costs nothing, and each fill that it asks for is recorded with its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+from mupscale.errors import GrowthError
+from mupscale.operators import normal
+from mupscale.planning import Plan
+
+
+@dataclass(frozen=True)
+class Law:
+    """Mean and standard deviation of a fresh parameter; a constant has std 0."""
+
+    mean: float
+    std: float
+
+
+class _RecordFills(TorchDispatchMode):
+    """Keep the law of the last fill of every tensor that an initializer writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.laws: dict[int, Law] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name.endswith("_") and args and isinstance(args[0], Tensor):
+            self._record(name, id(args[0]), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _record(self, name: str, key: int, a: Any = None, b: Any = None, **_: Any) -> None:
+        last = self.laws.get(key)
+        if name == "normal_":
+            self.laws[key] = Law(0.0 if a is None else a, 1.0 if b is None else b)
+        elif name == "uniform_":
+            low, high = 0.0 if a is None else a, 1.0 if b is None else b
+            self.laws[key] = Law((low + high) / 2, (high - low) / math.sqrt(12))
+        elif name == "zero_":
+            self.laws[key] = Law(0.0, 0.0)
+        elif name == "fill_" and isinstance(a, int | float):
+            self.laws[key] = Law(float(a), 0.0)
+        elif name == "erfinv_":  # of a uniform on ±1: how trunc_normal_ starts, whose cut at ±2σ it ignores
+            self.laws[key] = Law(0.0, math.sqrt(0.5))
+        elif last and name == "mul_" and isinstance(a, int | float):
+            self.laws[key] = Law(last.mean * a, last.std * abs(a))
+        elif last and name == "add_" and isinstance(a, int | float):
+            self.laws[key] = Law(last.mean + a, last.std)
+        elif name not in ("clamp_", "copy_", "requires_grad_", "detach_"):
+            self.laws.pop(key, None)
+
+
+def fresh_laws(plan: Plan) -> dict[str, Law]:
+    """The law of every parameter of a fresh narrow model, by name. Allocates no weights.
+
+    Raises:
+        GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
+    """
+    if plan.build_narrow is None:
+        raise GrowthError(
+            "a fresh init needs the module's own code: make the plan here with mupscale.plan(...), "
+            "not from a file (plans of transformers models can be loaded)"
+        )
+    record = _RecordFills()
+    with torch.device("meta"):
+        model = plan.build_narrow().to("meta")
+        with record:
+            if isinstance(model, PreTrainedModel):
+                model.initialize_weights()
+            else:
+                for module in model.modules():
+                    if callable(reset := getattr(module, "reset_parameters", None)):
+                        reset()
+    laws = {}
+    for name, param in model.named_parameters():
+        if id(param) not in record.laws:
+            raise GrowthError(
+                f"{name}: cannot tell how a fresh one is initialized; give the module that owns it "
+                "a reset_parameters() method"
+            )
+        laws[name] = record.laws[id(param)]
+    return laws
+
+
+def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
+    """Initialize a wide model in place under μP relative to the narrow model: the from-scratch baseline.
+
+    Weights are normal with the narrow model's fresh standard deviation times `Scaling.init_scale`; constants
+    (biases, gains) take their narrow value times the weight scale s.
+
+    Args:
+        wide: the module that `plan` describes the wide side of; keeps device and dtype.
+        seed: with the parameter names, decides every number.
+
+    Raises:
+        GrowthError: a parameter of ``wide`` is not in the plan, or has another shape.
+
+    >>> from torch import nn
+    >>> make = lambda width: nn.Sequential(nn.Linear(8, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
+    >>> import mupscale
+    >>> wide = mupscale.init_(make(4), mupscale.plan(make, width=4), seed=0)
+    """
+    laws = fresh_laws(plan)
+    with torch.no_grad():
+        for name, param in wide.named_parameters():
+            scaling = plan[name]
+            if tuple(param.shape) != plan.wide_shape(name):
+                raise GrowthError(f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}")
+            law = laws[plan.layout.ties.get(name, name)]
+            if law.std:
+                value = normal(param.shape, seed=seed, name=name) * (law.std * scaling.init_scale)
+                param.copy_(value + law.mean * scaling.weight_scale if law.mean else value)
+            else:
+                param.fill_(law.mean * scaling.weight_scale)
+    return wide
+
+

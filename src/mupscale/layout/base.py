@@ -1,0 +1,82 @@
+"""`Layout`: the axes of every tensor of a model, and what the architecture does to them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from mupscale.axes import Axes
+from mupscale.errors import GrowthError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A width-dependent constant of the architecture, folded into parameters: each is scaled by g(axis)^power.
+
+    With tied embeddings the logits come out g(d_model) times too large; ``Fold("d_model", -1)`` on the gain
+    and bias of the last norm before the readout takes that back and leaves the stock architecture as it is.
+    """
+
+    axis: str
+    power: Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The named axes of one model, keyed by fully qualified parameter name.
+
+    Attributes:
+        sizes: narrow size of every named axis.
+        params: axes of every parameter (a tied one under its first name only).
+        buffers: axes of every persistent buffer.
+        ties: other names of tied parameters, each with the name that it stands for.
+        readouts: weights from the last hidden layer to the outputs, which get no noise.
+        folds: by parameter name.
+        ignored: endings of tensor names that old checkpoints hold and today's models compute.
+    """
+
+    sizes: Mapping[str, int]
+    params: Mapping[str, Axes]
+    buffers: Mapping[str, Axes] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+    readouts: frozenset[str] = frozenset()
+    folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    def axes_of(self, name: str) -> Axes:
+        """Axes of a parameter or buffer, by any of its names.
+
+        Raises:
+            GrowthError: the layout has no such tensor.
+        """
+        name = self.ties.get(name, name)
+        axes = self.params.get(name) or self.buffers.get(name)
+        if axes is None and name not in self.buffers:
+            raise GrowthError(f"{name}: not a tensor of this model; expected one of its parameters or buffers")
+        return axes or Axes(())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, for JSON."""
+        return {
+            "sizes": dict(self.sizes),
+            "params": {n: str(a) for n, a in self.params.items()},
+            "buffers": {n: str(a) for n, a in self.buffers.items()},
+            "ties": dict(self.ties),
+            "readouts": sorted(self.readouts),
+            "folds": {n: [[f.axis, str(f.power)] for f in folds] for n, folds in self.folds.items()},
+            "ignored": list(self.ignored),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Layout:
+        return Layout(
+            sizes=data["sizes"],
+            params={n: Axes.parse(a) for n, a in data["params"].items()},
+            buffers={n: Axes.parse(a) for n, a in data["buffers"].items()},
+            ties=data["ties"],
+            readouts=frozenset(data["readouts"]),
+            folds={n: tuple(Fold(a, Fraction(p)) for a, p in folds) for n, folds in data["folds"].items()},
+            ignored=tuple(data["ignored"]),
+        )

@@ -1,0 +1,156 @@
+"""Layouts of plain modules, from the difference in shape between a narrow and a wide instance.
+
+Shapes show which dims grow and by how much; the module's type shows which of them is contracted. What
+neither shows (a flattened ``(channels height width)``, a custom parameter) is said by a short hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from torch import nn
+
+from mupscale.axes import Axes, Dim
+from mupscale.errors import GrowthError
+from mupscale.layout.base import Layout
+
+# The dim of ``weight`` that the forward pass sums over; None: an elementwise gain or a lookup.
+_CONTRACTED: dict[type[nn.Module], int | None] = {
+    nn.Linear: 1,
+    nn.Conv1d: 1,
+    nn.Conv2d: 1,
+    nn.Conv3d: 1,
+    nn.ConvTranspose1d: 0,
+    nn.ConvTranspose2d: 0,
+    nn.ConvTranspose3d: 0,
+    nn.Embedding: None,
+    nn.LayerNorm: None,
+    nn.RMSNorm: None,
+    nn.GroupNorm: None,
+    nn.BatchNorm1d: None,
+    nn.BatchNorm2d: None,
+    nn.BatchNorm3d: None,
+    nn.InstanceNorm1d: None,
+    nn.InstanceNorm2d: None,
+    nn.InstanceNorm3d: None,
+    nn.PReLU: None,
+}
+
+
+def layout_by_shape(
+    narrow: nn.Module, wide: nn.Module, hints: Mapping[str, str] | None = None
+) -> tuple[Layout, dict[str, Fraction]]:
+    """The layout of ``narrow``, and the growth of its axes that gives ``wide``.
+
+    An axis is named after its size and growth: ``w64x2`` is 64 wide and grows by 2. Names never matter to
+    the theory, only which dims of a parameter grow together.
+
+    Args:
+        narrow, wide: instances of the same architecture; only names, shapes and module types are read.
+        hints: notation by parameter name, one named axis a dim at the most, such as
+            ``{"head.weight": "10 [channels 16]"}`` after flattening 4×4 pixels.
+
+    Raises:
+        GrowthError: the modules differ in more than widths, or a parameter of an unknown module type
+            changes shape and has no hint.
+    """
+    hints = dict(hints or {})
+    sizes: dict[str, int] = {}
+    growth: dict[str, Fraction] = {}
+    tensors: dict[str, Axes] = {}
+    narrow_tensors, wide_tensors = narrow.state_dict(keep_vars=True), wide.state_dict(keep_vars=True)
+    if differing := narrow_tensors.keys() ^ wide_tensors.keys():
+        name = min(differing)
+        where = "narrow" if name in wide_tensors else "wide"
+        raise GrowthError(f"{name}: not in the {where} module; both must be of the same architecture")
+    params = dict(narrow.named_parameters())
+    buffers = {n: b for n, b in narrow.named_buffers() if n in narrow_tensors}
+    for name, tensor in {**params, **buffers}.items():
+        wide_shape = tuple(wide_tensors[name].shape)
+        if len(wide_shape) != tensor.ndim:
+            raise GrowthError(f"{name}: {tensor.ndim} dims in the narrow module, {len(wide_shape)} in the wide")
+        hint = hints.pop(name, None)
+        if hint is not None:
+            axes = _read_hint(name, hint, tuple(tensor.shape))
+        else:
+            contracted = _contracted_dim(narrow, name, tuple(tensor.shape), wide_shape)
+            axes = Axes(
+                tuple(
+                    Dim((_axis_name(n, w),), contracted=i == contracted)
+                    for i, (n, w) in enumerate(zip(tensor.shape, wide_shape, strict=True))
+                )
+            )
+        for dim, n, w in zip(axes.dims, tensor.shape, wide_shape, strict=True):
+            for axis in dim.names:
+                known = growth.setdefault(axis, Fraction(w, n))
+                size = sizes.setdefault(axis, n // dim.size({axis: 1}))
+                if known != Fraction(w, n) or dim.size({axis: size}) != n:
+                    raise GrowthError(
+                        f"{name}: axis {axis!r} has size {size} growing by {known} elsewhere, but this dim "
+                        f"goes from {n} to {w}; name the axis differently in the hint"
+                    )
+        tensors[name] = axes
+    if hints:
+        raise GrowthError(f"hint for {next(iter(hints))!r}: the module has no such parameter")
+    weights = {n: tensors[n] for n in params}
+    return (
+        Layout(
+            sizes=sizes,
+            params=weights,
+            buffers={n: tensors[n] for n in buffers},
+            ties={n: t for n, t in _ties(narrow).items() if n not in params},
+            readouts=_readouts(weights, growth),
+        ),
+        growth,
+    )
+
+
+def _axis_name(narrow: int, wide: int) -> str | int:
+    if narrow == wide:
+        return narrow
+    return f"w{narrow}x{Fraction(wide, narrow)}".replace("/", "_")
+
+
+def _contracted_dim(
+    module: nn.Module, name: str, shape: tuple[int, ...], wide_shape: tuple[int, ...]
+) -> int | None:
+    owner, _, attribute = name.rpartition(".")
+    kind = next((t for t in type(module.get_submodule(owner)).__mro__ if t in _CONTRACTED), None)
+    if kind is None and shape != wide_shape:
+        raise GrowthError(
+            f"{name}: grows from {shape} to {wide_shape} in a {type(module.get_submodule(owner)).__name__}, "
+            f"whose use of it shapes cannot show; say it with hints={{{name!r}: 'out [in]'}}"
+        )
+    return _CONTRACTED[kind] if kind is not None and attribute == "weight" else None
+
+
+def _read_hint(name: str, hint: str, shape: tuple[int, ...]) -> Axes:
+    axes = Axes.parse(hint)
+    if len(axes.dims) != len(shape) or any(len(d.names) > 1 for d in axes.dims):
+        raise GrowthError(
+            f"hint for {name!r}: {hint!r} must describe {len(shape)} dims with one named axis each at the most"
+        )
+    for dim, size in zip(axes.dims, shape, strict=True):
+        if size % dim.size(dict.fromkeys(dim.names, 1)) or (not dim.names and dim.size({}) != size):
+            raise GrowthError(f"hint for {name!r}: '{dim}' does not fit a dim of size {size}")
+    return axes
+
+
+def _ties(module: nn.Module) -> dict[str, str]:
+    first = {id(p): n for n, p in module.named_parameters()}
+    return {n: first[id(p)] for n, p in module.named_parameters(remove_duplicate=False)}
+
+
+def _readouts(params: Mapping[str, Axes], growth: Mapping[str, Fraction]) -> frozenset[str]:
+    """Weights that only contract what grows, as far as another weight contracts the same axes too.
+
+    Where none does (one hidden layer), such a weight is the only one whose noise can make copies differ.
+    """
+
+    def contracted(axes: Axes) -> set[str]:
+        return {n for d in axes.dims if d.contracted for n in d.names if growth[n] != 1}
+
+    closing = {n for n, a in params.items() if contracted(a) and a.copies(growth) == a.fan_in(growth)}
+    elsewhere = {axis for n, a in params.items() if n not in closing for axis in contracted(a)}
+    return frozenset(n for n in closing if contracted(params[n]) <= elsewhere)

@@ -1,0 +1,1 @@
+"""Declared layouts, one small file a family; each defines ``FAMILY``."""

@@ -1,0 +1,144 @@
+"""Random terms that make the copies of a unit differ, so that the new width is used.
+
+Duplicates alone receive equal gradients for ever. With k_in the growth of the contracted axes, RMS(θ) the
+root mean square of the narrow parameter and ε standard normal, the term added to s·dup(θ) is
+
+    gaussian:σ   σ · (std of a fresh narrow init) / √k_in · ε    (Ma et al. 2026, arXiv 2602.10545)
+    relative:σ   σ · RMS(θ) / √k_in · ε
+    balanced:σ   relative, projected to sum to zero over the copies of the contracted axes taken together
+
+each times the parameter's fold. Balanced noise leaves the function exactly as it was: at σ = 1 the wide
+matrix has the size that a μP-consistent one has (RMS · √fan_in kept).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mupscale.axes import Copies, subtract_copy_mean_
+from mupscale.errors import GrowthError
+from mupscale.planning import Scaling
+
+# Entries in one block of random numbers, before it is rounded up to whole groups of copies. Part of the
+# format: another value draws other noise from the same seed.
+BLOCK_ENTRIES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A kind of noise and its strength, written ``kind:strength``."""
+
+    kind: str
+    strength: float
+
+    KINDS: ClassVar[tuple[str, ...]] = ("gaussian", "relative", "balanced")
+
+    @classmethod
+    def parse(cls, text: str | Noise | None) -> Noise | None:
+        """Read ``"balanced:1"``; ``None`` and ``"none"`` mean no noise.
+
+        Raises:
+            GrowthError: the kind is unknown or the strength is not a number of at least 0.
+
+        >>> Noise.parse("balanced:1")
+        Noise(kind='balanced', strength=1.0)
+        """
+        if text is None or isinstance(text, Noise) or text == "none":
+            return None if text == "none" else text  # type: ignore[return-value]
+        kind, _, strength = text.partition(":")
+        try:
+            value = float(strength)
+        except ValueError:
+            value = math.nan
+        if kind not in cls.KINDS or not 0 <= value < math.inf:
+            raise GrowthError(
+                f"noise {text!r}: expected none or KIND:STRENGTH with a kind of {', '.join(cls.KINDS)} "
+                "and a strength of at least 0, such as balanced:1"
+            )
+        return cls(kind, value)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.strength:g}"
+
+    @property
+    def keeps_function(self) -> bool:
+        return self.kind == "balanced" or self.strength == 0
+
+
+def add_noise_(
+    wide: Tensor,
+    narrow: Tensor,
+    scaling: Scaling,
+    copies: Copies,
+    noise: Noise,
+    *,
+    seed: int,
+    name: str,
+    fresh_std: Callable[[], float],
+) -> Tensor:
+    """Add ``noise`` in place to ``wide`` = s·dup(``narrow``), in the dtype of ``wide`` (float32 or better).
+
+    Args:
+        copies: ``scaling.axes.expand_copies(...)`` of the growth.
+        seed, name: decide the random numbers, together with the shape.
+        fresh_std: standard deviation of a fresh narrow init of this parameter; asked by gaussian noise only.
+    """
+    balanced = noise.kind == "balanced"
+    if not scaling.has_noise or noise.strength == 0 or (balanced and not copies.summed):
+        return wide
+    size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
+    std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
+
+    def add(rows: slice, epsilon: Tensor) -> None:
+        term = epsilon.to(wide.dtype)
+        if balanced:
+            subtract_copy_mean_(term, copies)
+        wide[rows].add_(term, alpha=std)
+
+    for_each_block(wide.shape, copies.unit, seed, name, add)
+    return wide
+
+
+def for_each_block(
+    shape: torch.Size, unit: int, seed: int, name: str, visit: Callable[[slice, Tensor], None]
+) -> None:
+    """Draw standard normal rows in blocks of whole ``unit`` rows and hand each to ``visit``, in parallel.
+
+    Every block has a CPU generator of its own, seeded by (seed, name, block number), and is drawn in
+    float32: the numbers do not depend on order, threads, sharding or dtype, and one block can be had alone.
+    """
+    row = math.prod(shape[1:])
+    rows = unit * max(1, math.ceil(BLOCK_ENTRIES / (unit * row)))
+
+    def draw(block: int) -> None:
+        taken = slice(block * rows, min((block + 1) * rows, shape[0]))
+        key = hashlib.blake2b(f"{seed}:{name}:{block}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+        visit(taken, torch.randn(taken.stop - taken.start, *shape[1:], generator=generator))
+
+    blocks = range(math.ceil(shape[0] / rows))
+    if len(blocks) == 1:
+        draw(0)
+        return
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+        for _ in pool.map(draw, blocks):
+            pass
+
+
+def normal(shape: torch.Size, *, seed: int, name: str) -> Tensor:
+    """A float32 tensor of standard normal numbers that depend on (seed, name, shape) alone."""
+    out = torch.empty(shape)
+    for_each_block(shape, 1, seed, name, lambda rows, epsilon: out[rows].copy_(epsilon))
+    return out
+
+
+def _rms(tensor: Tensor) -> float:
+    return math.sqrt(tensor.to(torch.promote_types(tensor.dtype, torch.float32)).square().mean().item())

@@ -1,0 +1,91 @@
+"""Parameter groups of a wide model: the fewest that give every parameter its own lr, eps and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mupscale.optim.rules import rule_for
+from mupscale.planning import Plan
+
+
+def param_groups(
+    wide: nn.Module,
+    plan: Plan,
+    optimizer_class: type[torch.optim.Optimizer],
+    *,
+    lr: float,
+    decay: Collection[str] | None = None,
+    **values: Any,
+) -> list[dict[str, Any]]:
+    """Groups for ``optimizer_class`` under which the wide model trains as the narrow one did at ``lr``.
+
+    Args:
+        wide: the wide model.
+        lr: the narrow model's learning rate.
+        decay: names of the parameters that ``weight_decay`` applies to; None for all. As
+            ``transformers.Trainer`` splits them: ``Trainer.get_decay_parameter_names(None, wide)``.
+        values: the narrow optimizer's other values: ``weight_decay``, ``betas``, ``momentum``, ... A value
+            that is scaled (``eps``) takes the class's default when not given.
+
+    Returns:
+        Groups with ``lr``, the scaled values and ``lr_scale`` = lr of the group / lr of the narrow model. No
+        two have the same values. Decaying parameters come first, in the order of ``wide.named_parameters()``.
+
+    Raises:
+        GrowthError: the optimizer has no rule, or a parameter is not in the plan.
+
+    >>> from torch import nn
+    >>> import mupscale
+    >>> make = lambda width: nn.Sequential(nn.Linear(8, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
+    >>> wide_plan = mupscale.plan(make, width=4)
+    >>> groups = param_groups(make(4), wide_plan, torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    >>> sorted((g["lr_scale"], g["weight_decay"]) for g in groups)
+    [(0.25, 0.4), (1.0, 0.1), (1.0, 0.1)]
+    >>> optimizer = torch.optim.AdamW(groups)
+    """
+    parameter = nn.Parameter(torch.empty(0))
+    narrow = {**optimizer_class([parameter], lr=lr).defaults, **values, "lr": lr}  # type: ignore[call-arg]
+    scaled = {k for k in ("lr", "eps", "weight_decay") if k in narrow}
+    narrow = {k: v for k, v in narrow.items() if k in scaled | values.keys()}
+    rule = rule_for(optimizer_class, {**optimizer_class([parameter], lr=lr).defaults, **values})  # type: ignore[call-arg]
+    undecayed = {**narrow, "weight_decay": 0.0}
+    named = list(wide.named_parameters())
+    decaying = [(n, p) for n, p in named if decay is None or n in decay]
+    rest = [(n, p) for n, p in named if decay is not None and n not in decay]
+    return merge_groups(
+        (p, rule.group(plan[n], base)) for params, base in ((decaying, narrow), (rest, undecayed)) for n, p in params
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the narrow-equivalent learning rate: every group's lr becomes ``lr`` times its ``lr_scale``.
+
+    Keeps a scheduler's ``initial_lr`` in step, so that one made afterwards starts from ``lr``.
+    """
+    for group in optimizer.param_groups:
+        value = lr * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+        if "initial_lr" in group:
+            group["initial_lr"] = value
+
+
+def merge_groups(params: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Collect (parameter, values) pairs into groups of equal values, in order of first appearance."""
+    groups: dict[Hashable, dict[str, Any]] = {}
+    for param, values in params:
+        key = tuple((k, _hashable(v)) for k, v in sorted(values.items()))
+        groups.setdefault(key, {"params": [], **values})["params"].append(param)
+    return list(groups.values())
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return tuple(value) if isinstance(value, list) else value  # type: ignore[no-any-return]

@@ -1,0 +1,337 @@
+"""The theory, in code: Layout × growth → how every tensor and hyperparameter scales, by name.
+
+For one parameter θ, with g the growth of its axes:
+
+    θ↑ = s · dup(θ)
+    m  = Π g over all grown axes                 copies of each entry
+    s  = fold / Π g over contracted axes         weight scale: every activation becomes a duplicate
+    c  = 1 / (m · s)                             gradient scale: ∂L/∂θ↑ = c · dup(∂L/∂θ)
+
+Everything is relative to the narrow model, however that was trained. With "narrow" read as "base width" the
+same numbers are the μP tables (Yang et al. 2021, arXiv 2203.03466, Tables 3 and 8).
+
+Knows layouts and configs; knows nothing of optimizers, files or how tensors are filled.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig
+
+from mupscale.axes import Axes
+from mupscale.errors import GrowthError
+from mupscale.layout import Layout, declared_layout, family_of, layout_by_shape, skeleton
+
+MANIFEST = "mupscale.json"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one parameter scales (the equations are in this module's docstring).
+
+    Attributes:
+        axes: its named axes.
+        copies: m, the copies of each entry.
+        fan_in: k_in, the growth of its contracted axes.
+        fold: the width-dependent constant folded into it; 1 for most.
+        readout: whether it leads from the last hidden layer to the outputs.
+    """
+
+    axes: Axes
+    copies: Fraction
+    fan_in: Fraction
+    fold: float = 1.0
+    readout: bool = False
+
+    @property
+    def weight_scale(self) -> float:
+        """s: θ↑ = s · dup(θ)."""
+        return self.fold / float(self.fan_in)
+
+    @property
+    def grad_scale(self) -> float:
+        """c: ∂L/∂θ↑ = c · dup(∂L/∂θ)."""
+        return 1 / (float(self.copies) * self.weight_scale)
+
+    @property
+    def init_scale(self) -> float:
+        """Standard deviation of a fresh μP init at the wide width, over that of a fresh narrow init.
+
+        The spectral condition, std ∝ min(1, √(fan_out/fan_in)) / √fan_in (Yang, Simon & Bernstein 2023,
+        arXiv 2310.17813): ÷√g for hidden weights, ÷g for readouts, ×1 for embeddings and biases.
+        """
+        fan_in, fan_out = float(self.fan_in), float(self.copies / self.fan_in)
+        return self.fold * min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether random terms are added to it: to weights that contract a dim, save for readouts."""
+        return not self.readout and any(dim.contracted for dim in self.axes.dims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What becomes of every parameter when a model grows. Made by `mupscale.plan`; prints as a table.
+
+    Keyed by parameter name and serializable, so that it survives FSDP, torch.compile and pickling.
+
+    Attributes:
+        layout: the axes of the narrow model.
+        growth: the factor of every axis that grows.
+        narrow_config, config: the narrow and the wide transformers config; None for plain modules.
+    """
+
+    layout: Layout
+    growth: Mapping[str, Fraction]
+    narrow_config: PreTrainedConfig | None = None
+    config: PreTrainedConfig | None = None
+    # How to build a fresh narrow and wide module; not part of the file, nor of equality.
+    build_narrow: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+    build_wide: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def params(self) -> dict[str, Scaling]:
+        """The scaling of every parameter, by fully qualified name."""
+        return {name: self._scaling(name, axes) for name, axes in self.layout.params.items()}
+
+    def __getitem__(self, name: str) -> Scaling:
+        """The scaling of a parameter or buffer, by any of its names.
+
+        Raises:
+            GrowthError: the model has no such tensor.
+        """
+        name = self.layout.ties.get(name, name)
+        return self.params.get(name) or self._scaling(name, self.layout.axes_of(name))
+
+    def _scaling(self, name: str, axes: Axes) -> Scaling:
+        fold = math.prod(float(self.growth.get(f.axis, 1)) ** float(f.power) for f in self.layout.folds.get(name, ()))
+        # A buffer holds statistics of activations, which duplication leaves as they are.
+        fan_in = axes.fan_in(self.growth) if name in self.layout.params else Fraction(1)
+        return Scaling(axes, axes.copies(self.growth), fan_in, fold, name in self.layout.readouts)
+
+    def wide_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor of the wide model."""
+        axes = self.layout.axes_of(name)
+        return tuple(int(n * d.growth(self.growth)) for n, d in zip(axes.shape(self.layout.sizes), axes.dims, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the scales are there for readers, and computed anew by `from_dict`."""
+        return {
+            "growth": {a: str(g) for a, g in self.growth.items()},
+            "layout": self.layout.to_dict(),
+            "narrow_config": self.narrow_config and self.narrow_config.to_dict(),
+            "config": self.config and self.config.to_dict(),
+            "scales": {
+                name: {"copies": float(p.copies), "weight_scale": p.weight_scale, "grad_scale": p.grad_scale}
+                for name, p in self.params.items()
+            },
+        }
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        narrow, wide = (_config_from_dict(data[key]) for key in ("narrow_config", "config"))
+        return Plan(
+            layout=Layout.from_dict(data["layout"]),
+            growth={a: Fraction(g) for a, g in data["growth"].items()},
+            narrow_config=narrow,
+            config=wide,
+            build_narrow=narrow and _builder(narrow),
+            build_wide=wide and _builder(wide),
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that `to_json` wrote."""
+        return Plan.from_dict(json.loads(text))
+
+    @staticmethod
+    def load(directory: str | Path) -> Plan:
+        """The plan by which a checkpoint directory was grown, from its ``mupscale.json``.
+
+        Raises:
+            GrowthError: the directory holds no readable manifest.
+        """
+        path = Path(directory) / MANIFEST
+        try:
+            return Plan.from_dict(json.loads(path.read_text())["plan"])
+        except OSError:
+            raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrowthError(f"{path}: not a mupscale manifest ({error}); grow the checkpoint again") from None
+
+    def __str__(self) -> str:
+        from mupscale.tables import plan_text  # the table needs the optimizer rules, which need this module
+
+        return plan_text(self)
+
+
+def plan(
+    model: nn.Module | PreTrainedConfig | Callable[[int], nn.Module],
+    *,
+    width: int | None = None,
+    axes: Mapping[str, int | Fraction] | None = None,
+    to: nn.Module | PreTrainedConfig | None = None,
+    hints: Mapping[str, str] | None = None,
+) -> Plan:
+    """Work out what becomes of every parameter when ``model`` grows. Reads names and shapes, never weights.
+
+    Args:
+        model: a transformers model or config; or a plain module (with ``to``); or a function
+            ``make(width_factor)`` that builds one (with ``width``).
+        width: grow d_model, d_ff and the number of heads by this factor; head_dim stays.
+        axes: growth by named axis, such as ``{"d_ff": 3}``; overrides ``width`` where both name an axis.
+        to: the wide config or module to reach, instead of factors.
+        hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
+            `mupscale.axes`.
+
+    Raises:
+        GrowthError: the family is not supported, an axis is unknown or cannot grow, or the architecture
+            cannot express the result.
+
+    >>> from transformers import LlamaConfig
+    >>> p = plan(LlamaConfig(hidden_size=64, intermediate_size=128, num_attention_heads=4), width=2)
+    >>> q = p.params["model.layers.0.self_attn.q_proj.weight"]
+    >>> float(q.copies), q.weight_scale, q.grad_scale, p.config.hidden_size
+    (4.0, 0.5, 0.5, 128)
+    """
+    config = model if isinstance(model, PreTrainedConfig) else getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        if hints:
+            raise GrowthError("hints are for plain modules; the layout of a transformers model is declared")
+        wide_config = getattr(to, "config", to)
+        if to is not None and not isinstance(wide_config, PreTrainedConfig):
+            raise GrowthError("to: expected a transformers config or model, as the narrow one is")
+        narrow = skeleton(config) if model is config else model
+        return _plan_transformers(narrow, config, width, axes, wide_config)  # type: ignore[arg-type]
+    if isinstance(model, nn.Module):
+        if not isinstance(to, nn.Module) or width or axes:
+            raise GrowthError(
+                "a plain module is planned against a wide instance: plan(narrow, to=wide), or plan(make, width=2) "
+                "with make(width_factor) building it"
+            )
+        return _plan_modules(model, to, None, hints)
+    if width is None or axes or to is not None:
+        raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
+    _check_factor("width", width)
+    return _plan_modules(model(1), model(width), model, hints)
+
+
+def _plan_modules(
+    narrow: nn.Module, wide: nn.Module, make: Callable[[int], nn.Module] | None, hints: Mapping[str, str] | None
+) -> Plan:
+    layout, growth = layout_by_shape(narrow, wide, hints)
+    return Plan(
+        layout=layout,
+        growth={axis: g for axis, g in growth.items() if g != 1},
+        build_narrow=(lambda: make(1)) if make else (lambda: copy.deepcopy(narrow)),
+        build_wide=lambda: copy.deepcopy(wide),
+    )
+
+
+def _plan_transformers(
+    model: nn.Module,
+    config: PreTrainedConfig,
+    width: int | None,
+    axes: Mapping[str, int | Fraction] | None,
+    to: PreTrainedConfig | None,
+) -> Plan:
+    layout = declared_layout(model)
+    family = family_of(config)
+    if to is not None:
+        if width is not None or axes:
+            raise GrowthError("give either the wide config (to) or growth factors (width, axes), not both")
+        growth = _growth_between(config, to)
+    else:
+        if width is None and not axes:
+            raise GrowthError("how much to grow? give width=2, or axes={'d_ff': 2}, or a wide config")
+        _check_factor("width", width if width is not None else 1)
+        growth = dict.fromkeys(family.width, Fraction(width or 1)) | {
+            axis: _check_factor(axis, g) for axis, g in (axes or {}).items()
+        }
+    growth = {axis: g for axis, g in growth.items() if g != 1}
+    for axis in growth:
+        if axis not in layout.sizes:
+            known = [a for a in layout.sizes if a not in family.fixed]
+            raise GrowthError(f"unknown axis {axis!r}: {config.model_type} has {', '.join(known)}")
+        if axis in family.fixed:
+            raise GrowthError(f"axis {axis!r} of {config.model_type} cannot grow: {family.fixed[axis]}")
+    wide_config = to if to is not None else _widen(config, layout, growth)
+    architecture = type(model).__name__
+    return Plan(
+        layout=layout,
+        growth=growth,
+        narrow_config=_named(config, architecture),
+        config=(wide_config := _named(wide_config, architecture)),
+        build_narrow=_builder(config),
+        build_wide=_builder(wide_config),
+    )
+
+
+def _check_factor(axis: str, factor: int | Fraction | float) -> Fraction:
+    exact = Fraction(factor).limit_denominator(4096)
+    if exact < 1:
+        raise GrowthError(f"{axis}: cannot grow by {factor}; a growth factor is 1 or more")
+    return exact
+
+
+def _widen(config: PreTrainedConfig, layout: Layout, growth: Mapping[str, Fraction]) -> PreTrainedConfig:
+    wide_sizes = {}
+    for axis, size in layout.sizes.items():
+        exact = size * growth.get(axis, 1)
+        if exact != int(exact):
+            raise GrowthError(f"{axis}: {size} × {growth[axis]} is not a whole number")
+        wide_sizes[axis] = int(exact)
+    fields = family_of(config).fields(config, wide_sizes)
+    try:
+        return type(config).from_dict({**config.to_dict(), **fields})
+    except ValueError as error:  # the config class checks what its architecture can express
+        raise GrowthError(f"{config.model_type} cannot be this wide: {' '.join(str(error).split())}") from None
+
+
+def _growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str, Fraction]:
+    if narrow.model_type != wide.model_type:
+        raise GrowthError(f"model_type: the narrow model is {narrow.model_type!r}, the wide {wide.model_type!r}")
+    family = family_of(narrow)
+    sizes, wide_sizes = family.sizes(narrow), family.sizes(wide)
+    growth = {axis: _check_factor(axis, Fraction(wide_sizes[axis], size)) for axis, size in sizes.items()}
+    # With the narrow sizes put back, nothing else may differ.
+    back = type(wide).from_dict({**wide.to_dict(), **family.fields(wide, sizes)}).to_dict()
+    for key, value in narrow.to_dict().items():
+        if key not in _CONFIG_NOTES and back.get(key) != value:
+            raise GrowthError(
+                f"config field {key!r}: {value!r} in the narrow model, {back.get(key)!r} in the wide; only widths may grow"
+            )
+    return growth
+
+
+# Fields that say nothing about the function.
+_CONFIG_NOTES = {"architectures", "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range"}
+
+
+def _named(config: PreTrainedConfig, architecture: str) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    config.architectures = [architecture]
+    return config
+
+
+def _builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:
+    return lambda: skeleton(config)
+
+
+def _config_from_dict(data: Mapping[str, Any] | None) -> PreTrainedConfig | None:
+    return data and transformers.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data))  # type: ignore[no-any-return]

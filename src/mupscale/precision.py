@@ -1,0 +1,30 @@
+"""Run float64 models in float64 throughout, so that equality can be proved and not blurred by rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class Float64(TorchFunctionMode):
+    """Inside this mode every request for float32 means float64.
+
+    Stock transformers code computes norms, rotary tables and losses in float32 whatever the model's dtype,
+    which would blur a proof in float64 to 1e-7.
+
+    >>> with Float64():
+    ...     torch.ones(1, dtype=torch.float64).float().dtype
+    torch.float64
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].to(torch.float64)
+        double = [torch.float64 if a is torch.float32 else a for a in args]
+        named = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return func(*double, **named)

@@ -1,0 +1,148 @@
+"""What a training run leaves behind for people and programs: its settings and its curves.
+
+Knows JSON; nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mupscale.errors import GrowthError
+
+HISTORY_FILE = "history.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One place on a curve.
+
+    Attributes:
+        step: optimizer steps done.
+        loss: cross-entropy per token, in nats.
+    """
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The record of one finished run.
+
+    Attributes:
+        settings: everything that fixes the run: the `TrainConfig`, how the model started, the data.
+        flops_per_step: floating point operations of one step, forward and backward.
+        tokens_per_step: tokens in one step.
+        train: mean training loss since the point before.
+        held_out: loss on the held-out blocks; the first point is at step 0, before any training.
+        seconds: wall time of the last uninterrupted stretch.
+    """
+
+    settings: dict[str, Any]
+    flops_per_step: int
+    tokens_per_step: int
+    train: tuple[Point, ...]
+    held_out: tuple[Point, ...]
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return int(self.settings["config"]["steps"])
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of the whole run."""
+        return self.steps * self.flops_per_step
+
+    @property
+    def final_loss(self) -> float:
+        """Held-out loss at the end, in nats per token."""
+        return self.held_out[-1].loss
+
+    def rows(self) -> list[dict[str, float | int | None]]:
+        """The curves as rows of step, tokens, FLOPs, training loss and held-out loss (None where not measured)."""
+        train = {p.step: p.loss for p in self.train}
+        held_out = {p.step: p.loss for p in self.held_out}
+        return [
+            {
+                "step": step,
+                "tokens": step * self.tokens_per_step,
+                "flops": step * self.flops_per_step,
+                "train_loss": train.get(step),
+                "held_out_loss": held_out.get(step),
+            }
+            for step in sorted({*train, *held_out})
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "settings": self.settings,
+            "flops_per_step": self.flops_per_step,
+            "tokens_per_step": self.tokens_per_step,
+            "seconds": round(self.seconds, 1),
+            "curve": self.rows(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `history.json` into a checkpoint directory, whole or not at all."""
+        write_json(folder / HISTORY_FILE, self.to_dict())
+
+    @classmethod
+    def load(cls, folder: Path) -> History | None:
+        """Read a finished run's record; None where there is none.
+
+        Raises:
+            GrowthError: the file is there but cannot be read.
+        """
+        path = folder / HISTORY_FILE
+        if not path.is_file():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                settings=data["settings"],
+                flops_per_step=data["flops_per_step"],
+                tokens_per_step=data["tokens_per_step"],
+                train=_points(data["curve"], "train_loss"),
+                held_out=_points(data["curve"], "held_out_loss"),
+                seconds=data["seconds"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrowthError(f"{path}: not a history that mupscale wrote ({error}); remove it to train anew") from None
+
+    @staticmethod
+    def from_log(log: Iterable[Mapping[str, Any]]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
+        """Training and held-out curve out of a Trainer's `log_history`; of repeated steps the last counts."""
+        train = {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+        held_out = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+        return tuple(
+            tuple(Point(step=step, loss=float(loss)) for step, loss in sorted(curve.items()))
+            for curve in (train, held_out)
+        )  # type: ignore[return-value]
+
+
+def _points(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[Point, ...]:
+    return tuple(Point(step=row["step"], loss=row[key]) for row in rows if row[key] is not None)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON under a temporary name and move it into place: readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=1, sort_keys=False, default=_plain) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

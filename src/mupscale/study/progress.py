@@ -1,0 +1,91 @@
+"""Progress of long work, on standard error, so that standard output stays free for results.
+
+Knows rich and the Trainer's callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+
+def make_progress() -> Progress:
+    """A progress display that many runs share, one line each.
+
+    Example:
+        >>> with make_progress() as progress:
+        ...     task = progress.add_task("reading", total=2, note="")
+        ...     progress.update(task, advance=2)
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notes (one per saved file) out of the display; errors still show."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """One line of a shared display for one run; into a file, one line of text per evaluation."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress = progress
+        self.name = name
+        self.task: TaskID | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task = self.progress.add_task(self.name, total=state.max_steps, completed=state.global_step, note="")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self.task is not None
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.task is None or not metrics or "eval_loss" not in metrics:
+            return
+        note = f"held-out loss {metrics['eval_loss']:.3f}"
+        self.progress.update(self.task, note=note)
+        if not self.progress.console.is_terminal:
+            self.progress.console.print(f"{self.name}: step {state.global_step} of {state.max_steps}, {note}")
