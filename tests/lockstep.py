@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from models import batch, build, loss_of, plan_source
 from torch import nn
 
 import mupscale
+from models import batch, build, loss_of, plan_source
 from mupscale.operators import duplicate_scaled
 from mupscale.precision import Float64
 
@@ -31,7 +31,7 @@ def assert_duplicates(narrow: nn.Module, wide: nn.Module, plan: mupscale.Plan, r
 def assert_lockstep(
     name: str, make: Make, growth: int, *, steps: int = 20, before: int = 10, max_norm: float | None = None
 ) -> None:
-    """Train narrow ``before`` steps, grow it with its optimizer, train both ``steps`` more: losses are equal."""
+    """Train narrow ``before`` steps, grow it with its optimizer, train both on: losses are equal."""
     narrow = build(name).train()
     optimizer = make(list(narrow.parameters()))
     plan = mupscale.plan(plan_source(name, narrow), width=growth)

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 VOCAB = 61
 _GQA = {
@@ -73,7 +80,10 @@ class ResNet(nn.Module):
         channels = [width, width, 2 * width, 4 * width, 8 * width]
         self.stages = nn.Sequential(
             *(
-                nn.Sequential(Block(channels[i], channels[i + 1], 1 if i == 0 else 2), Block(channels[i + 1], channels[i + 1], 1))
+                nn.Sequential(
+                    Block(channels[i], channels[i + 1], 1 if i == 0 else 2),
+                    Block(channels[i + 1], channels[i + 1], 1),
+                )
                 for i in range(4)
             )
         )
@@ -87,7 +97,11 @@ class ResNet(nn.Module):
 def make_mlp(width: int) -> nn.Module:
     """A plain MLP; ``width`` multiplies its hidden layers."""
     return nn.Sequential(
-        nn.Linear(7, 12 * width), nn.Tanh(), nn.Linear(12 * width, 8 * width), nn.Tanh(), nn.Linear(8 * width, 5)
+        nn.Linear(7, 12 * width),
+        nn.Tanh(),
+        nn.Linear(12 * width, 8 * width),
+        nn.Tanh(),
+        nn.Linear(8 * width, 5),
     )
 
 
@@ -121,7 +135,9 @@ def batch(name: str, seed: int) -> tuple[Tensor, Tensor]:
     if name == "mlp":
         return torch.randn(6, 7, generator=generator).double(), torch.randint(5, (6,), generator=generator)
     if name == "resnet":
-        return torch.randn(6, 3, 8, 8, generator=generator).double(), torch.randint(10, (6,), generator=generator)
+        return torch.randn(6, 3, 8, 8, generator=generator).double(), torch.randint(
+            10, (6,), generator=generator
+        )
     ids = torch.randint(VOCAB, (2, 12), generator=generator)
     return ids, ids
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lockstep import assert_lockstep
 from torch.optim import SGD, Adam, AdamW
+
+from lockstep import assert_lockstep
 
 OPTIMIZERS = {
     "sgd": lambda params: SGD(params, lr=0.05),
@@ -37,4 +38,6 @@ def test_other_families_stay_in_lockstep(name):
 
 
 def test_tensor_lr_is_carried():
-    assert_lockstep("mlp", lambda params: AdamW(params, lr=torch.tensor(3e-3, dtype=torch.float64), foreach=False), 2)
+    assert_lockstep(
+        "mlp", lambda params: AdamW(params, lr=torch.tensor(3e-3, dtype=torch.float64), foreach=False), 2
+    )

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from mupscale.errors import GrowthError
@@ -88,7 +87,9 @@ class Axes:
             axes = tuple(int(w) if w.isdigit() else w for w in words)
             dim = Dim(axes, contracted=match["contracted"] is not None)
             if not words or len(set(dim.names)) != len(dim.names):
-                raise GrowthError(f"axes {text!r}: {match[0].strip()!r} must name at least one axis, each once")
+                raise GrowthError(
+                    f"axes {text!r}: {match[0].strip()!r} must name at least one axis, each once"
+                )
             dims.append(dim)
             at = match.end()
         return Axes(tuple(dims))

@@ -1,25 +1,42 @@
-"""Growing modules in memory: the plan, the operators and the optimizer rules, put together.
+"""Growing modules in memory and checkpoints on disk: plan and operators, put together.
 
-Checkpoints on disk grow through the same `grow_tensor`, one tensor at a time (`mupscale.checkpoint`).
+Both go through `Grower`, a tensor at a time.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from mupscale.checkpoint import (
+    Checkpoint,
+    TensorSpec,
+    copy_companions,
+    grow_training_state,
+    staged,
+    training_state_bytes,
+    write_weights,
+)
 from mupscale.errors import GrowthError
 from mupscale.initialization import Law, fresh_laws
+from mupscale.layout import skeleton
 from mupscale.operators import Noise, add_noise_, duplicate_scaled
-from mupscale.planning import Plan
+from mupscale.planning import MANIFEST, Plan
+from mupscale.planning import plan as make_plan
 
 DEFAULT_NOISE = "balanced:1"
+
+Progress = Callable[[int, int], None]
 
 
 class Grower:
@@ -29,7 +46,12 @@ class Grower:
     """
 
     def __init__(
-        self, plan: Plan, *, operator: str = "duplicate", noise: str | Noise | None = DEFAULT_NOISE, seed: int = 0
+        self,
+        plan: Plan,
+        *,
+        operator: str = "duplicate",
+        noise: str | Noise | None = DEFAULT_NOISE,
+        seed: int = 0,
     ) -> None:
         if operator != "duplicate":
             raise GrowthError(f"operator {operator!r} is unknown; expected duplicate")
@@ -45,8 +67,8 @@ class Grower:
         # Asked by gaussian noise only, and then once.
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(plan))
 
-    def __call__(self, name: str, narrow: Tensor) -> Tensor:
-        """The grown tensor, in the narrow one's dtype; computed in float32 or better.
+    def __call__(self, name: str, narrow: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
 
         Raises:
             GrowthError: the name or shape is not the plan's.
@@ -56,7 +78,9 @@ class Grower:
         scaling = plan[name]
         expected = scaling.axes.shape(plan.layout.sizes)
         if tuple(narrow.shape) != expected:
-            raise GrowthError(f"{name}: expected shape {expected} for axes '{scaling.axes}', found {tuple(narrow.shape)}")
+            raise GrowthError(
+                f"{name}: expected shape {expected} for axes '{scaling.axes}', found {tuple(narrow.shape)}"
+            )
         wide = duplicate_scaled(narrow, scaling, plan.layout.sizes, plan.growth)
         if self.noise is not None and name in plan.layout.params:
             add_noise_(
@@ -69,7 +93,7 @@ class Grower:
                 name=name,
                 fresh_std=lambda: self._fresh()[name].std,
             )
-        return wide.to(narrow.dtype)
+        return wide.to(dtype or narrow.dtype)
 
 
 def grow(
@@ -109,13 +133,105 @@ def grow(
     if differing := tensors.keys() ^ {*plan.layout.params, *plan.layout.buffers}:
         name = min(differing)
         raise GrowthError(
-            f"{name}: {'not in the plan' if name in tensors else 'not in the model'}; make the plan from this model"
+            f"{name}: not in the {'plan' if name in tensors else 'model'}; make the plan from this model"
         )
     with torch.no_grad():
         wide = _fill(model, plan, {name: grower(name, tensor) for name, tensor in tensors.items()})
     for name, param in wide.named_parameters():
         param.requires_grad_(tensors[name].requires_grad)
     return wide.train(model.training)
+
+
+def grow_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    plan: Plan | None = None,
+    *,
+    width: int | None = None,
+    axes: Mapping[str, int] | None = None,
+    operator: str = "duplicate",
+    noise: str | Noise | None = DEFAULT_NOISE,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    optimizer: bool = True,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """Grow a Hugging Face checkpoint directory into another, one tensor in memory at a time.
+
+    The weights, the config, and a Trainer's ``optimizer.pt`` and ``scheduler.pt`` are grown; tokenizer,
+    generation config and step count are copied; ``mupscale.json`` records how it was made. ``destination``
+    appears whole or not at all.
+
+    Args:
+        plan: how to grow; or give ``width`` and ``axes``, as to `mupscale.plan`.
+        dtype: to store weights in; None keeps each tensor's own.
+        optimizer: grow the training state too, where there is one.
+        allow_nonfinite: let NaN and infinity in the weights through.
+        progress: called with (bytes done, bytes in all).
+
+    Returns:
+        The plan, with the wide config.
+
+    Raises:
+        GrowthError: the source, its files or the growth asked for are not as they should be.
+    """
+    checkpoint = Checkpoint(source)
+    plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
+    assert plan.narrow_config is not None
+    assert plan.config is not None
+    grower = Grower(plan, operator=operator, noise=noise, seed=seed)
+    narrow = skeleton(plan.narrow_config)
+    stored = checkpoint.resolve(plan.layout, getattr(narrow, "base_model_prefix", ""))
+
+    def spec(name: str) -> TensorSpec:
+        kept = checkpoint.spec(stored[name])[0]
+        return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
+
+    def grown(name: str) -> Tensor:
+        tensor = checkpoint.tensor(stored[name])
+        if not allow_nonfinite and not tensor.isfinite().all():
+            raise GrowthError(
+                f"{checkpoint.file_of(stored[name])}: {stored[name]!r} holds NaN or infinity; "
+                "--allow-nonfinite lets it through"
+            )
+        wide = grower(name, tensor, specs[name].dtype)
+        advance(wide.nbytes)
+        return wide
+
+    specs = {name: spec(name) for name in stored}
+    state_bytes = training_state_bytes(checkpoint.path, plan) if optimizer else 0
+    done, total = 0, sum(s.nbytes for s in specs.values()) + state_bytes
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    with (
+        staged(Path(destination), source=checkpoint.path, overwrite=overwrite) as partial,
+        ThreadPoolExecutor(max_workers=1) as pool,
+        torch.no_grad(),
+    ):
+        checksums = pool.submit(checkpoint.checksums)
+        carried = optimizer and grow_training_state(checkpoint.path, partial, plan, narrow, advance)
+        write_weights(partial, list(specs.values()), grown, max_shard_size=max_shard_size)
+        copy_companions(checkpoint.path, partial, training_state=carried)
+        plan.config.save_pretrained(partial)
+        manifest = {
+            "mupscale": version("mupscale"),
+            "operator": operator,
+            "noise": str(grower.noise or "none"),
+            "seed": seed,
+            "optimizer": carried,
+            "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
+            "plan": plan.to_dict(),
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return plan
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -138,9 +254,19 @@ def _fill(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()
-        return wide.to(model.device)  # type: ignore[no-any-return]
+        wide = wide.to(model.device)
+        # Tables that no width changes (rotary frequencies) are taken over, in the precision they have.
+        for name, buffer in model.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            if name not in state and wide.get_buffer(name).shape == buffer.shape:
+                setattr(wide.get_submodule(owner), leaf, buffer.clone())
+        return wide  # type: ignore[no-any-return]
     if plan.build_wide is None:
-        raise GrowthError("this plan was loaded from a file; make it here with mupscale.plan(...) to build the module")
+        raise GrowthError(
+            "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
+        )
     wide = plan.build_wide()
-    wide.load_state_dict({**state, **{alias: state[name] for alias, name in plan.layout.ties.items()}}, assign=True)
+    wide.load_state_dict(
+        {**state, **{alias: state[name] for alias, name in plan.layout.ties.items()}}, assign=True
+    )
     return wide

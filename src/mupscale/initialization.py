@@ -29,15 +29,19 @@ class Law:
     std: float
 
 
-class _RecordFills(TorchDispatchMode):
+class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keep the law of the last fill of every tensor that an initializer writes to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.laws: dict[int, Law] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__
         if name.endswith("_") and args and isinstance(args[0], Tensor):
@@ -120,7 +124,9 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
         for name, param in wide.named_parameters():
             scaling = plan[name]
             if tuple(param.shape) != plan.wide_shape(name):
-                raise GrowthError(f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}")
+                raise GrowthError(
+                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
+                )
             law = laws[plan.layout.ties.get(name, name)]
             if law.std:
                 value = normal(param.shape, seed=seed, name=name) * (law.std * scaling.init_scale)
@@ -128,5 +134,3 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
             else:
                 param.fill_(law.mean * scaling.weight_scale)
     return wide
-
-

@@ -115,7 +115,9 @@ class Plan:
         return self.params.get(name) or self._scaling(name, self.layout.axes_of(name))
 
     def _scaling(self, name: str, axes: Axes) -> Scaling:
-        fold = math.prod(float(self.growth.get(f.axis, 1)) ** float(f.power) for f in self.layout.folds.get(name, ()))
+        fold = math.prod(
+            float(self.growth.get(f.axis, 1)) ** float(f.power) for f in self.layout.folds.get(name, ())
+        )
         # A buffer holds statistics of activations, which duplication leaves as they are.
         fan_in = axes.fan_in(self.growth) if name in self.layout.params else Fraction(1)
         return Scaling(axes, axes.copies(self.growth), fan_in, fold, name in self.layout.readouts)
@@ -123,7 +125,10 @@ class Plan:
     def wide_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor of the wide model."""
         axes = self.layout.axes_of(name)
-        return tuple(int(n * d.growth(self.growth)) for n, d in zip(axes.shape(self.layout.sizes), axes.dims, strict=True))
+        return tuple(
+            int(n * d.growth(self.growth))
+            for n, d in zip(axes.shape(self.layout.sizes), axes.dims, strict=True)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the scales are there for readers, and computed anew by `from_dict`."""
@@ -172,7 +177,9 @@ class Plan:
         except OSError:
             raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise GrowthError(f"{path}: not a mupscale manifest ({error}); grow the checkpoint again") from None
+            raise GrowthError(
+                f"{path}: not a mupscale manifest ({error}); grow the checkpoint again"
+            ) from None
 
     def __str__(self) -> str:
         from mupscale.tables import plan_text  # the table needs the optimizer rules, which need this module
@@ -221,8 +228,8 @@ def plan(
     if isinstance(model, nn.Module):
         if not isinstance(to, nn.Module) or width or axes:
             raise GrowthError(
-                "a plain module is planned against a wide instance: plan(narrow, to=wide), or plan(make, width=2) "
-                "with make(width_factor) building it"
+                "a plain module is planned against a wide instance: plan(narrow, to=wide), or "
+                "plan(make, width=2) with make(width_factor) building it"
             )
         return _plan_modules(model, to, None, hints)
     if width is None or axes or to is not None:
@@ -232,7 +239,10 @@ def plan(
 
 
 def _plan_modules(
-    narrow: nn.Module, wide: nn.Module, make: Callable[[int], nn.Module] | None, hints: Mapping[str, str] | None
+    narrow: nn.Module,
+    wide: nn.Module,
+    make: Callable[[int], nn.Module] | None,
+    hints: Mapping[str, str] | None,
 ) -> Plan:
     layout, growth = layout_by_shape(narrow, wide, hints)
     return Plan(
@@ -300,12 +310,16 @@ def _widen(config: PreTrainedConfig, layout: Layout, growth: Mapping[str, Fracti
     try:
         return type(config).from_dict({**config.to_dict(), **fields})
     except ValueError as error:  # the config class checks what its architecture can express
-        raise GrowthError(f"{config.model_type} cannot be this wide: {' '.join(str(error).split())}") from None
+        raise GrowthError(
+            f"{config.model_type} cannot be this wide: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str, Fraction]:
     if narrow.model_type != wide.model_type:
-        raise GrowthError(f"model_type: the narrow model is {narrow.model_type!r}, the wide {wide.model_type!r}")
+        raise GrowthError(
+            f"model_type: the narrow model is {narrow.model_type!r}, the wide {wide.model_type!r}"
+        )
     family = family_of(narrow)
     sizes, wide_sizes = family.sizes(narrow), family.sizes(wide)
     growth = {axis: _check_factor(axis, Fraction(wide_sizes[axis], size)) for axis, size in sizes.items()}
@@ -314,13 +328,21 @@ def _growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[st
     for key, value in narrow.to_dict().items():
         if key not in _CONFIG_NOTES and back.get(key) != value:
             raise GrowthError(
-                f"config field {key!r}: {value!r} in the narrow model, {back.get(key)!r} in the wide; only widths may grow"
+                f"config field {key!r}: {value!r} in the narrow model, "
+                f"{back.get(key)!r} in the wide; only widths may grow"
             )
     return growth
 
 
 # Fields that say nothing about the function.
-_CONFIG_NOTES = {"architectures", "dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range"}
+_CONFIG_NOTES = {
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+    "initializer_range",
+}
 
 
 def _named(config: PreTrainedConfig, architecture: str) -> PreTrainedConfig:
@@ -334,4 +356,4 @@ def _builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:
 
 
 def _config_from_dict(data: Mapping[str, Any] | None) -> PreTrainedConfig | None:
-    return data and transformers.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data))  # type: ignore[no-any-return]
+    return data and transformers.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data))

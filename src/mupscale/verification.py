@@ -70,12 +70,14 @@ class Report:
         if self.first_deviation is not None:
             lines.append(f"first module that deviates: {self.first_deviation} — {self.detail}")
         if self.max_loss_diff is not None:
-            lines.append(f"lockstep over {self.steps} AdamW steps: losses differ by at most {self.max_loss_diff:.3g}")
+            lines.append(
+                f"lockstep over {self.steps} AdamW steps: losses differ by at most {self.max_loss_diff:.3g}"
+            )
         return "\n".join(lines)
 
 
 def verify(model: nn.Module, wide: nn.Module, plan: Plan, inputs: Any = None, *, steps: int = 0) -> Report:
-    """Check that ``wide`` computes what ``model`` computes. Both are run as float64 copies in evaluation mode.
+    """Check that ``wide`` computes what ``model`` computes. Both run as float64 copies in evaluation mode.
 
     Args:
         inputs: what to call the models with: a tensor, a tuple or a dict. Random token ids when None, which
@@ -115,7 +117,9 @@ def verify(model: nn.Module, wide: nn.Module, plan: Plan, inputs: Any = None, *,
         with _watch(wide64, compare):
             wide_logits = _logits(call(wide64))
     if logits.shape != wide_logits.shape:
-        raise GrowthError(f"outputs have shape {tuple(logits.shape)} and {tuple(wide_logits.shape)}; expected the same")
+        raise GrowthError(
+            f"outputs have shape {tuple(logits.shape)} and {tuple(wide_logits.shape)}; expected the same"
+        )
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
     std = logits.std().item()
@@ -145,9 +149,14 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in (*plan.layout.params, *plan.layout.buffers):
         if name not in state or name not in wide_state:
-            raise GrowthError(f"{name}: in the plan, but not in the {'wide' if name in state else 'narrow'} model")
+            raise GrowthError(
+                f"{name}: in the plan, but not in the {'wide' if name in state else 'narrow'} model"
+            )
         theta, grown = state[name].detach(), wide_state[name].detach()
-        for tensor, shape in ((theta, plan[name].axes.shape(plan.layout.sizes)), (grown, plan.wide_shape(name))):
+        for tensor, shape in (
+            (theta, plan[name].axes.shape(plan.layout.sizes)),
+            (grown, plan.wide_shape(name)),
+        ):
             if tuple(tensor.shape) != shape:
                 raise GrowthError(f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}")
         if not theta.is_floating_point():
@@ -159,19 +168,21 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
         kept = [1 if i in {*copies.summed, *copies.kept} else n for i, n in enumerate(copies.shape)]
         expected = theta.double().to(exact.device).reshape(kept) * scaling.fold
         # Each of the summed copies is rounded where it is stored, and by the few operations that made it.
-        slack = 4 * torch.finfo(grown.dtype).eps * contract_copies(exact.abs(), copies)
-        wrong = ((summed - expected).abs() > slack + 1e-30) | ~summed.isfinite()
+        slack = 4 * torch.finfo(grown.dtype).eps * float(scaling.fan_in) * exact.abs().max()
+        wrong = ((summed - expected).abs() > slack) | ~summed.isfinite()
         if wrong.any():
             worst = (summed - expected).abs().max().item()
             owner, _, leaf = name.rpartition(".")
             broken.setdefault(
-                owner, f"{leaf}: {int(wrong.sum())} of {wrong.numel()} sums over copies miss the narrow value, by up to {worst:.3g}"
+                owner,
+                f"{leaf}: {int(wrong.sum())} of {wrong.numel()} sums over copies miss the narrow value, "
+                f"by up to {worst:.3g}",
             )
     return broken
 
 
 def _deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | None:
-    """How far ``wide`` is from duplicates of ``narrow``, in standard deviations; None where it cannot be said."""
+    """How far ``wide`` is from duplicates of ``narrow``, in standard deviations; None where unknown."""
     changed = [i for i, (n, w) in enumerate(zip(narrow.shape, wide.shape, strict=True)) if n != w]
     expected = narrow
     if changed:
@@ -186,7 +197,9 @@ def _deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float |
             return None
     # A fold may scale what lies between the parameters that share it.
     folds = {1.0, *(plan[name].fold for name in plan.layout.folds)}
-    return min((wide - fold * expected).abs().max().item() / (fold * expected.std().item() + 1e-30) for fold in folds)
+    return min(
+        (wide - fold * expected).abs().max().item() / (fold * expected.std().item() + 1e-30) for fold in folds
+    )
 
 
 @contextmanager

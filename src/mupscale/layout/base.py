@@ -13,7 +13,7 @@ from mupscale.errors import GrowthError
 
 @dataclass(frozen=True)
 class Fold:
-    """A width-dependent constant of the architecture, folded into parameters: each is scaled by g(axis)^power.
+    """A width-dependent constant of the architecture, folded into parameters: each is scaled by g^power.
 
     With tied embeddings the logits come out g(d_model) times too large; ``Fold("d_model", -1)`` on the gain
     and bias of the last norm before the readout takes that back and leaves the stock architecture as it is.
@@ -54,7 +54,9 @@ class Layout:
         name = self.ties.get(name, name)
         axes = self.params.get(name) or self.buffers.get(name)
         if axes is None and name not in self.buffers:
-            raise GrowthError(f"{name}: not a tensor of this model; expected one of its parameters or buffers")
+            raise GrowthError(
+                f"{name}: not a tensor of this model; expected one of its parameters or buffers"
+            )
         return axes or Axes(())
 
     def to_dict(self) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def layout_by_shape(
     for name, tensor in {**params, **buffers}.items():
         wide_shape = tuple(wide_tensors[name].shape)
         if len(wide_shape) != tensor.ndim:
-            raise GrowthError(f"{name}: {tensor.ndim} dims in the narrow module, {len(wide_shape)} in the wide")
+            raise GrowthError(
+                f"{name}: {tensor.ndim} dims in the narrow module, {len(wide_shape)} in the wide"
+            )
         hint = hints.pop(name, None)
         if hint is not None:
             axes = _read_hint(name, hint, tuple(tensor.shape))
@@ -129,7 +131,7 @@ def _read_hint(name: str, hint: str, shape: tuple[int, ...]) -> Axes:
     axes = Axes.parse(hint)
     if len(axes.dims) != len(shape) or any(len(d.names) > 1 for d in axes.dims):
         raise GrowthError(
-            f"hint for {name!r}: {hint!r} must describe {len(shape)} dims with one named axis each at the most"
+            f"hint for {name!r}: {hint!r} must describe {len(shape)} dims with at most one named axis each"
         )
     for dim, size in zip(axes.dims, shape, strict=True):
         if size % dim.size(dict.fromkeys(dim.names, 1)) or (not dim.names and dim.size({}) != size):

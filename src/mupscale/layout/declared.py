@@ -101,7 +101,7 @@ def declared_layout(model: nn.Module) -> Layout:
     Raises:
         GrowthError: the family is unknown, or has no declaration for one of the model's parameters.
     """
-    config: PreTrainedConfig = model.config  # type: ignore[assignment]
+    config: PreTrainedConfig = model.config
     family = family_of(config)
     params = dict(model.named_parameters())
     first_name = {id(p): name for name, p in params.items()}

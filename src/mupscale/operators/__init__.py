@@ -1,4 +1,4 @@
-"""Growth operators: one function each, tensor in, tensor out. They know a tensor's scaling, nothing of models."""
+"""Growth operators: one function each, tensor in, tensor out. They know scalings and nothing of models."""
 
 from mupscale.operators.duplicate import duplicate_scaled
 from mupscale.operators.noise import Noise, add_noise_, normal

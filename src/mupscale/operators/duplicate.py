@@ -13,7 +13,12 @@ from mupscale.planning import Scaling
 
 
 def duplicate_scaled(
-    tensor: Tensor, scaling: Scaling, sizes: Sizes, growth: Mapping[str, Fraction], *, scale: float | None = None
+    tensor: Tensor,
+    scaling: Scaling,
+    sizes: Sizes,
+    growth: Mapping[str, Fraction],
+    *,
+    scale: float | None = None,
 ) -> Tensor:
     """s · dup(θ), in float32 or better; the caller casts to the dtype it stores.
 

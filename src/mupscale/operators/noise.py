@@ -108,7 +108,7 @@ def add_noise_(
 
 
 def for_each_block(
-    shape: torch.Size, unit: int, seed: int, name: str, visit: Callable[[slice, Tensor], None]
+    shape: torch.Size, unit: int, seed: int, name: str, visit: Callable[[slice, Tensor], object]
 ) -> None:
     """Draw standard normal rows in blocks of whole ``unit`` rows and hand each to ``visit``, in parallel.
 

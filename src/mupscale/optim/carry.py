@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,59 +36,65 @@ def carry_optimizer(
     names = {id(p): n for n, p in narrow.named_parameters()}
     wide_params = dict(wide.named_parameters())
     carried: list[tuple[str, Tensor, Rule]] = []
-    pairs = []
+    grown_params = []
     for group in optimizer.param_groups:
         rule = rule_for(type(optimizer), group)
         for param in group["params"]:
             if id(param) not in names:
                 raise GrowthError(
-                    f"the optimizer holds a parameter of shape {tuple(param.shape)} that is not the narrow model's"
+                    f"the optimizer holds a parameter of shape {tuple(param.shape)} that is not in the model"
                 )
             name = names[id(param)]
             carried.append((name, param, rule))
-            pairs.append((wide_params[name], rule.group(plan[name], group)))
+            grown_params.append((name, wide_params[name], rule.group(plan[name], group)))
     accepted = inspect.signature(type(optimizer)).parameters
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
-    grown = type(optimizer)(merge_groups(pairs), **defaults)
+    grown = type(optimizer)(merge_groups(grown_params), **defaults)
     for name, param, rule in carried:
         if param in optimizer.state:
             state = grow_state(name, optimizer.state[param], plan, rule, tuple(param.shape))
             device = wide_params[name].device
-            grown.state[wide_params[name]] = {k: v.to(device) if _has_dims(v) else v for k, v in state.items()}
+            grown.state[wide_params[name]] = {
+                k: v.to(device) if _has_dims(v) else v for k, v in state.items()
+            }
     return grown
 
 
 def grow_state(
     name: str, state: Mapping[str, Any], plan: Plan, rule: Rule, narrow_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """One parameter's optimizer state, grown: state↑ = c^q · dup(state). Step counters are copied as they are.
+    """One parameter's optimizer state, grown: state↑ = c^q · dup(state); step counters are copied.
 
     Raises:
         GrowthError: a state tensor is unknown to the rule, or does not have the parameter's shape.
     """
-    return {key: grown() for key, grown in state_growers(name, state, plan, rule, narrow_shape).items()}
-
-
-def state_growers(
-    name: str, state: Mapping[str, Any], plan: Plan, rule: Rule, narrow_shape: tuple[int, ...]
-) -> dict[str, Callable[[], Any]]:
-    """As `grow_state`, but each value is made when called for, so that one tensor is held at a time."""
-
-    def grower(key: str, value: Any) -> Callable[[], Any]:
+    grown: dict[str, Any] = {}
+    for key, value in state.items():
         if key == "step" or value is None:
-            return lambda: value.clone() if isinstance(value, Tensor) else value
-        if key not in rule.state:
-            raise GrowthError(f"{name}: optimizer state {key!r} has no scaling rule; expected {', '.join(rule.state)}")
-        if tuple(value.shape) != narrow_shape:
-            raise GrowthError(
-                f"{name}: optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {narrow_shape}; "
-                "it is not of this model"
-            )
-        scaling = plan[name]
-        scale = scaling.grad_scale ** rule.state[key]
-        return lambda: duplicate_scaled(value, scaling, plan.layout.sizes, plan.growth, scale=scale).to(value.dtype)
+            grown[key] = value.clone() if isinstance(value, Tensor) else value
+            continue
+        check_state(name, key, value, rule, narrow_shape)
+        grown[key] = grow_state_tensor(name, key, value, plan, rule)
+    return grown
 
-    return {key: grower(key, value) for key, value in state.items()}
+
+def check_state(name: str, key: str, value: Tensor, rule: Rule, narrow_shape: tuple[int, ...]) -> None:
+    """Refuse a state tensor that the rule does not know or that is not of this parameter."""
+    if key not in rule.state:
+        raise GrowthError(
+            f"{name}: optimizer state {key!r} has no scaling rule; expected {', '.join(rule.state)}"
+        )
+    if tuple(value.shape) != narrow_shape:
+        raise GrowthError(
+            f"{name}: optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {narrow_shape}; "
+            "it is not of this model"
+        )
+
+
+def grow_state_tensor(name: str, key: str, value: Tensor, plan: Plan, rule: Rule) -> Tensor:
+    """c^q · dup(state), in the dtype that the state has."""
+    scale = plan[name].grad_scale ** rule.state[key]
+    return duplicate_scaled(value, plan[name], plan.layout.sizes, plan.growth, scale=scale).to(value.dtype)
 
 
 def _has_dims(value: Any) -> bool:

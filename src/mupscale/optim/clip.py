@@ -24,7 +24,9 @@ def clip_grad_norm_(wide: nn.Module, plan: Plan, max_norm: float) -> Tensor:
     grads = [g for _, g in named]
     weights = [(float(plan[n].copies) ** -0.5) / plan[n].grad_scale for n, _ in named]
     norms = torch.stack(torch._foreach_norm(grads))
-    total = torch.linalg.vector_norm(norms * torch.tensor(weights, dtype=norms.dtype, device=norms.device))
+    total: Tensor = torch.linalg.vector_norm(
+        norms * torch.tensor(weights, dtype=norms.dtype, device=norms.device)
+    )
     # The 1e-6 is torch's own, so that both clip by the same factor.
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(grads, factor)

@@ -32,8 +32,9 @@ def param_groups(
             that is scaled (``eps``) takes the class's default when not given.
 
     Returns:
-        Groups with ``lr``, the scaled values and ``lr_scale`` = lr of the group / lr of the narrow model. No
-        two have the same values. Decaying parameters come first, in the order of ``wide.named_parameters()``.
+        Groups with ``lr``, the scaled values, ``param_names``, and ``lr_scale`` = lr of the group / lr of the
+        narrow model. No two have the same values. Decaying parameters come first, in the order of
+        ``wide.named_parameters()``.
 
     Raises:
         GrowthError: the optimizer has no rule, or a parameter is not in the plan.
@@ -57,7 +58,9 @@ def param_groups(
     decaying = [(n, p) for n, p in named if decay is None or n in decay]
     rest = [(n, p) for n, p in named if decay is not None and n not in decay]
     return merge_groups(
-        (p, rule.group(plan[n], base)) for params, base in ((decaying, narrow), (rest, undecayed)) for n, p in params
+        (name, param, rule.group(plan[name], base))
+        for params, base in ((decaying, narrow), (rest, undecayed))
+        for name, param in params
     )
 
 
@@ -76,16 +79,18 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["initial_lr"] = value
 
 
-def merge_groups(params: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Collect (parameter, values) pairs into groups of equal values, in order of first appearance."""
+def merge_groups(params: Iterable[tuple[str, Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Collect (name, parameter, values) into groups of equal values, in order of first appearance."""
     groups: dict[Hashable, dict[str, Any]] = {}
-    for param, values in params:
+    for name, param, values in params:
         key = tuple((k, _hashable(v)) for k, v in sorted(values.items()))
-        groups.setdefault(key, {"params": [], **values})["params"].append(param)
+        group = groups.setdefault(key, {"params": [], "param_names": [], **values})
+        group["params"].append(param)
+        group["param_names"].append(name)
     return list(groups.values())
 
 
 def _hashable(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
         return value.item()
-    return tuple(value) if isinstance(value, list) else value  # type: ignore[no-any-return]
+    return tuple(value) if isinstance(value, list) else value

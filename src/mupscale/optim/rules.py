@@ -47,7 +47,7 @@ class Rule:
         return 1 / self.lr_scale(p) if self.decoupled else p.grad_scale / p.weight_scale
 
     def group(self, p: Scaling, group: Mapping[str, Any]) -> dict[str, Any]:
-        """A parameter group's values (without its parameters) as they become for a parameter of scaling ``p``.
+        """A parameter group's values, without its parameters, as they become at scaling ``p``.
 
         ``lr_scale`` accumulates, so that a model grown twice keeps its ratio to the first.
         """
@@ -84,7 +84,8 @@ def rule_for(optimizer_class: type[torch.optim.Optimizer], group: Mapping[str, A
     if issubclass(optimizer_class, torch.optim.Adam):
         return _ADAMW if group.get("decoupled_weight_decay") else _ADAM
     raise GrowthError(
-        f"optimizer {optimizer_class.__name__!r} has no scaling rule; expected SGD, Adam or AdamW of torch.optim"
+        f"optimizer {optimizer_class.__name__!r} has no scaling rule; "
+        "expected SGD, Adam or AdamW of torch.optim"
     )
 
 

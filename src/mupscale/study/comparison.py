@@ -1,15 +1,14 @@
-"""Grown against trained from scratch: the same text in the same order, the same schedule, the same evaluation.
+"""Grown against trained from scratch: same text, same order, same schedule, same evaluation.
 
 Knows training and growth; nothing of pictures or pages.
 
 From scratch every length has its own cooldown. Up to its cooldown a run does not depend on its length, so all
-lengths at one learning rate share a trunk, the longest run, and leave it where their cooldown begins. The result
-is the one of separate runs, and is counted as theirs.
+lengths at one learning rate share a trunk, the longest run, and leave it where their cooldown begins. The
+result is the one of separate runs, and is counted as theirs.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,11 +22,20 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.study.data import Tokens, held_out_blocks
+from mupscale.study.description import (
+    Narrow,
+    checksum,
+    describe_data,
+    describe_narrow,
+    describe_run,
+    describe_wide,
+    load_model,
+)
 from mupscale.study.flops import training_flops
 from mupscale.study.history import History, write_json
-from mupscale.study.progress import quiet
+from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings
-from mupscale.study.training import TrainConfig, carried_optimizer, train
+from mupscale.study.training import seen_blocks, train
 
 RESULTS_FILE = "results.json"
 
@@ -65,37 +73,24 @@ class CompareConfig:
                 raise GrowthError(f"{name} is {getattr(self, name)}, expected one or more numbers above 0")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Narrow:
-    """The checkpoint that is grown: where it lies, its model, and its history where it has one."""
+def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
+    """The settings that a narrow model was trained with, for `steps` more on the text that follows.
 
-    path: Path
-    model: PreTrainedModel
-    history: History | None
-
-    @classmethod
-    def load(cls, path: Path) -> Narrow:
-        """Read a checkpoint directory.
-
-        Raises:
-            GrowthError: there is none, or transformers cannot read it.
-        """
-        return cls(path=path, model=load_model(path), history=History.load(path))
-
-
-def load_model(path: Path) -> PreTrainedModel:
-    """A causal language model from a checkpoint directory, in float32.
+    Args:
+        source: narrow checkpoint directory.
+        steps: length of the grown model's training.
+        changes: settings to replace, such as `lr`, the narrow model's learning rate.
 
     Raises:
-        GrowthError: no checkpoint there, or transformers cannot read it.
+        GrowthError: the checkpoint has no history and `lr` is not given.
     """
-    if not (path / "config.json").is_file():
-        raise GrowthError(f"{path}: no config.json; expected a Hugging Face checkpoint directory")
-    try:
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except Exception as error:  # whatever a broken file makes the reader raise
-        raise GrowthError(f"{path}: transformers cannot load it ({' '.join(str(error).split())})") from None
+    history = History.load(source)
+    if history is None and "lr" not in changes:
+        raise GrowthError(f"{source}: no history.json that says its learning rate; give it (--lr)")
+    known = dict(history.settings["config"]) if history else {}
+    if "betas" in known:
+        known["betas"] = tuple(known["betas"])
+    return TrainConfig(**{**known, "skip_blocks": seen_blocks(source), **changes, "steps": steps})
 
 
 def compare(
@@ -109,15 +104,15 @@ def compare(
 ) -> dict[str, Any]:
     """Grow a checkpoint, train it on, train the same wide model from scratch, and say what growing saved.
 
-    Runs that are already finished under `out` with the same settings are not repeated, and one that was cut off
-    is resumed.
+    Runs that are already finished under `out` with the same settings are not repeated, and one that was cut
+    off is resumed.
 
     Args:
         source: narrow checkpoint directory; `train` leaves one with its history, which says what it cost.
         out: folder for the runs and `results.json`.
         tokens: the text, encoded with the narrow model's tokenizer.
-        training: settings of the grown model's training, with the *narrow* model's learning rate; the runs from
-            scratch differ in learning rate and length alone.
+        training: settings of the grown model's training, with the *narrow* model's learning rate; the runs
+            from scratch differ in learning rate and length alone.
         config: what to compare.
 
     Returns:
@@ -125,30 +120,52 @@ def compare(
 
     Raises:
         GrowthError: as `mupscale.plan`, `mupscale.growth.grow_checkpoint` and `train`.
+
+    Example, on what `mupscale train narrow` left:
+        >>> from transformers import AutoTokenizer
+        >>> from mupscale.study.corpus import DataConfig
+        >>> from mupscale.study.data import load_tokens
+        >>> narrow = Path("narrow")
+        >>> tokenizer = AutoTokenizer.from_pretrained(narrow)  # doctest: +SKIP
+        >>> tokens = load_tokens(DataConfig(), tokenizer=tokenizer)  # doctest: +SKIP
+        >>> results = compare(narrow, Path("out"), tokens, training_like(narrow, steps=300))  # doctest: +SKIP
     """
     config = config or CompareConfig()
     narrow = Narrow.load(source)
     plan = mupscale.plan(narrow.model.config, width=config.width, axes=config.axes)
     grown_path = out / "grown"
     carry = config.carry_optimizer and (source / "optimizer.pt").is_file()
-    grow_checkpoint(source, grown_path, plan, noise=config.noise, seed=config.seed, optimizer=carry, overwrite=True)
+    grow_checkpoint(
+        source, grown_path, plan, noise=config.noise, seed=config.seed, optimizer=carry, overwrite=True
+    )
     verification = _verify(narrow.model, grown_path, plan, tokens, training)
 
     lengths = _lengths(narrow, plan, training, config)
-    origin = {"source": _checksum(source), "growth": {a: str(g) for a, g in plan.growth.items()}, "seed": config.seed}
-    runs = [_train_grown(grown_path, out / "runs" / "grown", plan, tokens, training, config, carry, origin, progress)]
+    origin = {
+        "source": checksum(source),
+        "growth": {a: str(g) for a, g in plan.growth.items()},
+        "seed": config.seed,
+    }
+    runs = [
+        _train_grown(
+            grown_path, out / "runs" / "grown", plan, tokens, training, config, carry, origin, progress
+        )
+    ]
     for factor in config.scratch_lrs:
-        runs += _train_scratch(out / "runs", plan, tokens, training, config, factor, lengths, origin, progress)
+        runs += _train_scratch(
+            out / "runs", plan, tokens, training, config, factor, lengths, origin, progress
+        )
     _mark_best(runs)
 
     results = {
         "mupscale": mupscale.__version__,
-        "narrow": _describe_narrow(narrow),
-        "wide": {"parameters": _count(plan), "flops_per_step": runs[0]["flops"] // runs[0]["steps"], **_sizes(plan.config)},
+        "narrow": describe_narrow(narrow),
+        "wide": describe_wide(plan, runs[0]),
+        "grown_checkpoint": str(grown_path),
         "plan": plan.rows(),
         "verification": verification,
         "settings": {"compare": asdict(config), "training": asdict(training), "optimizer_carried": carry},
-        "data": _describe_data(narrow, tokens, training, max(lengths)),
+        "data": describe_data(narrow, tokens, training, max(lengths)),
         "runs": runs,
         "savings": savings(runs, narrow.history.flops if narrow.history else None),
     }
@@ -172,7 +189,11 @@ def _verify(
 ) -> dict[str, Any]:
     """Equality of the narrow and the grown model, on held-out text."""
     blocks = held_out_blocks(tokens, training.block_size, 8)
-    inputs = {"input_ids": torch.stack([block["input_ids"] for block in blocks.__getitems__(list(range(len(blocks))))])}
+    inputs = {
+        "input_ids": torch.stack(
+            [block["input_ids"] for block in blocks.__getitems__(list(range(len(blocks))))]
+        )
+    }
     report = mupscale.verify(narrow, load_model(grown), plan, inputs=inputs)
     return {**report.to_dict(), "text": str(report)}
 
@@ -203,7 +224,9 @@ def _train_grown(
         name="grown",
         progress=progress,
     )
-    return _describe_run(history, kind="grown", name="grown", label="grown", lr_factor=config.grown_lr)
+    return describe_run(
+        history, kind="grown", name="grown", label=f"grown, {history.steps} steps", lr_factor=config.grown_lr
+    )
 
 
 def _train_scratch(
@@ -226,20 +249,22 @@ def _train_scratch(
         model = AutoModelForCausalLM.from_config(plan.config)
         mupscale.init_(model, plan, seed=config.seed)
         name = f"scratch-lr{factor:g}-{steps}"
+        is_trunk = steps == lengths[-1]
+        left_at = [branches[s] for s in lengths[:-1]] if is_trunk else []
         history = train(
             model,
             tokens,
             out / name,
             settings[steps],
             plan=plan,
-            start={**origin, "kind": "scratch"},
-            branch_from=None if steps == lengths[-1] else trunk / "checkpoints" / f"checkpoint-{branches[steps]}",
-            keep_at=[branches[s] for s in lengths[:-1]] if steps == lengths[-1] else [],
+            start={**origin, "kind": "scratch", "left_at": left_at},
+            branch_from=None if is_trunk else trunk / "checkpoints" / f"checkpoint-{branches[steps]}",
+            keep_at=left_at,
             overwrite=True,
             name=f"from scratch, {factor:g}× lr, {steps} steps",
             progress=progress,
         )
-        run = _describe_run(
+        run = describe_run(
             history,
             kind="scratch",
             name=name,
@@ -255,85 +280,3 @@ def _mark_best(runs: list[dict[str, Any]]) -> None:
     for run in runs:
         rivals = [r["final_loss"] for r in runs if r["kind"] == run["kind"] and r["steps"] == run["steps"]]
         run["best"] = run["final_loss"] == min(rivals)
-
-
-# ---- descriptions for results.json -----------------------------------------------------------------------------
-
-
-def _describe_run(history: History, *, kind: str, name: str, label: str, lr_factor: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": kind,
-        "label": label,
-        "lr_factor": lr_factor,
-        "lr": history.settings["config"]["lr"],
-        "steps": history.steps,
-        "flops": history.flops,
-        "tokens": history.steps * history.tokens_per_step,
-        "final_loss": history.final_loss,
-        "length": 0,
-        "best": True,
-        "settings": history.settings,
-        "curve": history.rows(),
-    }
-
-
-def _describe_narrow(narrow: Narrow) -> dict[str, Any]:
-    history = narrow.history
-    return {
-        "parameters": sum(p.numel() for p in narrow.model.parameters()),
-        **_sizes(narrow.model.config),
-        "steps": history and history.steps,
-        "flops": history and history.flops,
-        "flops_per_step": history and history.flops_per_step,
-        "final_loss": history and history.final_loss,
-        "settings": history and history.settings,
-        "curve": history.rows() if history else [],
-    }
-
-
-def _sizes(config: Any) -> dict[str, Any]:
-    fields = (
-        "model_type",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "vocab_size",
-    )
-    return {field: getattr(config, field) for field in fields if hasattr(config, field)}
-
-
-def _count(plan: mupscale.Plan) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(plan.config).parameters())
-
-
-def _describe_data(narrow: Narrow, tokens: Tokens, training: TrainConfig, longest: int) -> dict[str, Any]:
-    """Which blocks of the stream each side saw. Grown and from scratch share the same, from the same place on."""
-    blocks = len(tokens.train) // training.block_size
-    seen = None
-    if narrow.history and narrow.history.settings["data"] == tokens.about:
-        theirs = narrow.history.settings["config"]
-        seen = [theirs["skip_blocks"], theirs["skip_blocks"] + theirs["steps"] * theirs["batch_size"]]
-    return {
-        "about": tokens.about,
-        "blocks_in_training_text": blocks,
-        "block_size": training.block_size,
-        "narrow_saw_blocks": seen,
-        "grown_sees_blocks": [training.skip_blocks, training.skip_blocks + training.steps * training.batch_size],
-        "longest_scratch_sees_blocks": [training.skip_blocks, training.skip_blocks + longest * training.batch_size],
-        "fresh": seen is not None
-        and seen[1] <= training.skip_blocks
-        and training.skip_blocks + longest * training.batch_size <= blocks,
-    }
-
-
-def _checksum(source: Path) -> str:
-    """Of the weights that were grown: another narrow model makes another comparison."""
-    digest = hashlib.sha256()
-    for path in sorted(source.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -1,13 +1,11 @@
-"""Text in, blocks of tokens out: the corpus, its tokenizer, the held-out split and the order of training.
+"""Text to blocks of tokens: the tokenizer, the encoded corpus, and the order of training.
 
-Knows files and tokenizers; nothing of models or growth.
+Knows tokenizers; nothing of models or growth.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,59 +19,10 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from mupscale.errors import GrowthError
+from mupscale.study.corpus import DataConfig, Document, digest, read_corpus
 
 END_OF_TEXT = "<|endoftext|>"
-TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".json", ".c", ".h", ".cpp", ".js"})
-# Tests repeat each other and hold files in odd encodings on purpose; site-packages is not the standard library.
-_NOT_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"})
-
 TokenArray = npt.NDArray[np.uint32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to read and how to cut it.
-
-    Attributes:
-        path: a text file or a folder of them (read recursively, by suffix); None reads the source of Python's
-            own standard library, which every machine has.
-        vocab_size: entries of the byte-level BPE vocabulary to train, at least 257 (256 bytes and the end mark).
-            Not used when a tokenizer is given.
-        held_out: share of the text kept for evaluation, as a fraction in (0, 0.5].
-        max_bytes: read at most about this many bytes (whole files, spread evenly); None reads all.
-    """
-
-    path: Path | None = None
-    vocab_size: int = 1024
-    held_out: float = 0.05
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 257:
-            raise GrowthError(f"vocab_size is {self.vocab_size}, but a byte-level vocabulary needs at least 257")
-        if not 0 < self.held_out <= 0.5:
-            raise GrowthError(f"held_out is {self.held_out}, expected a fraction above 0 and at most 0.5")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and the name of the file that it came from."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Documents split into a training and a held-out part that share no text position.
-
-    Attributes:
-        about: one sentence for people: what was read and how it was split.
-    """
-
-    train: tuple[Document, ...]
-    held_out: tuple[Document, ...]
-    about: str
 
 
 @dataclass(frozen=True)
@@ -93,107 +42,7 @@ class Tokens:
     about: str
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
-
-
-def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[list[Document], str]:
-    """Read a file, a folder, or (None) the standard library; say what was read.
-
-    Returns:
-        The documents that hold any text, sorted by name, and a phrase that names the source.
-
-    Raises:
-        GrowthError: the path is missing, holds no text file, or a file is not UTF-8.
-    """
-    if path is None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        source = f"the standard library of Python {sysconfig.get_python_version()} (without its tests)"
-        files = [f for f in _walk(root, {".py"}) if not _NOT_STDLIB & set(f.relative_to(root).parts)]
-    elif path.is_dir():
-        root, source = path, str(path)
-        files = _walk(root, TEXT_SUFFIXES)
-        if not files:
-            raise GrowthError(f"{path}: no text file found; expected files ending in {' '.join(sorted(TEXT_SUFFIXES))}")
-    elif path.is_file():
-        root, source, files = path.parent, str(path), [path]
-    else:
-        raise GrowthError(f"{path}: no such file or folder; give a text file, a folder of them, or none at all")
-    documents = []
-    for file in _thin(files, max_bytes):
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            if path is None:
-                continue
-            raise GrowthError(
-                f"{file}: not UTF-8 text (byte {error.start}); convert it to UTF-8 or take it out of the folder"
-            ) from None
-        if text.strip():
-            documents.append(Document(file.relative_to(root).as_posix(), text))
-    if not documents:
-        raise GrowthError(f"{path}: every text file is empty; give a file with some text in it")
-    return documents, source
-
-
-def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    return sorted((f for f in root.rglob("*") if f.suffix.lower() in suffixes and f.is_file()), key=Path.as_posix)
-
-
-def _thin(files: Sequence[Path], max_bytes: int | None) -> list[Path]:
-    """Drop whole files, evenly over the list, until about max_bytes are left."""
-    sizes = np.array([f.stat().st_size for f in files], dtype=np.int64)
-    total = int(sizes.sum())
-    if max_bytes is None or total <= max_bytes:
-        return list(files)
-    chosen = sorted(range(len(files)), key=lambda i: _digest(files[i].name, str(i)))
-    kept = np.cumsum(sizes[chosen]) <= max_bytes
-    keep = {i for i, wanted in zip(chosen, kept, strict=True) if wanted} or {chosen[0]}
-    return [f for i, f in enumerate(files) if i in keep]
-
-
-def read_corpus(config: DataConfig) -> Corpus:
-    """Read the text and split it.
-
-    Twenty files or more are split by whole files, chosen by a hash of their names; fewer are cut once, near the
-    end of the text. Either way no held-out position is ever trained on.
-
-    Example:
-        >>> corpus = read_corpus(DataConfig(max_bytes=200_000))
-        >>> {d.name for d in corpus.train} & {d.name for d in corpus.held_out}
-        set()
-    """
-    documents, source = read_documents(config.path, config.max_bytes)
-    total = sum(len(d.text) for d in documents)
-    train: list[Document] = []
-    held_out: list[Document] = []
-    if len(documents) >= 20:
-        held = 0
-        for document in sorted(documents, key=lambda d: _digest(d.name)):
-            # A file that alone would overshoot the share by half stays in training.
-            if held + len(document.text) <= 1.25 * config.held_out * total and held < config.held_out * total:
-                held_out.append(document)
-                held += len(document.text)
-            else:
-                train.append(document)
-        how = f"{len(held_out)} whole files held out"
-    if not held_out:
-        train, remaining = [], round((1 - config.held_out) * total)
-        for document in documents:
-            head, tail = document.text[:remaining], document.text[remaining:]
-            train += [Document(document.name, head)] if head else []
-            held_out += [Document(document.name, tail)] if tail else []
-            remaining -= len(head)
-        how = f"the last {config.held_out:.0%} of the text held out"
-    by_name = sorted(train, key=lambda d: d.name), sorted(held_out, key=lambda d: d.name)
-    about = f"{source}: {len(documents)} files, {total / 1e6:.2f} million characters, {how}"
-    return Corpus(tuple(by_name[0]), tuple(by_name[1]), about)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-# ---- tokens ----------------------------------------------------------------------------------------------------
+# ---- tokens ------------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -215,7 +64,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -227,7 +79,8 @@ def load_tokens(
     Args:
         config: what to read.
         tokenizer: an existing one, for instance of the checkpoint that is trained on.
-        cache: a folder to keep the encoded tokens in; a second call with the same text and settings reads them.
+        cache: a folder to keep the encoded tokens in; a second call with the same text and settings reads
+            them.
 
     Raises:
         GrowthError: as `read_documents`.
@@ -239,13 +92,15 @@ def load_tokens(
     """
     corpus = read_corpus(config)
     known = tokenizer.backend_tokenizer.to_str() if tokenizer is not None else str(config.vocab_size)
-    key = _digest(known, *(part for d in (*corpus.train, *corpus.held_out) for part in (d.name, d.text)))[:16]
+    key = digest(known, *(part for d in (*corpus.train, *corpus.held_out) for part in (d.name, d.text)))[:16]
     stored = cache / f"tokens-{key}" if cache is not None else None
     if stored is not None and (stored / "about.json").is_file():
         found = PreTrainedTokenizerFast.from_pretrained(stored) if tokenizer is None else tokenizer
         return Tokens(np.load(stored / "train.npy"), np.load(stored / "held_out.npy"), found, corpus.about)
     tokenizer = tokenizer or train_tokenizer((d.text for d in corpus.train), config.vocab_size)
-    tokens = Tokens(_encode(corpus.train, tokenizer), _encode(corpus.held_out, tokenizer), tokenizer, corpus.about)
+    tokens = Tokens(
+        _encode(corpus.train, tokenizer), _encode(corpus.held_out, tokenizer), tokenizer, corpus.about
+    )
     if stored is not None:
         stored.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(stored)
@@ -263,7 +118,7 @@ def _encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.uint32)
 
 
-# ---- blocks ----------------------------------------------------------------------------------------------------
+# ---- blocks ------------------------------------------------------------------------------------------------
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
@@ -280,7 +135,12 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(
-        self, tokens: TokenArray, block_size: int, order: npt.NDArray[np.int64] | None = None, *, name: str = "the text"
+        self,
+        tokens: TokenArray,
+        block_size: int,
+        order: npt.NDArray[np.int64] | None = None,
+        *,
+        name: str = "the text",
     ) -> None:
         count = len(tokens) // block_size
         if count == 0:
@@ -288,7 +148,9 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
                 f"{name}: {len(tokens)} tokens are too few for one block of {block_size}; "
                 "give more text, a smaller block size or a larger held-out share"
             )
-        self.tokens_BT = torch.from_numpy(tokens[: count * block_size].astype(np.int64)).view(count, block_size)
+        self.tokens_BT = torch.from_numpy(tokens[: count * block_size].astype(np.int64)).view(
+            count, block_size
+        )
         self.order = np.arange(count) if order is None else order
 
     def __len__(self) -> int:
@@ -305,8 +167,8 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 def training_order(blocks: int, *, start: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     """The blocks at places start … start + count − 1 of the endless shuffled stream that a seed stands for.
 
-    Every pass over the text is a fresh permutation, drawn from (seed, number of the pass) alone: a run that is
-    longer, or another model, sees the same blocks in the same order.
+    Every pass over the text is a fresh permutation, drawn from (seed, number of the pass) alone: a run that
+    is longer, or another model, sees the same blocks in the same order.
 
     Example:
         >>> long, short = (training_order(10, start=4, count=n, seed=0) for n in (25, 8))
@@ -314,7 +176,9 @@ def training_order(blocks: int, *, start: int, count: int, seed: int) -> npt.NDA
         True
     """
     first, last = start // blocks, (start + max(count, 1) - 1) // blocks
-    stream = np.concatenate([np.random.default_rng([seed, p]).permutation(blocks) for p in range(first, last + 1)])
+    stream = np.concatenate(
+        [np.random.default_rng([seed, p]).permutation(blocks) for p in range(first, last + 1)]
+    )
     return stream[start - first * blocks :][:count].astype(np.int64)
 
 

@@ -10,15 +10,16 @@ from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 
 def training_flops(config: PretrainedConfig, *, batch_size: int, block_size: int) -> int:
     """Count the FLOPs of one training step of a causal language model: forward and backward.
 
     The step really runs, on the `meta` device (shapes only, so any size counts in a moment), under
-    `torch.utils.flop_counter.FlopCounterMode`. That counts matrix products, at two operations per multiply-add.
-    Attention is the eager one, whose two products are counted in full: the masked half is included, as is usual.
+    `torch.utils.flop_counter.FlopCounterMode`. That counts matrix products, at two operations per
+    multiply-add. Attention is the eager one, whose two products are counted in full: the masked half is
+    included, as is usual.
     Elementwise work (norms, activations, softmax, the optimizer's update) is not counted.
 
     Args:
@@ -33,23 +34,26 @@ def training_flops(config: PretrainedConfig, *, batch_size: int, block_size: int
         >>> from transformers import LlamaConfig
         >>> sizes = dict(num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
         >>> narrow, wide = (LlamaConfig(hidden_size=d, intermediate_size=2 * d, **sizes) for d in (32, 64))
-        >>> ratio = training_flops(wide, batch_size=1, block_size=8) / training_flops(narrow, batch_size=1, block_size=8)
-        >>> 3 < ratio < 4
+        >>> counts = [training_flops(config, batch_size=1, block_size=8) for config in (narrow, wide)]
+        >>> 3 < counts[1] / counts[0] < 4
         True
     """
-    return _count(config.to_json_string(), type(config), batch_size, block_size)
+    return _count(config.to_json_string(), config.model_type, batch_size, block_size)
 
 
 @lru_cache(maxsize=64)
-def _count(config_json: str, config_class: type[PretrainedConfig], batch_size: int, block_size: int) -> int:
-    config = config_class.from_dict(json.loads(config_json))
+def _count(config_json: str, model_type: str, batch_size: int, block_size: int) -> int:
+    config = AutoConfig.for_model(**{**json.loads(config_json), "model_type": model_type})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         input_ids_BT = torch.zeros(batch_size, block_size, dtype=torch.long)
-        # Given a mask, transformers does not look at values to find packed sequences, which meta tensors lack.
+        # Given a mask, transformers does not look at values to find packed sequences, which meta tensors
+        # lack.
         mask_B1TT = torch.zeros(batch_size, 1, block_size, block_size)
     model.train()
     with FlopCounterMode(display=False) as counter:
-        loss = model(input_ids=input_ids_BT, attention_mask=mask_B1TT, labels=input_ids_BT, use_cache=False).loss
+        loss = model(
+            input_ids=input_ids_BT, attention_mask=mask_B1TT, labels=input_ids_BT, use_cache=False
+        ).loss
         loss.backward()
     return int(counter.get_total_flops())

@@ -66,7 +66,7 @@ class History:
         return self.held_out[-1].loss
 
     def rows(self) -> list[dict[str, float | int | None]]:
-        """The curves as rows of step, tokens, FLOPs, training loss and held-out loss (None where not measured)."""
+        """The curves as rows of step, tokens, FLOPs, training loss and held-out loss (None: not measured)."""
         train = {p.step: p.loss for p in self.train}
         held_out = {p.step: p.loss for p in self.held_out}
         return [
@@ -115,7 +115,9 @@ class History:
                 seconds=data["seconds"],
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise GrowthError(f"{path}: not a history that mupscale wrote ({error}); remove it to train anew") from None
+            raise GrowthError(
+                f"{path}: not a history that mupscale wrote ({error}); remove it to train anew"
+            ) from None
 
     @staticmethod
     def from_log(log: Iterable[Mapping[str, Any]]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
@@ -136,7 +138,7 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON under a temporary name and move it into place: readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1, sort_keys=False, default=_plain) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(data, indent=1, default=_plain) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 # Okabe & Ito's palette: told apart by colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -65,13 +65,15 @@ def loss_over_steps(results: dict[str, Any]) -> Plot:
     if narrow is not None:
         axes.axhline(narrow, color=GREY, linewidth=1, linestyle=":")
         axes.annotate("narrow model, end of its training", (1, narrow), xycoords=("axes fraction", "data"),
-                      ha="right", va="bottom", color=GREY, fontsize=8)  # fmt: skip
+                      xytext=(0, -3), textcoords="offset points", ha="right", va="top",
+                      color=GREY, fontsize=8)  # fmt: skip
     _loss_scale(axes, results)
     axes.set_xlim(left=0)
-    axes.legend(frameon=False, fontsize=9)
+    _legend(axes)
     caption = (
-        "Lower is better. The grown model starts where the narrow one stopped; the same architecture from scratch "
-        "starts at chance. The drop at the end of each run is the learning rate's cooldown, which all runs have."
+        "Lower is better. The grown model starts where the narrow one stopped; the same architecture from "
+        "scratch starts at chance. The drop at the end of each run is the learning rate's cooldown, which "
+        "all runs have."
     )
     return Plot("loss_over_steps", figure, rows, caption)
 
@@ -83,7 +85,13 @@ def loss_over_flops(results: dict[str, Any]) -> Plot:
     spent = results["narrow"]["flops"] or 0
     lines = [(run, spent if run["kind"] == "grown" else 0) for run in _by_prominence(results)]
     if results["narrow"]["curve"]:
-        narrow = {"kind": "narrow", "name": "narrow model", "label": "narrow model", "curve": results["narrow"]["curve"]}
+        narrow = {
+            **results["narrow"],
+            "kind": "narrow",
+            "name": "narrow model",
+            "label": "narrow model",
+            "curve": results["narrow"]["curve"],
+        }
         lines.insert(0, (narrow, 0))
     for run, before in lines:
         curve = [p for p in _measured(run["curve"]) if p["flops"] + before > 0]
@@ -94,11 +102,16 @@ def loss_over_flops(results: dict[str, Any]) -> Plot:
         ]
         _line(axes, flops, [p["held_out_loss"] for p in curve], run)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(9.0, 9.0)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _loss_scale(axes, results)
-    axes.legend(frameon=False, fontsize=9)
+    _legend(axes)
     caption = "The same losses over the compute spent. "
     if results["narrow"]["flops"]:
-        caption += "The grown model pays for the narrow one's training first: its curve starts where that one ends."
+        caption += (
+            "The grown model pays for the narrow one's training first: its curve starts where that one ends."
+        )
     else:
         caption += "What the narrow model's training cost is not known, and not counted."
     return Plot("loss_over_flops", figure, rows, caption)
@@ -106,7 +119,9 @@ def loss_over_flops(results: dict[str, Any]) -> Plot:
 
 def loss_by_length(results: dict[str, Any]) -> Plot:
     """Final loss against the length of training from scratch, and the grown model's as the mark to reach."""
-    figure, axes = _canvas("steps of the whole run, cooldown included", "final held-out loss (nats per token)")
+    figure, axes = _canvas(
+        "steps of the whole run, cooldown included", "final held-out loss (nats per token)"
+    )
     grown = next(run for run in results["runs"] if run["kind"] == "grown")
     best = [run for run in results["runs"] if run["kind"] == "scratch" and run["best"]]
     best.sort(key=lambda run: run["steps"])
@@ -115,12 +130,18 @@ def loss_by_length(results: dict[str, Any]) -> Plot:
               color=ORANGE, marker="o", label="from scratch, better learning rate")  # fmt: skip
     if others:
         axes.plot([r["steps"] for r in others], [r["final_loss"] for r in others],
-                  color=ORANGE, marker="x", linestyle="", alpha=0.5, label="from scratch, other learning rates")  # fmt: skip
+                  color=ORANGE, marker="x", linestyle="", alpha=0.5, label="the other rates")  # fmt: skip
     axes.plot([grown["steps"]], [grown["final_loss"]], color=BLUE, marker="D", linestyle="", label="grown")
     axes.axhline(grown["final_loss"], color=BLUE, linewidth=1, linestyle="--")
     reach = results["savings"]["scratch_steps_to_reach_grown"]
     if reach["bound"] == "interpolated":
-        axes.plot([reach["steps"]] * 2, [grown["final_loss"], axes.get_ylim()[0]], color=GREY, linewidth=1, linestyle=":")
+        axes.plot(
+            [reach["steps"]] * 2,
+            [grown["final_loss"], axes.get_ylim()[0]],
+            color=GREY,
+            linewidth=1,
+            linestyle=":",
+        )
         axes.annotate(f"{reach['steps']:.0f} steps", (reach["steps"], grown["final_loss"]),
                       xytext=(5, 5), textcoords="offset points", color=GREY, fontsize=9)  # fmt: skip
     axes.legend(frameon=False, fontsize=9)
@@ -129,13 +150,13 @@ def loss_by_length(results: dict[str, Any]) -> Plot:
         for r in [grown, *best, *others]
     ]
     caption = (
-        "Each point is a whole run with its own cooldown. Where the line of the runs from scratch crosses the dashed "
-        "line, training from scratch has caught up with the grown model."
+        "Each point is a whole run with its own cooldown. Where the line of the runs from scratch crosses "
+        "the dashed line, training from scratch has caught up with the grown model."
     )
     return Plot("loss_by_length", figure, rows, caption)
 
 
-# ---- shared ----------------------------------------------------------------------------------------------------
+# ---- shared ------------------------------------------------------------------------------------------------
 
 
 def _canvas(x: str, y: str) -> tuple[Figure, Axes]:
@@ -157,12 +178,12 @@ def _by_prominence(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], run: dict[str, Any]) -> None:
     if run["kind"] == "grown":
-        axes.plot(x, y, color=BLUE, linewidth=2.4, label=run["label"])
+        axes.plot(x, y, color=BLUE, linewidth=2.4, label=_label(run))
     elif run["kind"] == "narrow":
-        axes.plot(x, y, color=GREEN, linewidth=1.6, label=run["label"])
+        axes.plot(x, y, color=GREEN, linewidth=1.6, label=_label(run))
     elif run["best"]:
         styles = ["-", "--", "-.", ":"]
-        axes.plot(x, y, color=ORANGE, linewidth=1.8, linestyle=styles[run["length"] % 4], label=run["label"])
+        axes.plot(x, y, color=ORANGE, linewidth=1.8, linestyle=styles[run["length"] % 4], label=_label(run))
     else:
         axes.plot(x, y, color=ORANGE, linewidth=0.8, alpha=0.35)
 
@@ -172,12 +193,18 @@ def _measured(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _loss_scale(axes: Axes, results: dict[str, Any]) -> None:
-    """A log axis from the best loss to a little above the narrow model's: chance level would flatten the rest."""
+    """From below the best loss to somewhat above the grown model's start; chance level would flatten it."""
     losses = sorted(p["held_out_loss"] for run in results["runs"] for p in _measured(run["curve"]))
-    start = max(_measured(run["curve"])[0]["held_out_loss"] for run in results["runs"] if run["kind"] == "grown")
-    axes.set_yscale("log")
-    axes.set_ylim(losses[0] * 0.97, min(losses[-1] * 1.03, start * 1.7))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
-    if len(axes.get_yticks(minor=True)) > 12:
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    grown = next(run for run in results["runs"] if run["kind"] == "grown")
+    best, start = losses[0], _measured(grown["curve"])[0]["held_out_loss"]
+    axes.set_ylim(best - 0.05 * start, min(losses[-1] + 0.05 * start, 1.6 * start))
+
+
+def _legend(axes: Axes) -> None:
+    """The most prominent line, drawn last, is named first."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9)
+
+
+def _label(run: dict[str, Any]) -> str:
+    return f"{run['label']}: {run['final_loss']:.3f}"

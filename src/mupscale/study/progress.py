@@ -67,7 +67,9 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.task = self.progress.add_task(self.name, total=state.max_steps, completed=state.global_step, note="")
+        self.task = self.progress.add_task(
+            self.name, total=state.max_steps, completed=state.global_step, note=""
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

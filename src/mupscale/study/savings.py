@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 
 def steps_to_reach(lengths: Sequence[tuple[int, float]], loss: float) -> dict[str, Any]:
     """How long training from scratch must be to end at a loss.
 
-    Between two lengths that were run, the final loss is taken as linear in the logarithm of the steps. Outside
-    of what was run only a bound is given: nothing is extrapolated.
+    Between two lengths that were run, the final loss is taken as linear in the logarithm of the steps.
+    Outside of what was run only a bound is given: nothing is extrapolated.
 
     Args:
         lengths: steps and final loss of every length, shortest first.
         loss: the loss to reach.
 
     Returns:
-        `steps`, and `bound`: "interpolated", "at most" (the shortest run reached it) or "more than" (none did).
+        `steps`, and `bound`: "interpolated", "at most" (the shortest run did) or "more than" (none did).
 
     Example:
         >>> steps_to_reach([(100, 4.0), (400, 2.0)], 3.0)
@@ -28,7 +29,7 @@ def steps_to_reach(lengths: Sequence[tuple[int, float]], loss: float) -> dict[st
     """
     if lengths[0][1] <= loss:
         return {"steps": float(lengths[0][0]), "bound": "at most"}
-    for (short, high), (long, low) in zip(lengths, lengths[1:], strict=False):
+    for (short, high), (long, low) in pairwise(lengths):
         if low <= loss:
             share = (high - loss) / (high - low)
             steps = math.exp(math.log(short) + share * math.log(long / short))
@@ -44,10 +45,11 @@ def savings(runs: Sequence[dict[str, Any]], narrow_flops: int | None) -> dict[st
         narrow_flops: what the narrow model's own training cost, None if not known.
 
     Returns:
-        Losses at equal steps, the steps and FLOPs from scratch that reach the grown model's final loss, and the
+        Losses at equal steps, the steps and FLOPs from scratch that reach the grown model's final loss, and
+        the
         shares saved: one counts the grown training alone (the narrow model was there anyway), the other the
-        narrow training too. A share is a fraction of the FLOPs from scratch; below zero, growing cost more. Under
-        the bound "more than" a share is a lower bound, under "at most" an upper one.
+        narrow training too. A share is a fraction of the FLOPs from scratch; below zero, growing cost more.
+        Under the bound "more than" a share is a lower bound, under "at most" an upper one.
     """
     grown = next(run for run in runs if run["kind"] == "grown")
     best = sorted((r for r in runs if r["kind"] == "scratch" and r["best"]), key=lambda r: r["steps"])

@@ -1,6 +1,6 @@
-"""Train a causal language model with `transformers.Trainer`, growth's parameter groups and an exact data order.
+"""Train a causal language model with `transformers.Trainer` in an exact data order.
 
-Knows the Trainer and the optimizer side of the core; nothing of how models are grown or compared.
+Knows the Trainer and the clipping of the core; nothing of how models are grown or compared.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,119 +33,9 @@ from mupscale.study.data import Tokens, held_out_blocks, training_blocks
 from mupscale.study.flops import training_flops
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.progress import ShowProgress, quiet
+from mupscale.study.recipe import TrainConfig, build_optimizer
 
 RUN_FILE = "run.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Everything that fixes a run besides the model and the text.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: sequences in a step.
-        block_size: tokens in a sequence.
-        lr: learning rate between warmup and cooldown. With a plan it is the narrow model's: the groups scale it.
-        weight_decay: AdamW's, on all but norms and biases; the narrow model's, likewise.
-        betas, eps: AdamW's.
-        warmup_steps: steps in which the learning rate rises linearly from zero.
-        cooldown_fraction: share of all steps, at the end, in which it falls linearly to zero.
-        max_grad_norm: largest gradient norm, 0 for no clipping; with a plan the width-invariant norm.
-        seed: of the data order and of dropout.
-        skip_blocks: blocks of the seed's data stream to leave out, because an earlier run has seen them.
-        eval_every: steps between evaluations on the held-out text; step 0 and the last are always evaluated.
-        eval_blocks: held-out blocks to evaluate on, None for all.
-        log_every: steps that one training loss is the mean of.
-        save_every: steps between checkpoints to resume from; None saves ten times.
-    """
-
-    steps: int = 500
-    batch_size: int = 16
-    block_size: int = 128
-    lr: float = 3e-3
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    warmup_steps: int = 20
-    cooldown_fraction: float = 0.2
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    skip_blocks: int = 0
-    eval_every: int = 50
-    eval_blocks: int | None = 128
-    log_every: int = 10
-    save_every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise GrowthError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.block_size < 2:
-            raise GrowthError(f"block_size is {self.block_size}, expected at least 2: a token and the next one")
-        if not self.lr > 0:
-            raise GrowthError(f"lr is {self.lr}, expected more than 0")
-        if not 0 <= self.cooldown_fraction <= 1:
-            raise GrowthError(f"cooldown_fraction is {self.cooldown_fraction}, expected 0 to 1")
-        if self.warmup_steps + self.cooldown_steps > self.steps:
-            raise GrowthError(
-                f"warmup_steps {self.warmup_steps} and a cooldown of {self.cooldown_steps} do not fit into "
-                f"{self.steps} steps; give more steps or a shorter warmup"
-            )
-
-    @property
-    def cooldown_steps(self) -> int:
-        """Steps of the cooldown."""
-        return round(self.cooldown_fraction * self.steps)
-
-    @property
-    def cooldown_start(self) -> int:
-        """The step at which the learning rate begins to fall: up to here a run does not depend on its length."""
-        return self.steps - self.cooldown_steps
-
-
-def build_optimizer(
-    model: nn.Module, config: TrainConfig, plan: mupscale.Plan | None = None
-) -> torch.optim.AdamW:
-    """AdamW with the Trainer's split into decayed and undecayed parameters, scaled by the plan if there is one.
-
-    Example:
-        >>> optimizer = build_optimizer(torch.nn.Linear(2, 2), TrainConfig(weight_decay=0.3))
-        >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
-        [(0.3, 1), (0.0, 1)]
-    """
-    decay = set(Trainer.get_decay_parameter_names(None, model))
-    hyper: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    if plan is not None:
-        groups = mupscale.param_groups(
-            model, plan, torch.optim.AdamW, weight_decay=config.weight_decay, decay=decay, **hyper
-        )
-    else:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for name, p in named if name in decay], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in named if name not in decay], "weight_decay": 0.0},
-        ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], **hyper)
-
-
-def carried_optimizer(
-    model: nn.Module, config: TrainConfig, plan: mupscale.Plan | None, checkpoint: Path
-) -> torch.optim.AdamW:
-    """The optimizer that a checkpoint holds, made ready for a fresh phase at `config.lr`.
-
-    Raises:
-        GrowthError: the checkpoint holds no optimizer, or one that does not fit the model.
-    """
-    path = checkpoint / "optimizer.pt"
-    if not path.is_file():
-        raise GrowthError(f"{path}: not there; grow the checkpoint with its optimizer, or start with a fresh one")
-    optimizer = build_optimizer(model, config, plan)
-    try:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise GrowthError(f"{path}: does not fit the model ({error}); start with a fresh optimizer") from None
-    mupscale.set_lr(optimizer, config.lr)
-    return optimizer
 
 
 class _Clip(TrainerCallback):  # type: ignore[misc]
@@ -156,7 +46,13 @@ class _Clip(TrainerCallback):  # type: ignore[misc]
         self.max_norm = max_norm
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **kwargs: Any,
     ) -> None:
         if self.plan is not None:
             mupscale.clip_grad_norm_(model, self.plan, self.max_norm)
@@ -177,7 +73,9 @@ class _Keep(TrainerCallback):  # type: ignore[misc]
         if state.global_step in self.steps:
             control.should_save = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         for step, path in saved_checkpoints(self.folder).items():
             if step < state.global_step and step not in self.steps:
                 shutil.rmtree(path)
@@ -195,6 +93,19 @@ def saved_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def seen_blocks(checkpoint: Path) -> int:
+    """How many blocks of its data stream the model in a checkpoint has seen; 0 where its files do not say."""
+    history = History.load(checkpoint)
+    if history is not None:
+        config = history.settings["config"]
+        return int(config["skip_blocks"] + config["steps"] * config["batch_size"])
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return int(state["global_step"] * state["train_batch_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def train(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -210,10 +121,10 @@ def train(
     name: str = "training",
     progress: Progress | None = None,
 ) -> History:
-    """Train, evaluate and leave a checkpoint in `out` that can be loaded, grown with its optimizer, or resumed.
+    """Train, evaluate and leave a checkpoint in `out` to load, grow with its optimizer, or resume.
 
-    A run that was cut off goes on from its last checkpoint when it is called again with the same settings; one
-    that is finished is not repeated.
+    A run that was cut off goes on from its last checkpoint when it is called again with the same settings;
+    one that is finished is not repeated.
 
     Args:
         model: a causal language model from transformers; changed in place.
@@ -231,6 +142,19 @@ def train(
 
     Raises:
         GrowthError: too little text, a block longer than the model's positions, or another run in `out`.
+
+    Example:
+        >>> import tempfile
+        >>> from mupscale.study.corpus import DataConfig
+        >>> from mupscale.study.data import load_tokens
+        >>> from mupscale.study.models import fresh_model, preset
+        >>> tokens = load_tokens(DataConfig(max_bytes=100_000, vocab_size=300))
+        >>> model = fresh_model(preset("llama-tiny", vocab_size=300), 0)
+        >>> config = TrainConfig(steps=4, batch_size=2, block_size=16, warmup_steps=1, eval_blocks=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     history = train(model, tokens, Path(folder), config)
+        >>> history.final_loss < history.held_out[0].loss
+        True
     """
     longest = getattr(model.config, "max_position_embeddings", config.block_size)
     if config.block_size > longest:
@@ -265,6 +189,8 @@ def train(
         callbacks=[_Keep(folder, keep_at)],
     )
     trainer.remove_callback(PrinterCallback)
+    if optimizer is not None:  # the Trainer has moved the model to its device: let the state follow
+        optimizer.load_state_dict(optimizer.state_dict())
     if config.max_grad_norm > 0:
         trainer.add_callback(_Clip(plan, config.max_grad_norm))
     if progress is not None:
@@ -275,7 +201,9 @@ def train(
     train_curve, held_out_curve = History.from_log(trainer.state.log_history)
     history = History(
         settings=settings,
-        flops_per_step=training_flops(model.config, batch_size=config.batch_size, block_size=config.block_size),
+        flops_per_step=training_flops(
+            model.config, batch_size=config.batch_size, block_size=config.block_size
+        ),
         tokens_per_step=config.batch_size * config.block_size,
         train=train_curve,
         held_out=held_out_curve,
@@ -303,6 +231,7 @@ def _arguments(config: TrainConfig, folder: Path, *, first: bool) -> TrainingArg
         },
         max_grad_norm=0.0,  # `_Clip` does it
         seed=config.seed,
+        bf16=config.bf16,
         eval_strategy="steps",
         eval_steps=config.eval_every,
         eval_on_start=first,
@@ -319,7 +248,7 @@ def _arguments(config: TrainConfig, folder: Path, *, first: bool) -> TrainingArg
 
 
 def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | None:
-    """Look at what is in `out`: a finished run of these settings, an unfinished one, another one, or nothing."""
+    """Look at what is in `out`: this run, finished or not, another one, or nothing."""
     if out.exists() and not out.is_dir():
         raise GrowthError(f"{out}: is a file; give a directory for the checkpoint")
     run_file = out / RUN_FILE
@@ -331,7 +260,9 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | 
         if known == settings:
             return History.load(out)
         if not overwrite:
-            raise GrowthError(f"{out}: holds a run with other settings ({_difference(known, settings)}); {_MEND}")
+            raise GrowthError(
+                f"{out}: holds a run with other settings ({_difference(known, settings)}); {_MEND}"
+            )
     elif (out / "config.json").exists() and not overwrite:
         raise GrowthError(f"{out}: holds a checkpoint that this command did not write; {_MEND}")
     if overwrite:
@@ -355,7 +286,7 @@ def _difference(known: dict[str, Any], settings: dict[str, Any]) -> str:
 
 
 def _finish(out: Path, history: History, keep_at: Collection[int]) -> None:
-    """Put the last checkpoint's files into `out` itself; the history comes last and says that all is there."""
+    """Put the last checkpoint's files into `out` itself; the history comes last: all is there."""
     saved = saved_checkpoints(out / "checkpoints")
     shutil.copytree(saved.pop(history.steps), out, dirs_exist_ok=True)
     history.save(out)

@@ -1,0 +1,19 @@
+"""Checkpoint directories: weights and optimizer files, read and written by tensor, whole or not at all.
+
+Knows files and tensors; what a tensor grows into is told to it.
+"""
+
+from mupscale.checkpoint.reader import Checkpoint
+from mupscale.checkpoint.staging import copy_companions, staged
+from mupscale.checkpoint.training_state import grow_training_state, training_state_bytes
+from mupscale.checkpoint.writer import TensorSpec, write_weights
+
+__all__ = [
+    "Checkpoint",
+    "TensorSpec",
+    "copy_companions",
+    "grow_training_state",
+    "staged",
+    "training_state_bytes",
+    "write_weights",
+]

@@ -1,0 +1,186 @@
+"""Reading a Hugging Face checkpoint directory: its config, and its safetensors one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from mupscale.errors import GrowthError
+from mupscale.layout import Layout, declared_layout, skeleton, supported_model_types
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class Checkpoint:
+    """One checkpoint directory. Opening reads headers only; tensors are read one by one.
+
+    Raises:
+        GrowthError: the directory, its config or its weights are missing or cannot be read.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.path = Path(directory)
+        if not self.path.is_dir():
+            raise GrowthError(f"{self.path}: no such directory; expected a Hugging Face checkpoint directory")
+        self.config = self.read_config(self.path / "config.json")
+
+    @staticmethod
+    def read_config(path: Path) -> PreTrainedConfig:
+        """A transformers config of a supported family, from its JSON file.
+
+        Raises:
+            GrowthError: the file is missing, not a config, or of an unsupported ``model_type``.
+        """
+        data = _read_json(path, "a Hugging Face checkpoint directory holds one")
+        model_type = data.get("model_type")
+        if model_type not in supported_model_types():
+            raise GrowthError(
+                f"{path}: model_type {model_type!r} is not supported; expected one of "
+                f"{', '.join(supported_model_types())}"
+            )
+        try:
+            return CONFIG_MAPPING[model_type].from_dict(data)
+        except Exception as error:  # whatever a config class makes of wrong fields
+            raise GrowthError(
+                f"{path}: not a valid {model_type} config: {' '.join(str(error).split())}"
+            ) from None
+
+    @cached_property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, in name order."""
+        if (self.path / INDEX).is_file():
+            index = _read_json(self.path / INDEX, "it lists the shards")
+            if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
+                raise GrowthError(f"{self.path / INDEX}: no weight_map in it; save the checkpoint again")
+            files = sorted({self.path / f for f in index["weight_map"].values()})
+        else:
+            files = [self.path / WEIGHTS]
+        for file in files:
+            if not file.is_file():
+                others = sorted(p.name for p in self.path.glob("pytorch_model*.bin"))
+                also = f" ({others[0]} is a pickle: save it with safetensors first)" if others else ""
+                raise GrowthError(f"{file}: not found; expected the weights as safetensors{also}")
+        return files
+
+    @cached_property
+    def _files(self) -> dict[str, tuple[Path, Any]]:
+        """Every stored tensor's name, with the path and the open file that hold it."""
+        opened: dict[str, tuple[Path, Any]] = {}
+        for path in self.weight_files:
+            try:
+                handle: Any = safe_open(path, framework="pt")
+                opened |= dict.fromkeys(handle.keys(), (path, handle))
+            except (SafetensorError, OSError) as error:
+                raise GrowthError(
+                    f"{path}: truncated or corrupt ({error}); copy or download the file again"
+                ) from None
+        return opened
+
+    def spec(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Stored dtype and shape, from the header."""
+        view = self._files[name][1].get_slice(name)
+        dtype = view.get_dtype()
+        if dtype not in DTYPES:
+            raise GrowthError(f"{name}: stored as {dtype}; expected one of {', '.join(DTYPES)}")
+        return DTYPES[dtype], tuple(view.get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        return self._files[name][1].get_tensor(name)  # type: ignore[no-any-return]
+
+    def resolve(self, layout: Layout, prefix: str = "") -> dict[str, str]:
+        """Match stored names with the layout's: layout name → stored name.
+
+        Checkpoints may store a tied tensor under another of its names or twice, hold tables that today's
+        models compute, or lack the base model's ``prefix``.
+
+        Raises:
+            GrowthError: a tensor is unknown to the layout or missing from the files, or has a wrong shape.
+        """
+        known = {*layout.params, *layout.buffers}
+        found: dict[str, str] = {}
+        for stored in self._files:
+            name = next((n for n in (stored, f"{prefix}.{stored}") if n in known or n in layout.ties), None)
+            if name is None:
+                if stored.endswith(layout.ignored):
+                    continue
+                raise GrowthError(
+                    f"{self.file_of(stored)}: tensor {stored!r} is unknown to the layout of this model; "
+                    "remove it, or correct the config"
+                )
+            canonical = layout.ties.get(name, name)
+            if canonical in found and not torch.equal(self.tensor(found[canonical]), self.tensor(stored)):
+                raise GrowthError(
+                    f"{self.file_of(stored)}: {found[canonical]!r} and {stored!r} differ, but the config "
+                    "ties them; set tie_word_embeddings to false in config.json or remove one"
+                )
+            found.setdefault(canonical, stored)
+        if missing := sorted(known - found.keys()):
+            raise GrowthError(
+                f"{self.path}: tensor {missing[0]!r} is missing"
+                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + "; the layout of this model needs it"
+            )
+        for name, stored in found.items():
+            expected, shape = layout.axes_of(name).shape(layout.sizes), self.spec(stored)[1]
+            if shape != expected:
+                raise GrowthError(
+                    f"{self.file_of(stored)}: {stored!r} has shape {shape}, the config says {expected}"
+                )
+        return {name: found[name] for name in (*layout.params, *layout.buffers)}
+
+    def file_of(self, stored: str) -> Path:
+        """The file that holds a stored tensor."""
+        return self._files[stored][0]
+
+    def load(self) -> PreTrainedModel:
+        """The whole model in memory, in its stored dtypes.
+
+        Raises:
+            GrowthError: the weights do not fit the config.
+        """
+        narrow = skeleton(self.config)
+        self.resolve(declared_layout(narrow), getattr(narrow, "base_model_prefix", ""))
+        return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined]
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of every weight file, by file name."""
+        sums = {}
+        for path in self.weight_files:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+            sums[path.name] = digest.hexdigest()
+        return sums
+
+
+def _read_json(path: Path, role: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except OSError:
+        raise GrowthError(f"{path}: not found; {role}") from None
+    except ValueError as error:
+        raise GrowthError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise GrowthError(f"{path}: expected a JSON object")
+    return data

@@ -1,0 +1,81 @@
+"""Output directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mupscale.errors import GrowthError
+
+# Weights in any format: a narrow copy of them beside the wide ones would be loaded by mistake.
+_WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ckpt",
+    ".pt",
+)
+_TRAINING_STATE = ("trainer_state.json", "training_args.bin")
+
+
+@contextmanager
+def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory to write into, which takes the name ``destination`` when the block ends without error.
+
+    Raises:
+        GrowthError: the destination exists and may not be replaced, or lies around the source.
+    """
+    destination, source = Path(destination).absolute(), source.absolute()
+    if source.resolve().is_relative_to(destination.resolve()):
+        raise GrowthError(f"{destination}: is or contains the source {source}; choose another destination")
+    if destination.exists():
+        if not overwrite:
+            raise GrowthError(f"{destination}: exists; choose another destination or add --overwrite")
+        replaceable = destination.is_dir() and (
+            (destination / "config.json").is_file() or not any(destination.iterdir())
+        )
+        if not replaceable:
+            raise GrowthError(f"{destination}: not a checkpoint directory, so --overwrite will not remove it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir()
+        yield partial
+        if destination.exists():
+            old = destination.with_name(f".{destination.name}.old-{os.getpid()}")
+            destination.rename(old)
+            partial.rename(destination)
+            shutil.rmtree(old)
+        else:
+            partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_companions(source: Path, destination: Path, *, training_state: bool) -> None:
+    """Copy what lies beside the weights and does not depend on width: tokenizer, generation config, notes.
+
+    Args:
+        training_state: also what lets a Trainer resume (step count, random state).
+    """
+    for path in sorted(source.iterdir()):
+        name = path.name
+        is_state = name in _TRAINING_STATE or name.startswith("rng_state")
+        is_weights = name.endswith(_WEIGHT_SUFFIXES) or name.startswith(
+            ("pytorch_model", "optimizer", "scheduler")
+        )
+        written = name in ("config.json", "mupscale.json")
+        if (
+            not path.is_file()
+            or written
+            or (is_state and not training_state)
+            or (is_weights and not is_state)
+        ):
+            continue
+        shutil.copyfile(path, destination / name)

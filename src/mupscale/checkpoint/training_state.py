@@ -1,0 +1,186 @@
+"""The optimizer and scheduler files that transformers.Trainer leaves beside the weights, grown."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mupscale.errors import GrowthError
+from mupscale.optim.carry import check_state, grow_state_tensor
+from mupscale.optim.groups import merge_groups
+from mupscale.optim.rules import rule_of_state
+from mupscale.planning import Plan
+
+OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+
+
+def grow_training_state(
+    source: Path, destination: Path, plan: Plan, skeleton: nn.Module, on_bytes: Callable[[int], None]
+) -> bool:
+    """Grow ``optimizer.pt`` and ``scheduler.pt``, so that a Trainer resumes from ``destination``.
+
+    The groups become those of `mupscale.param_groups` with the same weight decay split.
+
+    Args:
+        skeleton: the narrow model's names and shapes.
+        on_bytes: told the bytes written, as they are.
+
+    Returns:
+        Whether there was an optimizer to grow.
+
+    Raises:
+        GrowthError: a file cannot be read, or does not fit the weights.
+    """
+    path = source / OPTIMIZER
+    if not path.is_file():
+        return False
+    saved = _load(path, mmap=True)
+    try:
+        names, groups = _names(saved, skeleton), saved["param_groups"]
+        rule = rule_of_state(groups)
+        shapes = {n: tuple(p.shape) for n, p in skeleton.named_parameters()}
+        origin: dict[str, int] = {}
+        pairs = []
+        for number, group in enumerate(groups):
+            for index in group["params"]:
+                name = names[index]
+                origin[name] = number
+                for key, value in saved["state"].get(index, {}).items():
+                    if key != "step" and isinstance(value, Tensor):
+                        check_state(name, key, value, rule, shapes[name])
+                pairs.append((name, index, rule.group(plan[name], group)))
+    except GrowthError as error:
+        raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
+    wide_groups = merge_groups(pairs)
+    order = [index for group in wide_groups for index in group["params"]]
+    for group in wide_groups:
+        start = order.index(group["params"][0])
+        group["params"] = list(range(start, start + len(group["params"])))
+
+    def lazy(name: str, key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if key == "step":
+            return _Lazy(tuple(value.shape), value.dtype, lambda: value)
+        return _Lazy(
+            plan.wide_shape(name), value.dtype, lambda: grow_state_tensor(name, key, value, plan, rule)
+        )
+
+    state = {
+        i: {key: lazy(names[index], key, value) for key, value in saved["state"][index].items()}
+        for i, index in enumerate(order)
+        if index in saved["state"]
+    }
+    _save_streamed({**saved, "state": state, "param_groups": wide_groups}, destination / OPTIMIZER, on_bytes)
+    if (source / SCHEDULER).is_file():
+        scheduler = _load(source / SCHEDULER)
+        parents = [origin[group["param_names"][0]] for group in wide_groups]
+        scales = [
+            g["lr_scale"] / groups[p].get("lr_scale", 1.0) for g, p in zip(wide_groups, parents, strict=True)
+        ]
+        torch.save(_grow_scheduler(scheduler, len(groups), parents, scales), destination / SCHEDULER)
+    return True
+
+
+def training_state_bytes(source: Path, plan: Plan) -> int:
+    """About how much `grow_training_state` will write: the saved file, grown as the parameters on average."""
+    path = source / OPTIMIZER
+    sizes = [math.prod(p.axes.shape(plan.layout.sizes)) for p in plan.params.values()]
+    grown = [n * float(p.copies) for n, p in zip(sizes, plan.params.values(), strict=True)]
+    return int(path.stat().st_size * sum(grown) / sum(sizes)) if path.is_file() else 0
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """A tensor that is made when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
+def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], None]) -> None:
+    """`torch.save` without ever holding all of it: lay the file out first, then fill its tensors in place."""
+    with FakeTensorMode():
+        layout = {
+            i: {
+                k: torch.empty(v.shape, dtype=v.dtype) if isinstance(v, _Lazy) else v
+                for k, v in entries.items()
+            }
+            for i, entries in saved["state"].items()
+        }
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({**saved, "state": layout}, path)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        written = torch.load(path, mmap=True, weights_only=True)
+    for i, entries in saved["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, _Lazy):
+                written["state"][i][key].copy_(value.make())
+                on_bytes(written["state"][i][key].nbytes)
+
+
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch raises many kinds for a file that is not what it says
+        reason = " ".join(str(error).split())[:160]
+        raise GrowthError(
+            f"{path}: cannot be read ({reason}); save it again, or grow the weights alone with --no-optimizer"
+        ) from None
+    if not isinstance(data, dict):
+        raise GrowthError(f"{path}: expected a state dict; --no-optimizer grows the weights alone")
+    return data
+
+
+def _names(saved: Mapping[str, Any], skeleton: nn.Module) -> dict[int, str]:
+    """The parameter behind each index: from the names in the groups, else from the order of a Trainer."""
+    if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
+        raise GrowthError("expected the state dict of a torch optimizer, with state and param_groups")
+    groups = saved["param_groups"]
+    names = [name for name, _ in skeleton.named_parameters()]
+    if all("param_names" in group for group in groups):
+        expected = [list(group["param_names"]) for group in groups]
+        if unknown := {n for g in expected for n in g} - set(names):
+            raise GrowthError(f"holds {min(unknown)!r}, which is not a parameter of this model")
+    elif len(groups) == 1:
+        expected = [names]
+    else:
+        decaying = set(transformers.Trainer.get_decay_parameter_names(None, skeleton))
+        expected = [[n for n in names if n in decaying], [n for n in names if n not in decaying]]
+    if [len(g["params"]) for g in groups] != [len(e) for e in expected]:
+        raise GrowthError(
+            f"its groups hold {[len(g['params']) for g in groups]} parameters, but the weights have "
+            f"{[len(e) for e in expected]}; it is not of this model"
+        )
+    return {i: n for g, e in zip(groups, expected, strict=True) for i, n in zip(g["params"], e, strict=True)}
+
+
+def _grow_scheduler(
+    state: dict[str, Any], groups: int, parents: list[int], scales: list[float]
+) -> dict[str, Any]:
+    """Lists with an entry a group follow the groups; learning rates among them are scaled."""
+    grown = dict(state)
+    for key, value in state.items():
+        if key == "_schedulers":
+            grown[key] = [_grow_scheduler(s, groups, parents, scales) for s in value]
+        elif (
+            isinstance(value, list)
+            and len(value) == groups
+            and (key.endswith("lrs") or key in ("_last_lr", "lr_lambdas"))
+        ):
+            factors = [1.0] * len(parents) if key == "lr_lambdas" else scales
+            grown[key] = [
+                value[p] * f if isinstance(value[p], float | int | Tensor) else value[p]
+                for p, f in zip(parents, factors, strict=True)
+            ]
+    return grown

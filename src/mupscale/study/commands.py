@@ -1,0 +1,319 @@
+"""The study side of the command line: one typed function per command, each returning its exit status.
+
+Knows what the commands take and print. Heavy imports wait until a command runs, so that `mupscale --help` is
+quick. With `json`, exactly one object goes to standard output; progress and words go to standard error.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mupscale.errors import GrowthError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def train(
+    out: Annotated[Positional[Path], arg(metavar="OUT", help="checkpoint directory to write")],
+    /,
+    *,
+    config: Annotated[
+        str, arg(help="preset (llama-tiny, llama-small, llama-medium), config.json or its folder")
+    ] = ("llama-tiny"),
+    start: Annotated[
+        Path | None, arg(name="from", help="checkpoint to start from, such as a grown one")
+    ] = None,
+    data: Annotated[
+        Path | None, arg(help="text file or folder; without it, Python's standard library source")
+    ] = None,
+    vocab_size: Annotated[
+        int, arg(help="entries of the tokenizer that is trained when there is none yet")
+    ] = 1024,
+    held_out: Annotated[float, arg(help="share of the text kept for evaluation")] = 0.05,
+    steps: Annotated[int, arg(help="optimizer steps")] = 500,
+    lr: Annotated[
+        float, arg(help="learning rate; of the narrow model where the start is a grown one")
+    ] = 4e-3,
+    batch_size: Annotated[int, arg(help="sequences in a step")] = 16,
+    block_size: Annotated[int, arg(help="tokens in a sequence")] = 128,
+    weight_decay: Annotated[float, arg(help="AdamW's, on all but norms and biases")] = 0.1,
+    warmup_steps: Annotated[int, arg(help="steps of linear warmup")] = 20,
+    cooldown_fraction: Annotated[float, arg(help="share of the steps, at the end, of linear cooldown")] = 0.2,
+    max_grad_norm: Annotated[
+        float, arg(help="clip gradients at this norm, width-invariantly; 0 for never")
+    ] = 1.0,
+    eval_every: Annotated[int, arg(help="steps between evaluations on the held-out text")] = 50,
+    eval_blocks: Annotated[int, arg(help="held-out blocks to evaluate on")] = 128,
+    skip_blocks: Annotated[
+        int | None, arg(help="blocks of text to skip; default: what the start has seen")
+    ] = None,
+    bf16: Annotated[bool, arg(help="compute in bfloat16, weights in float32")] = False,
+    seed: Annotated[int, arg(help="of the fresh weights and the data order")] = 0,
+    fresh_optimizer: Annotated[bool, arg(help="do not go on with the optimizer of the start")] = False,
+    resume: Annotated[bool, arg(help="refuse to begin anew: OUT must hold this run")] = False,
+    overwrite: Annotated[bool, arg(help="replace another run in OUT")] = False,
+    json: Annotated[bool, arg(help="print one JSON object")] = False,
+) -> int:
+    """Train a causal language model on text, with transformers.Trainer.
+
+    A run that was cut off goes on when the same command is given again; a finished one is not repeated.
+    Started from a grown checkpoint it takes its parameter groups from the plan there, and goes on with the
+    carried optimizer.
+
+    Example: mupscale train narrow --config llama-tiny --data texts/ --steps 500 --lr 4e-3
+    """
+    _need_extras()
+    import mupscale
+    from mupscale.planning import MANIFEST
+    from mupscale.study.corpus import DataConfig
+    from mupscale.study.data import load_tokens
+    from mupscale.study.description import load_model
+    from mupscale.study.models import PRESETS, fresh_model, preset, read_config
+    from mupscale.study.progress import make_progress
+    from mupscale.study.recipe import TrainConfig, carried_optimizer
+    from mupscale.study.training import RUN_FILE, seen_blocks
+    from mupscale.study.training import train as run
+
+    if resume and not (out / RUN_FILE).is_file():
+        raise GrowthError(f"{out}: holds no run to resume; leave --resume out to begin one")
+    if start is not None and start.resolve() == out.resolve():
+        raise GrowthError(f"{out}: cannot be both the start and the output; choose another directory")
+    if start is None and config not in PRESETS:
+        model_config = read_config(Path(config))  # before the text is read: a wrong name should fail at once
+        vocab_size = model_config.vocab_size
+    settings = TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        block_size=block_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
+        cooldown_fraction=cooldown_fraction,
+        max_grad_norm=max_grad_norm,
+        eval_every=eval_every,
+        eval_blocks=eval_blocks,
+        seed=seed,
+        bf16=bf16,
+        skip_blocks=skip_blocks if skip_blocks is not None else (seen_blocks(start) if start else 0),
+    )
+    tokenizer = _tokenizer(start) if start else (_tokenizer(Path(config)) if config not in PRESETS else None)
+    tokens = load_tokens(
+        DataConfig(path=data, vocab_size=vocab_size, held_out=held_out),
+        tokenizer=tokenizer,
+        cache=out / "tokens",
+    )
+    _say(f"text: {tokens.about}")
+    plan = optimizer = None
+    if start is not None:
+        model = load_model(start)
+        plan = mupscale.Plan.load(start) if (start / MANIFEST).is_file() else None
+        if not fresh_optimizer and (start / "optimizer.pt").is_file():
+            optimizer = carried_optimizer(model, settings, plan, start)
+        origin = {"from": str(start), "optimizer_carried": optimizer is not None}
+    else:
+        if config in PRESETS:
+            model_config = preset(config, vocab_size=len(tokens.tokenizer), positions=max(256, block_size))
+        model = fresh_model(model_config, seed)
+        origin = {"config": config}
+    with make_progress() as progress:
+        history = run(
+            model,
+            tokens,
+            out,
+            settings,
+            plan=plan,
+            optimizer=optimizer,
+            start=origin,
+            overwrite=overwrite,
+            name=out.name,
+            progress=progress,
+        )
+    if plan is not None and start is not None:
+        shutil.copy(start / MANIFEST, out / MANIFEST)  # a further phase needs the same groups
+    result = {
+        "out": str(out),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": history.steps,
+        "tokens": history.steps * history.tokens_per_step,
+        "flops": history.flops,
+        "first_held_out_loss": history.held_out[0].loss,
+        "final_held_out_loss": history.final_loss,
+    }
+    _tell(json, result, f"{out}: held-out loss {history.final_loss:.4f} after {history.steps} steps")
+    return 0
+
+
+def compare(
+    source: Annotated[Positional[Path], arg(metavar="SRC", help="narrow checkpoint directory")],
+    out: Annotated[
+        Positional[Path],
+        arg(metavar="OUT", help="folder for the runs, results.json, the pictures and report.html"),
+    ],
+    /,
+    *,
+    width: Annotated[int | None, arg(help="growth of d_model, d_ff and the heads")] = 2,
+    axes: Annotated[tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1")] = (),
+    noise: Annotated[str, arg(help="KIND:X, or none for pure copies")] = "balanced:1",
+    data: Annotated[
+        Path | None, arg(help="text file or folder; without it, Python's standard library source")
+    ] = None,
+    held_out: Annotated[float, arg(help="share of the text kept for evaluation")] = 0.05,
+    steps: Annotated[int, arg(help="steps of the grown model")] = 300,
+    lr: Annotated[
+        float | None, arg(help="the narrow model's learning rate; default: as it was trained")
+    ] = None,
+    batch_size: Annotated[
+        int | None, arg(help="sequences in a step; default: as the narrow model was trained")
+    ] = None,
+    block_size: Annotated[int | None, arg(help="tokens in a sequence; default: likewise")] = None,
+    weight_decay: Annotated[float | None, arg(help="AdamW's, of the narrow model; default: likewise")] = None,
+    warmup_steps: Annotated[int | None, arg(help="steps of linear warmup; default: likewise")] = None,
+    grown_lr: Annotated[float, arg(help="the grown model's learning rate, times the narrow one's")] = 0.5,
+    scratch_lrs: Annotated[tuple[float, ...], arg(help="learning rates from scratch, likewise")] = (1.0, 0.5),
+    scratch_lengths: Annotated[tuple[float, ...], arg(help="lengths from scratch, times the grown steps")] = (
+        1.0,
+        2.0,
+    ),
+    fresh_optimizer: Annotated[bool, arg(help="do not carry the optimizer over")] = False,
+    seed: Annotated[int, arg(help="of the noise, the weights from scratch and the data order")] = 0,
+    json: Annotated[bool, arg(help="print results.json, without the curves")] = False,
+) -> int:
+    """Grow SRC and train it on, train the same wide model from scratch, and report what growing saved.
+
+    All runs have the same data order and the same schedule. Given again, the command goes on where it
+    stopped.
+
+    Example: mupscale compare narrow comparison --width 2 --steps 300
+    """
+    _need_extras()
+    from mupscale.study.comparison import CompareConfig, training_like
+    from mupscale.study.comparison import compare as run
+    from mupscale.study.corpus import DataConfig
+    from mupscale.study.data import load_tokens
+    from mupscale.study.description import load_model
+    from mupscale.study.progress import make_progress
+    from mupscale.study.report import write_report
+
+    settings = CompareConfig(
+        width=width,
+        axes=parse_axes(axes),
+        noise=None if noise == "none" else noise,
+        carry_optimizer=not fresh_optimizer,
+        grown_lr=grown_lr,
+        scratch_lrs=scratch_lrs,
+        scratch_lengths=scratch_lengths,
+        seed=seed,
+    )
+    given = {
+        "lr": lr,
+        "batch_size": batch_size,
+        "block_size": block_size,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+    }
+    load_model(source)  # a broken checkpoint should fail before the text is read
+    training = training_like(
+        source, steps=steps, seed=seed, **{k: v for k, v in given.items() if v is not None}
+    )
+    tokens = load_tokens(
+        DataConfig(path=data, held_out=held_out),
+        tokenizer=_tokenizer(source, required=True),
+        cache=out / "tokens",
+    )
+    _say(f"text: {tokens.about}")
+    with make_progress() as progress:
+        results = run(source, out, tokens, training, settings, progress=progress)
+    _conclude(results, out, write_report(results, out), json)
+    return 0
+
+
+def demo(
+    *,
+    out: Annotated[Path, arg(help="folder for everything that it makes")] = Path("demo"),
+    threads: Annotated[int | None, arg(help="CPU threads; default: torch's choice")] = None,
+    json: Annotated[bool, arg(help="print results.json, without the curves")] = False,
+) -> int:
+    """Train a small language model, grow it to twice the width, and show what that saved. About five minutes.
+
+    Needs no network: the text is the source of Python's standard library. Stopped, it goes on when given
+    again.
+
+    Example: mupscale demo --out demo
+    """
+    _need_extras()
+    from mupscale.study.demo import demo as run
+    from mupscale.study.report import REPORT_FILE
+
+    results = run(out, threads=threads)
+    _conclude(results, out, out / REPORT_FILE, json)
+    return 0
+
+
+# ---- shared ------------------------------------------------------------------------------------------------
+
+
+def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
+    """Growth by axis from words such as `d_ff=3`; None for no words.
+
+    Raises:
+        GrowthError: a word is not NAME=WHOLE NUMBER.
+
+    Example:
+        >>> parse_axes(["d_ff=3", "kv_heads=1"])
+        {'d_ff': 3, 'kv_heads': 1}
+    """
+    axes = {}
+    for pair in pairs:
+        name, _, factor = pair.partition("=")
+        if not (name and factor.isdecimal()):
+            raise GrowthError(f"--axes {pair}: expected NAME=FACTOR with a whole factor, such as d_ff=3")
+        axes[name] = int(factor)
+    return axes or None
+
+
+def _need_extras() -> None:
+    missing = [name for name in ("accelerate", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise GrowthError(
+            f"{' and '.join(missing)} not installed; this command needs: pip install 'mupscale[study]'"
+        )
+
+
+def _tokenizer(folder: Path, *, required: bool = False) -> PreTrainedTokenizerFast | None:
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        if required:
+            raise GrowthError(
+                f"{folder}: no tokenizer.json; the text must be encoded with the model's own tokenizer"
+            )
+        return None
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _conclude(results: dict[str, Any], out: Path, report: Path, as_json: bool) -> None:
+    from mupscale.study.report import summary
+
+    brief = {**results, "out": str(out), "report": str(report)}
+    brief["runs"] = [
+        {k: v for k, v in run.items() if k not in ("curve", "settings")} for run in results["runs"]
+    ]
+    brief["narrow"] = {k: v for k, v in results["narrow"].items() if k not in ("curve", "settings")}
+    _tell(as_json, brief, "\n\n".join([*summary(results), f"Everything is in {report}."]))
+
+
+def _tell(as_json: bool, result: dict[str, Any], words: str) -> None:
+    print(json_module.dumps(result, default=str) if as_json else words)
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr)

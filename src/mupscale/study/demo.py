@@ -1,0 +1,100 @@
+"""The whole story in a few minutes: train small, grow, prove, train on, compare, report.
+
+Knows the other study modules; has no methods of its own, only sizes that fit the time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mupscale.study.comparison import RESULTS_FILE, CompareConfig, compare
+from mupscale.study.corpus import DataConfig
+from mupscale.study.data import load_tokens
+from mupscale.study.history import write_json
+from mupscale.study.models import fresh_model, preset
+from mupscale.study.progress import make_progress
+from mupscale.study.recipe import TrainConfig
+from mupscale.study.report import write_report
+from mupscale.study.training import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Sizes and lengths; the defaults take about five minutes on two CPU cores.
+
+    Attributes:
+        model: a preset of `mupscale.study.models`.
+        data: the text.
+        narrow: training of the narrow model. Its learning rate is about the best for it.
+        wide_steps: steps of the grown model.
+        compare: growth and the runs from scratch.
+    """
+
+    model: str = "llama-tiny"
+    data: DataConfig = field(default_factory=DataConfig)
+    narrow: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, lr=4e-3, eval_every=40))
+    wide_steps: int = 160
+    compare: CompareConfig = field(default_factory=lambda: CompareConfig(scratch_lengths=(1.0, 3.5)))
+
+
+def demo(out: Path, config: DemoConfig | None = None, *, threads: int | None = None) -> dict[str, Any]:
+    """Run the demonstration; all it makes lies under `out`; a second call goes on where it stopped.
+
+    Args:
+        out: folder for the checkpoints, `results.json`, the pictures and `report.html`.
+        config: sizes and lengths.
+        threads: CPU threads for torch; None leaves torch's choice.
+
+    Returns:
+        The contents of `results.json`.
+
+    Raises:
+        GrowthError: `out` holds something else.
+    """
+    config = config or DemoConfig()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    began = time.perf_counter()
+    console = Console(stderr=True)
+    console.print("[bold]1.[/] reading text, training a tokenizer")
+    tokens = load_tokens(config.data, cache=out / "tokens")
+    console.print(f"   {tokens.about}")
+    narrow = out / "narrow"
+    model = fresh_model(preset(config.model, vocab_size=len(tokens.tokenizer)), config.narrow.seed)
+    console.print(
+        f"[bold]2.[/] training the narrow model ({sum(p.numel() for p in model.parameters()):,} parameters)"
+    )
+    with make_progress() as progress:
+        train(
+            model,
+            tokens,
+            narrow,
+            config.narrow,
+            start={"config": config.model},
+            name="narrow",
+            progress=progress,
+        )
+    console.print(
+        "[bold]3.[/] growing it with its optimizer, training it on, and training from scratch beside it"
+    )
+    training = replace(
+        config.narrow,
+        steps=config.wide_steps,
+        skip_blocks=config.narrow.skip_blocks + config.narrow.steps * config.narrow.batch_size,
+    )
+    with make_progress() as progress:
+        results = compare(narrow, out, tokens, training, config.compare, progress=progress)
+    results["demo"] = {"config": asdict(config), "seconds": round(time.perf_counter() - began, 1)}
+    results["demo"]["threads"] = torch.get_num_threads()
+    write_json(out / RESULTS_FILE, results)
+    report = write_report(results, out)
+    console.print("[bold]4.[/] was anything lost?")
+    console.print(results["verification"]["text"], markup=False, highlight=False, soft_wrap=True)
+    console.print(f"[bold]5.[/] wrote {report}", soft_wrap=True)
+    return results
