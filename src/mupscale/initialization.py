@@ -1,11 +1,12 @@
 """Fresh initialization: the law by which a model's own code initializes each parameter, and μP from it.
 
-The law is read off, not sampled: the initialization runs on the ``meta`` device, where filling a tensor
+The law is read off where possible: the initialization runs on the ``meta`` device, where filling a tensor
 costs nothing, and each fill that it asks for is recorded with its arguments.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,8 +60,6 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.laws[key] = Law(0.0, 0.0)
         elif name == "fill_" and isinstance(a, int | float):
             self.laws[key] = Law(float(a), 0.0)
-        elif name == "erfinv_":  # of a uniform on ±1: how trunc_normal_ starts, whose cut at ±2σ it ignores
-            self.laws[key] = Law(0.0, math.sqrt(0.5))
         elif last and name == "mul_" and isinstance(a, int | float):
             self.laws[key] = Law(last.mean * a, last.std * abs(a))
         elif last and name == "add_" and isinstance(a, int | float):
@@ -70,7 +69,7 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def fresh_laws(plan: Plan) -> dict[str, Law]:
-    """The law of every parameter of a fresh narrow model, by name. Allocates no weights.
+    """The law of every parameter of a fresh narrow model, by name. Allocates no weights of transformers models.
 
     Raises:
         GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
@@ -80,22 +79,27 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
             "a fresh init needs the module's own code: make the plan here with mupscale.plan(...), "
             "not from a file (plans of transformers models can be loaded)"
         )
-    record = _RecordFills()
-    with torch.device("meta"):
-        model = plan.build_narrow().to("meta")
-        with record:
-            if isinstance(model, PreTrainedModel):
-                model.initialize_weights()
-            else:
-                for module in model.modules():
-                    if callable(reset := getattr(module, "reset_parameters", None)):
-                        reset()
+    fresh = plan.build_narrow()
+    model = copy.deepcopy(fresh).to("meta")
+    with torch.device("meta"), _RecordFills() as record:
+        if isinstance(model, PreTrainedModel):
+            model.initialize_weights()
+        else:
+            for module in model.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
     laws = {}
+    values = dict(fresh.named_parameters())
     for name, param in model.named_parameters():
+        if id(param) not in record.laws and not values[name].is_meta:
+            # Filled by the constructor, or in a way that shows no law: measure the fresh values instead.
+            value = values[name].detach()
+            std = 0.0 if (value == value.flatten()[0]).all() else value.std().item()
+            record.laws[id(param)] = Law(value.mean().item(), std)
         if id(param) not in record.laws:
             raise GrowthError(
-                f"{name}: cannot tell how a fresh one is initialized; give the module that owns it "
-                "a reset_parameters() method"
+                f"{name}: cannot tell how a fresh one is initialized; plan from a function make(width), "
+                "or give the module that owns it a reset_parameters() method"
             )
         laws[name] = record.laws[id(param)]
     return laws

@@ -248,7 +248,8 @@ def _plan_modules(
     return Plan(
         layout=layout,
         growth={axis: g for axis, g in growth.items() if g != 1},
-        build_narrow=(lambda: make(1)) if make else (lambda: copy.deepcopy(narrow)),
+        # Without a function that makes fresh ones, there are names and shapes, but no fresh values.
+        build_narrow=(lambda: make(1)) if make else (lambda: copy.deepcopy(narrow).to("meta")),
         build_wide=lambda: copy.deepcopy(wide),
     )
 
@@ -309,10 +310,9 @@ def _widen(config: PreTrainedConfig, layout: Layout, growth: Mapping[str, Fracti
     fields = family_of(config).fields(config, wide_sizes)
     try:
         return type(config).from_dict({**config.to_dict(), **fields})
-    except ValueError as error:  # the config class checks what its architecture can express
-        raise GrowthError(
-            f"{config.model_type} cannot be this wide: {' '.join(str(error).split())}"
-        ) from None
+    except Exception as error:  # each config class has errors of its own for what it cannot express
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise GrowthError(f"{config.model_type} cannot be this wide: {reason}") from None
 
 
 def _growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str, Fraction]:

@@ -36,6 +36,7 @@ from mupscale.study.history import History, write_json
 from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings
 from mupscale.study.training import seen_blocks, train
+from mupscale.tables import plan_rows
 
 RESULTS_FILE = "results.json"
 
@@ -162,7 +163,7 @@ def compare(
         "narrow": describe_narrow(narrow),
         "wide": describe_wide(plan, runs[0]),
         "grown_checkpoint": str(grown_path),
-        "plan": plan.rows(),
+        "plan": plan_rows(plan),
         "verification": verification,
         "settings": {"compare": asdict(config), "training": asdict(training), "optimizer_carried": carry},
         "data": describe_data(narrow, tokens, training, max(lengths)),

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, ScalarFormatter
 
 # Okabe & Ito's palette: told apart by colour-blind readers and in grey print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -64,8 +64,8 @@ def loss_over_steps(results: dict[str, Any]) -> Plot:
     narrow = results["narrow"]["final_loss"]
     if narrow is not None:
         axes.axhline(narrow, color=GREY, linewidth=1, linestyle=":")
-        axes.annotate("narrow model, end of its training", (1, narrow), xycoords=("axes fraction", "data"),
-                      xytext=(0, -3), textcoords="offset points", ha="right", va="top",
+        axes.annotate("narrow model, end of its training", (0.32, narrow), xycoords=("axes fraction", "data"),
+                      xytext=(0, -3), textcoords="offset points", ha="left", va="top",
                       color=GREY, fontsize=8)  # fmt: skip
     _loss_scale(axes, results)
     axes.set_xlim(left=0)
@@ -133,6 +133,10 @@ def loss_by_length(results: dict[str, Any]) -> Plot:
                   color=ORANGE, marker="x", linestyle="", alpha=0.5, label="the other rates")  # fmt: skip
     axes.plot([grown["steps"]], [grown["final_loss"]], color=BLUE, marker="D", linestyle="", label="grown")
     axes.axhline(grown["final_loss"], color=BLUE, linewidth=1, linestyle="--")
+    axes.set_xscale("log")  # as the crossing is interpolated
+    axes.set_xticks(sorted({run["steps"] for run in results["runs"]}))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     reach = results["savings"]["scratch_steps_to_reach_grown"]
     if reach["bound"] == "interpolated":
         axes.plot(

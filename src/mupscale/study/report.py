@@ -82,10 +82,11 @@ def summary(results: dict[str, Any]) -> list[str]:
     same = (
         "gave the same answers" if results["verification"]["equal"] else "did not give quite the same answers"
     )
+    differ = " and made to differ a little" if results["settings"]["compare"]["noise"] else ""
     sentences = [
         f"A small language model of {_count(narrow['parameters'])} parameters{trained}. mupscale then made "
-        f"a wider one of {_count(wide['parameters'])} out of it: every unit was copied, the weights were "
-        f"rescaled and made to differ a little, and the optimizer's memory was {_carried(results)}. Right "
+        f"a wider one of {_count(wide['parameters'])} out of it: units were copied, the weights were rescaled"
+        f"{differ}, and the optimizer's memory was {_carried(results)}. Right "
         f"after growing, the wide model {same} as the small one. It was trained for {grown['steps']} more "
         f"steps and ended at a held-out loss of {grown['final_loss']:.3f}.",
     ]
@@ -242,7 +243,7 @@ def _runs(results: dict[str, Any]) -> str:
             "learning rate": f"{run['lr']:g}",
             "FLOPs": f"{run['flops']:.3g}",
             "final held-out loss": f"{run['final_loss']:.4f}",
-            "counts": "" if run["kind"] == "grown" else ("yes" if run["best"] else "no"),
+            "better rate": "" if run["kind"] == "grown" else ("yes" if run["best"] else "no"),
         }
         for run in results["runs"]
     ]
@@ -289,6 +290,6 @@ def _show(value: Any) -> str:
 def _count(parameters: int) -> str:
     """Parameters in words: 1.05 million."""
     for size, word in ((1e9, "billion"), (1e6, "million")):
-        if parameters >= size / 2:
+        if parameters >= size / 10:
             return f"{parameters / size:.2f} {word}"
     return f"{parameters:,}"

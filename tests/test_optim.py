@@ -1,0 +1,122 @@
+"""Groups, learning rates, clipping and carrying, apart from lockstep (which proves them together)."""
+
+import pytest
+import torch
+from models import batch, build, loss_of, make_mlp, plan_source
+from torch import nn
+from transformers import Trainer
+
+import mupscale
+from mupscale import GrowthError
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def values(group):
+    return tuple((k, v) for k, v in sorted(group.items()) if k not in ("params", "param_names"))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2", "qwen3", "resnet"])
+def test_groups_are_complete_and_no_two_alike(name, optimizer):
+    narrow = build(name)
+    plan = mupscale.plan(plan_source(name, narrow), width=2)
+    wide = mupscale.grow(narrow, plan)
+    groups = mupscale.param_groups(wide, plan, OPTIMIZERS[optimizer], lr=1e-2, weight_decay=0.1)
+    assert len({values(g) for g in groups}) == len(groups) <= 4
+    assert sorted(n for g in groups for n in g["param_names"]) == sorted(n for n, _ in wide.named_parameters())
+    for group in groups:
+        pairs = zip(group["param_names"], group["params"], strict=True)
+        assert all(wide.get_parameter(n) is p for n, p in pairs)
+        assert group["lr"] == pytest.approx(1e-2 * group["lr_scale"])
+    OPTIMIZERS[optimizer](groups)
+
+
+def test_groups_of_an_untied_llama_are_three():
+    """Hidden weights, vectors and embedding, readout: as few as the theory allows."""
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, width=2)
+    groups = mupscale.param_groups(mupscale.grow(narrow, plan), plan, torch.optim.AdamW, lr=1.0, weight_decay=0.1)
+    assert [(g["lr"], g["eps"], g["weight_decay"]) for g in groups] == [
+        (1.0, 5e-9, 0.1),
+        (0.5, 5e-9, 0.2),
+        (0.5, 1e-8, 0.2),
+    ]
+
+
+def test_decay_follows_the_names_given():
+    narrow = build("gpt2")
+    plan = mupscale.plan(narrow, width=2)
+    wide = mupscale.grow(narrow, plan)
+    decay = Trainer.get_decay_parameter_names(None, wide)
+    groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1, decay=decay)
+    for group in groups:
+        for name in group["param_names"]:
+            assert (group["weight_decay"] > 0) == (name in decay), name
+
+
+def test_set_lr_keeps_the_ratios():
+    plan = mupscale.plan(make_mlp, width=4)
+    optimizer = torch.optim.AdamW(mupscale.param_groups(make_mlp(4), plan, torch.optim.AdamW, lr=1e-2))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    optimizer.step()
+    scheduler.step()
+    assert {g["lr"] / g["lr_scale"] for g in optimizer.param_groups} == {5e-3}
+    mupscale.set_lr(optimizer, 3e-3)
+    for group in optimizer.param_groups:
+        assert group["lr"] == group["initial_lr"] == 3e-3 * group["lr_scale"]
+
+
+def test_lr_scale_accumulates_over_growths():
+    narrow, optimizer = make_mlp(1), None
+    optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-2)
+    for width in (2, 4):
+        plan = mupscale.plan(narrow, to=make_mlp(width))
+        wide = mupscale.grow(narrow, plan)
+        narrow, optimizer = wide, mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+    scales = {n: g["lr_scale"] for g in optimizer.param_groups for n in g["param_names"]}
+    assert scales["2.weight"] == 0.25
+    assert scales["2.bias"] == 1
+
+
+@pytest.mark.parametrize("name", ["mlp", "gpt2", "llama_tied", "resnet"])
+def test_the_weighed_norm_is_the_narrow_norm(name):
+    narrow = build(name)
+    plan = mupscale.plan(plan_source(name, narrow), width=3)
+    wide = mupscale.grow(narrow, plan, noise=None)
+    for model in (narrow, wide):
+        loss_of(model, batch(name, 0)).backward()
+    expected = torch.nn.utils.clip_grad_norm_(narrow.parameters(), 1e-3)
+    assert mupscale.clip_grad_norm_(wide, plan, 1e-3).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert mupscale.clip_grad_norm_(wide, plan, 1e9).item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_carrying_keeps_class_flags_steps_and_dtypes():
+    narrow = make_mlp(1)
+    optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-2, betas=(0.8, 0.9), amsgrad=True, foreach=False)
+    loss_of(narrow, (torch.randn(4, 7), torch.randint(5, (4,)))).backward()
+    optimizer.step()
+    plan = mupscale.plan(make_mlp, width=2)
+    wide = mupscale.grow(narrow, plan)
+    carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+    assert type(carried) is torch.optim.AdamW
+    for group in carried.param_groups:
+        assert (group["betas"], group["amsgrad"], group["foreach"]) == ((0.8, 0.9), True, False)
+    state = carried.state[wide[2].weight]
+    assert set(state) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert state["step"] == 1
+    assert state["step"] is not optimizer.state[narrow[2].weight]["step"]
+    assert state["exp_avg"].shape == wide[2].weight.shape
+
+
+def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
+    narrow, plan = make_mlp(1), mupscale.plan(make_mlp, width=2)
+    wide = mupscale.grow(narrow, plan)
+    with pytest.raises(GrowthError, match="'LBFGS' has no scaling rule; expected SGD, Adam or AdamW"):
+        mupscale.param_groups(wide, plan, torch.optim.LBFGS, lr=1.0)
+    with pytest.raises(GrowthError, match=r"shape \(3,\) that is not in the model"):
+        mupscale.carry_optimizer(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1.0), narrow, wide, plan)
+    optimizer = torch.optim.SGD(narrow.parameters(), lr=1.0)
+    optimizer.state[narrow[0].weight]["curvature"] = torch.ones_like(narrow[0].weight)
+    with pytest.raises(GrowthError, match="0.weight: optimizer state 'curvature' has no scaling rule"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan)
