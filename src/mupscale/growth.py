@@ -220,7 +220,9 @@ def grow_checkpoint(
         carried = optimizer and grow_training_state(checkpoint.path, partial, plan, narrow, advance)
         write_weights(partial, list(specs.values()), grown, max_shard_size=max_shard_size)
         copy_companions(checkpoint.path, partial, training_state=carried)
-        plan.config.save_pretrained(partial)
+        config = copy.deepcopy(plan.config)
+        config.dtype = dtype or config.dtype
+        config.save_pretrained(partial)
         manifest = {
             "mupscale": version("mupscale"),
             "operator": operator,

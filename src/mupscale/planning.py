@@ -269,7 +269,7 @@ def _plan_transformers(
         growth = _growth_between(config, to)
     else:
         if width is None and not axes:
-            raise GrowthError("how much to grow? give width=2, or axes={'d_ff': 2}, or a wide config")
+            raise GrowthError("how much to grow? give a width, factors by axis, or a wide config to reach")
         _check_factor("width", width if width is not None else 1)
         growth = dict.fromkeys(family.width, Fraction(width or 1)) | {
             axis: _check_factor(axis, g) for axis, g in (axes or {}).items()

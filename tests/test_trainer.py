@@ -1,0 +1,186 @@
+"""A transformers.Trainer stops, its checkpoint grows, and a Trainer goes on from there as if nothing had been."""
+
+import shutil
+
+import pytest
+import torch
+from lockstep import assert_duplicates
+from models import VOCAB, build
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+import mupscale
+from mupscale import GrowthError
+from mupscale.cli import main
+from mupscale.growth import grow_checkpoint
+
+STEPS, STOP = 12, 6
+
+
+class Tokens(Dataset):
+    """Sequences with a pattern to learn: every token follows from the one before."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        start = torch.randint(VOCAB, (1,), generator=generator).item()
+        ids = torch.tensor([(start + 7 * i) % VOCAB for i in range(16)])
+        return {"input_ids": ids, "labels": ids}
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+
+
+def trainer(model, out, *, optimizer=None, stop=None, **arguments):
+    args = TrainingArguments(
+        output_dir=str(out),
+        max_steps=STEPS,
+        per_device_train_batch_size=8,
+        learning_rate=5e-3,
+        weight_decay=0.1,
+        max_grad_norm=0,
+        lr_scheduler_type="linear",
+        save_steps=STOP,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **arguments,
+    )
+    return Trainer(
+        model,
+        args,
+        train_dataset=Tokens(),
+        eval_dataset=Tokens(),
+        optimizers=(optimizer, None),
+        callbacks=[StopAt(stop)] if stop else [],
+    )
+
+
+def resumed(directory, out):
+    """A Trainer on the grown model, with groups from the plan that lies beside it."""
+    model, plan = AutoModelForCausalLM.from_pretrained(directory), mupscale.Plan.load(directory)
+    decay = Trainer.get_decay_parameter_names(None, model)
+    groups = mupscale.param_groups(model, plan, torch.optim.AdamW, lr=5e-3, weight_decay=0.1, decay=decay)
+    return trainer(model, out, optimizer=torch.optim.AdamW(groups))
+
+
+@pytest.fixture(scope="module", params=["llama_tied", "gpt2"])
+def narrow_run(request, tmp_path_factory):
+    """A narrow model trained half way, and what it becomes when it trains on by itself."""
+    out = tmp_path_factory.mktemp(request.param)
+    model = build(request.param).float()
+    run = trainer(model, out, stop=STOP)
+    run.train()
+    evaluated = run.evaluate()["eval_loss"]
+    on = trainer(AutoModelForCausalLM.from_pretrained(out / f"checkpoint-{STOP}"), out / "on")
+    on.train(resume_from_checkpoint=str(out / f"checkpoint-{STOP}"))
+    return out / f"checkpoint-{STOP}", evaluated, on
+
+
+def losses(run):
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def test_the_loss_continues_without_a_jump(narrow_run, tmp_path):
+    checkpoint, evaluated, on = narrow_run
+    assert main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2"]) == 0
+    run = resumed(tmp_path / "wide", tmp_path / "out")
+    assert abs(run.evaluate()["eval_loss"] - evaluated) < 1e-4
+    run.train(resume_from_checkpoint=str(tmp_path / "wide"))
+    assert run.state.global_step == STEPS
+    # Noise lets the copies part, so that it trains on alike, but not the same.
+    assert losses(run)[-1] == pytest.approx(losses(on)[-1], abs=0.3)
+
+
+def test_without_noise_the_resumed_training_is_the_narrow_ones(narrow_run, tmp_path):
+    """Moments, step counts, learning rate schedule and data order all carry on."""
+    checkpoint, _, on = narrow_run
+    plan = grow_checkpoint(checkpoint, tmp_path / "wide", width=3, noise=None)
+    run = resumed(tmp_path / "wide", tmp_path / "out")
+    run.train(resume_from_checkpoint=str(tmp_path / "wide"))
+    assert losses(run) == pytest.approx(losses(on), abs=1e-4)
+    assert_duplicates(on.model, run.model, plan, rtol=2e-3)
+    for group in run.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(on.lr_scheduler.get_last_lr()[0] * group["lr_scale"])
+
+
+def test_a_grown_optimizer_grows_again(narrow_run, tmp_path):
+    checkpoint, _, on = narrow_run
+    grow_checkpoint(checkpoint, tmp_path / "two", width=2, noise=None)
+    grow_checkpoint(tmp_path / "two", tmp_path / "four", width=2, noise=None)
+    grow_checkpoint(checkpoint, tmp_path / "at_once", width=4, noise=None)
+    twice, once = (torch.load(tmp_path / d / "optimizer.pt") for d in ("four", "at_once"))
+    assert twice["param_groups"] == once["param_groups"]
+    for index, state in once["state"].items():
+        for key, value in state.items():
+            torch.testing.assert_close(twice["state"][index][key], value, rtol=1e-6, atol=0)
+
+
+def test_state_dtypes_and_step_counts_are_kept(narrow_run, tmp_path):
+    checkpoint, _, _ = narrow_run
+    grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+    narrow, wide = (torch.load(d / "optimizer.pt") for d in (checkpoint, tmp_path / "wide"))
+    assert len(wide["state"]) == len(narrow["state"])
+    steps = {(v["step"].dtype, v["step"].item()) for v in wide["state"].values()}
+    assert steps == {(torch.float32, float(STOP))}
+
+
+def test_the_training_state_can_be_left_behind(narrow_run, tmp_path):
+    checkpoint, _, _ = narrow_run
+    assert main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2", "--no-optimizer"]) == 0
+    names = {p.name for p in (tmp_path / "wide").iterdir()}
+    assert not names & {"optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"}
+
+
+@pytest.mark.parametrize("spoil", ["foreign", "truncated", "missing_parameters", "no_dict", "unknown_class"])
+def test_an_optimizer_that_does_not_fit_is_refused(spoil, narrow_run, tmp_path, capsys):
+    checkpoint = tmp_path / "narrow"
+    shutil.copytree(narrow_run[0], checkpoint)
+    path = checkpoint / "optimizer.pt"
+    state = torch.load(path)
+    if spoil == "foreign":
+        next(iter(state["state"].values()))["exp_avg"] = torch.zeros(3, 3)
+    elif spoil == "missing_parameters":
+        state["param_groups"][0]["params"].pop()
+    elif spoil == "unknown_class":
+        state["param_groups"] = [{"params": list(state["state"]), "lr": 1.0, "rho": 0.9}]
+    elif spoil == "no_dict":
+        state = [1, 2]
+    torch.save(state, path)
+    if spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    assert main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
+    assert "--no-optimizer" in error
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow"}
+
+
+def test_pickles_that_run_code_are_not_loaded(narrow_run, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    checkpoint = tmp_path / "narrow"
+    shutil.copytree(narrow_run[0], checkpoint)
+    torch.save(Harmful(), checkpoint / "optimizer.pt")
+    with pytest.raises(GrowthError, match="cannot be read"):
+        grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch_fused"])
+def test_other_optimizers_of_the_trainer_are_carried(optim, tmp_path):
+    run = trainer(build("llama").float(), tmp_path, stop=STOP, optim=optim)
+    run.train()
+    plan = grow_checkpoint(tmp_path / f"checkpoint-{STOP}", tmp_path / "wide", width=2)
+    state = torch.load(tmp_path / "wide/optimizer.pt")
+    assert {n for g in state["param_groups"] for n in g["param_names"]} == set(plan.params)
