@@ -45,6 +45,7 @@ def test_duplicate_repeats_every_index_inside_its_axis(case):
     axes, sizes, growth = case
     theta = torch.randn(axes.shape(sizes))
     wide = duplicate(theta, axes, sizes, growth)
+    assert wide.is_contiguous()
     assert torch.equal(wide, theta[torch.meshgrid(*index_map(*case), indexing="ij")])
 
 

@@ -180,7 +180,8 @@ def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tenso
     copy_dims = {*copies.summed, *copies.kept}
     narrow = [1 if i in copy_dims else n for i, n in enumerate(copies.shape)]
     wide_shape = tuple(int(n * d.growth(growth)) for n, d in zip(tensor.shape, axes.dims, strict=True))
-    return tensor.reshape(narrow).expand(copies.shape).reshape(wide_shape)
+    # A grown dim of size 1 comes out of reshape as an expanded view.
+    return tensor.reshape(narrow).expand(copies.shape).reshape(wide_shape).contiguous()
 
 
 def subtract_copy_mean_(wide: Tensor, copies: Copies) -> Tensor:

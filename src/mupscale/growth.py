@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mupscale.checkpoint import (
@@ -29,7 +28,7 @@ from mupscale.checkpoint import (
 )
 from mupscale.errors import GrowthError
 from mupscale.initialization import Law, fresh_laws
-from mupscale.layout import skeleton
+from mupscale.layout import skeleton, transformers_config
 from mupscale.operators import Noise, add_noise_, duplicate_scaled
 from mupscale.planning import MANIFEST, Plan
 from mupscale.planning import plan as make_plan
@@ -245,24 +244,24 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _fill(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
     """A wide module that holds ``state``."""
-    if isinstance(model, PreTrainedModel):
+    if transformers_config(model) is not None:
         # Takes the tensors as they are, ties them, and computes the buffers that are not stored.
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            wide = type(model).from_pretrained(
+            wide: nn.Module = type(model).from_pretrained(  # type: ignore[attr-defined]
                 None, config=copy.deepcopy(plan.config), state_dict=state, dtype=model.dtype
             )
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()
-        wide = wide.to(model.device)
+        wide.to(next(model.parameters()).device)
         # Tables that no width changes (rotary frequencies) are taken over, in the precision they have.
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             if name not in state and wide.get_buffer(name).shape == buffer.shape:
                 setattr(wide.get_submodule(owner), leaf, buffer.clone())
-        return wide  # type: ignore[no-any-return]
+        return wide
     if plan.build_wide is None:
         raise GrowthError(
             "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"

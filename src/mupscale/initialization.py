@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
 
 from mupscale.errors import GrowthError
+from mupscale.layout import transformers_config
 from mupscale.operators import normal
 from mupscale.planning import Plan
 
@@ -69,7 +69,7 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def fresh_laws(plan: Plan) -> dict[str, Law]:
-    """The law of every parameter of a fresh narrow model, by name. Allocates no weights of transformers models.
+    """The law of every parameter of a fresh narrow model, by name. Transformers models allocate no weights.
 
     Raises:
         GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
@@ -82,8 +82,8 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
     fresh = plan.build_narrow()
     model = copy.deepcopy(fresh).to("meta")
     with torch.device("meta"), _RecordFills() as record:
-        if isinstance(model, PreTrainedModel):
-            model.initialize_weights()
+        if transformers_config(model) is not None:
+            model.initialize_weights()  # type: ignore[operator]
         else:
             for module in model.modules():
                 if callable(reset := getattr(module, "reset_parameters", None)):

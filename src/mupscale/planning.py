@@ -31,7 +31,7 @@ from transformers import PreTrainedConfig
 
 from mupscale.axes import Axes
 from mupscale.errors import GrowthError
-from mupscale.layout import Layout, declared_layout, family_of, layout_by_shape, skeleton
+from mupscale.layout import Layout, declared_layout, family_of, layout_by_shape, skeleton, transformers_config
 
 MANIFEST = "mupscale.json"
 
@@ -216,12 +216,11 @@ def plan(
     >>> float(q.copies), q.weight_scale, q.grad_scale, p.config.hidden_size
     (4.0, 0.5, 0.5, 128)
     """
-    config = model if isinstance(model, PreTrainedConfig) else getattr(model, "config", None)
-    if isinstance(config, PreTrainedConfig):
+    if (config := transformers_config(model)) is not None:
         if hints:
             raise GrowthError("hints are for plain modules; the layout of a transformers model is declared")
-        wide_config = getattr(to, "config", to)
-        if to is not None and not isinstance(wide_config, PreTrainedConfig):
+        wide_config = transformers_config(to)
+        if to is not None and wide_config is None:
             raise GrowthError("to: expected a transformers config or model, as the narrow one is")
         narrow = skeleton(config) if model is config else model
         return _plan_transformers(narrow, config, width, axes, wide_config)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from mupscale.errors import GrowthError
 from mupscale.layout import Layout, declared_layout, skeleton, supported_model_types
@@ -152,7 +152,7 @@ class Checkpoint:
         """The file that holds a stored tensor."""
         return self._files[stored][0]
 
-    def load(self) -> PreTrainedModel:
+    def load(self) -> nn.Module:
         """The whole model in memory, in its stored dtypes.
 
         Raises:
@@ -160,7 +160,7 @@ class Checkpoint:
         """
         narrow = skeleton(self.config)
         self.resolve(declared_layout(narrow), getattr(narrow, "base_model_prefix", ""))
-        return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined]
+        return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined, no-any-return]
 
     def checksums(self) -> dict[str, str]:
         """SHA-256 of every weight file, by file name."""

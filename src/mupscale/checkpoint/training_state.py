@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mupscale.errors import GrowthError
 from mupscale.optim.carry import check_state, grow_state_tensor
@@ -110,6 +109,8 @@ class _Lazy:
 
 def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], None]) -> None:
     """`torch.save` without ever holding all of it: lay the file out first, then fill its tensors in place."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import
+
     with FakeTensorMode():
         layout = {
             i: {

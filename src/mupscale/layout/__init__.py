@@ -5,7 +5,14 @@ Knows models and configs; knows nothing of growth rules, optimizers or files.
 
 from mupscale.layout.base import Fold, Layout
 from mupscale.layout.by_shape import layout_by_shape
-from mupscale.layout.declared import Family, declared_layout, family_of, skeleton, supported_model_types
+from mupscale.layout.declared import (
+    Family,
+    declared_layout,
+    family_of,
+    skeleton,
+    supported_model_types,
+    transformers_config,
+)
 
 __all__ = [
     "Family",
@@ -16,4 +23,5 @@ __all__ = [
     "layout_by_shape",
     "skeleton",
     "supported_model_types",
+    "transformers_config",
 ]

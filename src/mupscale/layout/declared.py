@@ -89,6 +89,12 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
     return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[no-any-return]
 
 
+def transformers_config(model: object) -> PreTrainedConfig | None:
+    """The config of a transformers model or the config itself; None for anything else."""
+    config = model if isinstance(model, PreTrainedConfig) else getattr(model, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
 def skeleton(config: PreTrainedConfig) -> nn.Module:
     """The model of a config on the ``meta`` device: names and shapes, no memory."""
     with torch.device("meta"):

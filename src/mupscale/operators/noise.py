@@ -98,7 +98,7 @@ def add_noise_(
     std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
 
     def add(rows: slice, epsilon: Tensor) -> None:
-        term = epsilon.to(wide.dtype)
+        term = epsilon.to(wide)
         if balanced:
             subtract_copy_mean_(term, copies)
         wide[rows].add_(term, alpha=std)
