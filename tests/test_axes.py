@@ -20,7 +20,7 @@ def grown_tensors(draw):
     dims = []
     for _ in range(draw(st.integers(1, 3))):
         words = [names.pop() if draw(st.booleans()) or not i else "2" for i in range(draw(st.integers(1, 2)))]
-        dims.append((f"[{' '.join(words)}]" if draw(st.booleans()) else f"({' '.join(words)})"))
+        dims.append(f"[{' '.join(words)}]" if draw(st.booleans()) else f"({' '.join(words)})")
     axes = Axes.parse(" ".join(dims))
     sizes = {n: draw(st.integers(1, 4)) for n in axes.names}
     growth = {n: draw(st.integers(1, 3)) for n in axes.names}
@@ -53,7 +53,9 @@ def test_duplicate_repeats_every_index_inside_its_axis(case):
 def test_duplicating_in_steps_is_duplicating_at_once(case):
     axes, sizes, growth = case
     theta = torch.randn(axes.shape(sizes))
-    once = duplicate(duplicate(theta, axes, sizes, growth), axes, {n: sizes[n] * growth[n] for n in sizes}, growth)
+    once = duplicate(
+        duplicate(theta, axes, sizes, growth), axes, {n: sizes[n] * growth[n] for n in sizes}, growth
+    )
     assert torch.equal(once, duplicate(theta, axes, sizes, {n: g * g for n, g in growth.items()}))
 
 
@@ -70,7 +72,9 @@ def test_copies_and_fan_in_count_the_wide_entries(case):
 def test_projected_tensors_vanish_on_duplicated_inputs(case):
     axes, sizes, growth = case
     copies = axes.expand_copies(sizes, growth)
-    wide = torch.randn([int(n * d.growth(growth)) for n, d in zip(axes.shape(sizes), axes.dims, strict=True)]).double()
+    wide = torch.randn(
+        [int(n * d.growth(growth)) for n, d in zip(axes.shape(sizes), axes.dims, strict=True)]
+    ).double()
     if copies.summed:
         subtract_copy_mean_(wide, copies)
         assert contract_copies(wide, copies).abs().max() < 1e-12

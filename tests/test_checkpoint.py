@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from models import CONFIGS, build
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mupscale
+from models import CONFIGS, build
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
@@ -39,7 +39,13 @@ def test_a_checkpoint_grows_as_the_module_does(name, tmp_path):
 def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
     grow_checkpoint(source, tmp_path / "wide", width=2)
     names = {p.name for p in (tmp_path / "wide").iterdir()}
-    assert names == {"config.json", "model.safetensors", "mupscale.json", "tokenizer_config.json", "generation_config.json"}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "mupscale.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
     assert json.loads((tmp_path / "wide/generation_config.json").read_text()) == {"max_length": 7}
     manifest = json.loads((tmp_path / "wide/mupscale.json").read_text())
     assert (manifest["operator"], manifest["noise"], manifest["seed"]) == ("duplicate", "balanced:1", 0)
@@ -72,7 +78,9 @@ def test_dtype_changes_what_is_stored(source, tmp_path):
 def test_old_gpt2_checkpoints_without_prefix_and_with_masks(tmp_path):
     narrow = build("gpt2").float()
     narrow.save_pretrained(tmp_path / "new")
-    old = {n.removeprefix("transformer."): t for n, t in load_file(tmp_path / "new/model.safetensors").items()}
+    old = {
+        n.removeprefix("transformer."): t for n, t in load_file(tmp_path / "new/model.safetensors").items()
+    }
     old["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
     (tmp_path / "old").mkdir()
     save_file(old, tmp_path / "old/model.safetensors")
@@ -153,15 +161,27 @@ BAD = {
         [],
         "'model.layers.0.mlp.down_proj.weight' has shape (32, 48), the config says (32, 49)",
     ),
-    "nan": (lambda p: edit_weights(p, poison), [], "'model.layers.1.mlp.up_proj.weight' holds NaN or infinity"),
+    "nan": (
+        lambda p: edit_weights(p, poison),
+        [],
+        "'model.layers.1.mlp.up_proj.weight' holds NaN or infinity",
+    ),
     "factor below one": (None, ["--width", "0"], "width: cannot grow by 0"),
-    "fractional factor": (None, ["--axes", "d_ff=1.5"], "--axes d_ff=1.5: expected NAME=FACTOR with a whole factor"),
+    "fractional factor": (
+        None,
+        ["--axes", "d_ff=1.5"],
+        "--axes d_ff=1.5: expected NAME=FACTOR with a whole factor",
+    ),
     "unknown axis": (None, ["--axes", "dff=2"], "unknown axis 'dff'"),
     "rotary head_dim": (None, ["--axes", "head_dim=2"], "rotary"),
     "unknown noise": (None, ["--noise", "loud:1"], "noise 'loud:1': expected none or KIND:STRENGTH"),
     "unknown operator": (None, ["--operator", "triplicate"], "operator 'triplicate' is unknown"),
     "unknown dtype": (None, ["--dtype", "int4"], "dtype 'int4': expected one of"),
-    "bad shard size": (None, ["--max-shard-size", "huge"], "max-shard-size 'huge': expected a size such as 5GB"),
+    "bad shard size": (
+        None,
+        ["--max-shard-size", "huge"],
+        "max-shard-size 'huge': expected a size such as 5GB",
+    ),
     "not a number": (None, ["--width", "two"], "Error parsing --width"),
     "unknown option": (None, ["--widht", "2"], "Unrecognized options: --widht"),
 }

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from models import build
 from safetensors.torch import load_file, save_file
 
+from models import build
 from mupscale.cli import COMMANDS, main
 
 
@@ -61,11 +61,28 @@ def test_plan_to_a_config_file(pair, capsys, tmp_path):
 
 
 def test_hparams_are_the_groups_of_the_library(pair, capsys):
-    status, result = run_json(capsys, "hparams", pair[1], "--optimizer", "adamw", "--lr", "3e-3", "--weight-decay", "0.1")
+    status, result = run_json(
+        capsys, "hparams", pair[1], "--optimizer", "adamw", "--lr", "3e-3", "--weight-decay", "0.1"
+    )
     assert status == 0
     group = next(g for g in result["groups"] if "model.layers.0.mlp.up_proj.weight" in g["param_names"])
     assert (group["lr"], group["weight_decay"], group["lr_scale"]) == (1.5e-3, 0.2, 0.5)
-    assert main(["hparams", pair[1], "--lr", "1e-3", "--optimizer", "sgd", "--trainer-split", "--weight-decay", "0.1"]) == 0
+    assert (
+        main(
+            [
+                "hparams",
+                pair[1],
+                "--lr",
+                "1e-3",
+                "--optimizer",
+                "sgd",
+                "--trainer-split",
+                "--weight-decay",
+                "0.1",
+            ]
+        )
+        == 0
+    )
     assert main(["hparams", pair[0], "--lr", "1e-3"]) == 2
     assert main(["hparams", pair[1], "--lr", "-1"]) == 2
     assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "lion"]) == 2

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from models import NAMES, batch, build, loss_of, plan_source
 from torch import nn
 
 import mupscale
+from models import NAMES, batch, build, loss_of, plan_source
 from mupscale import GrowthError
-from mupscale.axes import contract_copies
 from mupscale.operators import Noise, normal
 from mupscale.precision import Float64
 
@@ -59,8 +58,9 @@ def test_growing_single_axes_keeps_the_function(name, axes):
 
 
 def test_unscaled_attention_folds_the_whole_factor():
-    from models import CONFIGS
     from transformers import AutoModelForCausalLM
+
+    from models import CONFIGS
 
     config = CONFIGS["gpt2"]()
     config.scale_attn_weights = False
@@ -97,7 +97,11 @@ def test_noise_breaks_the_symmetry_of_copies(name, noise, differ):
             optimizer.zero_grad()
             loss_of(wide, batch(name, seed)).backward()
             optimizer.step()
-    vector = {"llama": "model.norm.weight", "qwen3_tied": "model.norm.weight", "gpt2": "transformer.ln_f.bias"}
+    vector = {
+        "llama": "model.norm.weight",
+        "qwen3_tied": "model.norm.weight",
+        "gpt2": "transformer.ln_f.bias",
+    }
     units = wide.get_parameter(vector.get(name, "2.bias")).detach().view(-1, 2)
     spread = (units[:, 0] - units[:, 1]).abs().max() / units.abs().max()
     assert spread > 1e-3 if differ else spread < 1e-9
@@ -127,9 +131,17 @@ def test_noise_has_the_size_that_its_definition_says(kind):
             continue
         theta = narrow.get_parameter(name).detach()
         size = 0.02 if kind == "gaussian" else theta.square().mean().sqrt().item()
-        expected = 0.5 * size / float(p.fan_in) ** 0.5 * ((1 - 1 / float(p.fan_in)) ** 0.5 if kind == "balanced" else 1)
+        expected = (
+            0.5
+            * size
+            / float(p.fan_in) ** 0.5
+            * ((1 - 1 / float(p.fan_in)) ** 0.5 if kind == "balanced" else 1)
+        )
         assert delta.std().item() == pytest.approx(expected, rel=0.05), name
-    assert {n for n, p in plan.params.items() if not p.has_noise} >= {"lm_head.weight", "model.embed_tokens.weight"}
+    assert {n for n, p in plan.params.items() if not p.has_noise} >= {
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+    }
 
 
 def test_balanced_one_keeps_the_size_of_a_mup_consistent_matrix():

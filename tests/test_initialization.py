@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from models import CONFIGS, PLAIN, make_mlp
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import mupscale
+from models import CONFIGS, PLAIN, make_mlp
 from mupscale import GrowthError
 from mupscale.initialization import fresh_laws
 

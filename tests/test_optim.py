@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from models import batch, build, loss_of, make_mlp, plan_source
 from torch import nn
 from transformers import Trainer
 
 import mupscale
+from models import batch, build, loss_of, make_mlp, plan_source
 from mupscale import GrowthError
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -24,7 +24,9 @@ def test_groups_are_complete_and_no_two_alike(name, optimizer):
     wide = mupscale.grow(narrow, plan)
     groups = mupscale.param_groups(wide, plan, OPTIMIZERS[optimizer], lr=1e-2, weight_decay=0.1)
     assert len({values(g) for g in groups}) == len(groups) <= 4
-    assert sorted(n for g in groups for n in g["param_names"]) == sorted(n for n, _ in wide.named_parameters())
+    assert sorted(n for g in groups for n in g["param_names"]) == sorted(
+        n for n, _ in wide.named_parameters()
+    )
     for group in groups:
         pairs = zip(group["param_names"], group["params"], strict=True)
         assert all(wide.get_parameter(n) is p for n, p in pairs)
@@ -36,7 +38,9 @@ def test_groups_of_an_untied_llama_are_three():
     """Hidden weights, vectors and embedding, readout: as few as the theory allows."""
     narrow = build("llama")
     plan = mupscale.plan(narrow, width=2)
-    groups = mupscale.param_groups(mupscale.grow(narrow, plan), plan, torch.optim.AdamW, lr=1.0, weight_decay=0.1)
+    groups = mupscale.param_groups(
+        mupscale.grow(narrow, plan), plan, torch.optim.AdamW, lr=1.0, weight_decay=0.1
+    )
     assert [(g["lr"], g["eps"], g["weight_decay"]) for g in groups] == [
         (1.0, 5e-9, 0.1),
         (0.5, 5e-9, 0.2),

@@ -5,11 +5,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from models import CONFIGS, NAMES, PLAIN, build, make_mlp, plan_source
 from torch import nn
 from transformers import BertConfig, LlamaConfig
 
 import mupscale
+from models import CONFIGS, NAMES, PLAIN, build, make_mlp, plan_source
 from mupscale import GrowthError, Plan
 from mupscale.optim import rule_for
 
@@ -48,7 +48,9 @@ def test_every_parameter_is_planned_and_the_shapes_are_the_wide_models(name):
     model = build(name)
     plan = mupscale.plan(plan_source(name, model), width=3)
     wide = PLAIN[name](3) if name in PLAIN else type(model)(plan.config)
-    assert {n: plan.wide_shape(n) for n in plan.params} == {n: tuple(p.shape) for n, p in wide.named_parameters()}
+    assert {n: plan.wide_shape(n) for n in plan.params} == {
+        n: tuple(p.shape) for n, p in wide.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

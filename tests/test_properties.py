@@ -6,11 +6,18 @@ d_model is at least 4: a norm over fewer entries divides by next to nothing and 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lockstep import assert_duplicates
 from torch.optim import SGD, Adam, AdamW
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 import mupscale
+from lockstep import assert_duplicates
 from mupscale.precision import Float64
 
 VOCAB = 23
@@ -19,13 +26,21 @@ factors = st.integers(1, 3)
 
 @st.composite
 def rotary(draw):
-    kv_heads, q_per_kv, head_dim = draw(st.integers(1, 2)), draw(st.integers(1, 2)), 2 * draw(st.integers(1, 3))
+    kv_heads, q_per_kv, head_dim = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 2)),
+        2 * draw(st.integers(1, 3)),
+    )
     family = draw(st.sampled_from([LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config]))
     growth = {axis: draw(factors) for axis in ("d_ff", "kv_heads", "q_per_kv")}
     # Llama's config wants d_model to be a multiple of the heads, before and after.
     heads = kv_heads * q_per_kv
     growth["d_model"] = growth["kv_heads"] * growth["q_per_kv"]
-    biases = {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())} if family is LlamaConfig else {}
+    biases = (
+        {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+        if family is LlamaConfig
+        else {}
+    )
     config = family(
         hidden_size=heads * draw(st.integers(4, 7)),
         intermediate_size=draw(st.integers(1, 9)),

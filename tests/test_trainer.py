@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 import torch
-from lockstep import assert_duplicates
-from models import VOCAB, build
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import mupscale
+from lockstep import assert_duplicates
+from models import VOCAB, build
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
@@ -113,7 +113,7 @@ def test_without_noise_the_resumed_training_is_the_narrow_ones(narrow_run, tmp_p
 
 
 def test_a_grown_optimizer_grows_again(narrow_run, tmp_path):
-    checkpoint, _, on = narrow_run
+    checkpoint, _, _ = narrow_run
     grow_checkpoint(checkpoint, tmp_path / "two", width=2, noise=None)
     grow_checkpoint(tmp_path / "two", tmp_path / "four", width=2, noise=None)
     grow_checkpoint(checkpoint, tmp_path / "at_once", width=4, noise=None)

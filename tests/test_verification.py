@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import NAMES, batch, build, make_mlp, plan_source
 
 import mupscale
+from models import NAMES, batch, build, make_mlp, plan_source
 from mupscale import GrowthError
 
 

@@ -51,8 +51,10 @@ class Noise:
         >>> Noise.parse("balanced:1")
         Noise(kind='balanced', strength=1.0)
         """
-        if text is None or isinstance(text, Noise) or text == "none":
-            return None if text == "none" else text  # type: ignore[return-value]
+        if text is None or text == "none":
+            return None
+        if isinstance(text, Noise):
+            return text
         kind, _, strength = text.partition(":")
         try:
             value = float(strength)
