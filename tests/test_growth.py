@@ -220,3 +220,13 @@ def test_a_model_that_is_not_the_plans_is_refused():
         mupscale.grow(build("qwen3"), plan)
     with pytest.raises(GrowthError, match=r"expected shape \(61, 32\)"):
         mupscale.grow(mupscale.grow(build("llama"), plan), plan)
+
+
+def test_mixed_dtypes_and_the_generation_config_are_kept():
+    narrow = build("llama_tied").to(torch.bfloat16)
+    narrow.model.norm.float()
+    narrow.generation_config.max_new_tokens = 7
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2))
+    assert {n: p.dtype for n, p in wide.named_parameters()} == {n: p.dtype for n, p in narrow.named_parameters()}
+    assert wide.generation_config.max_new_tokens == 7
+    assert wide.lm_head.weight is wide.model.embed_tokens.weight

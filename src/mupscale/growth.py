@@ -255,12 +255,15 @@ def _fill(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()
-        wide.to(next(model.parameters()).device)
+        for name, param in wide.named_parameters():
+            param.data = state[name]  # a model may mix dtypes and devices; loading has made them one
         # Tables that no width changes (rotary frequencies) are taken over, in the precision they have.
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
             if name not in state and wide.get_buffer(name).shape == buffer.shape:
                 setattr(wide.get_submodule(owner), leaf, buffer.clone())
+        if hasattr(model, "generation_config"):
+            wide.generation_config = copy.deepcopy(model.generation_config)
         return wide
     if plan.build_wide is None:
         raise GrowthError(
