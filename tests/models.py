@@ -135,9 +135,10 @@ def batch(name: str, seed: int) -> tuple[Tensor, Tensor]:
     if name == "mlp":
         return torch.randn(6, 7, generator=generator).double(), torch.randint(5, (6,), generator=generator)
     if name == "resnet":
-        return torch.randn(6, 3, 8, 8, generator=generator).double(), torch.randint(
-            10, (6,), generator=generator
-        )
+        # 2×2 pixels are left in the last stage: with one, BatchNorm over a batch this small meets channels of
+        # next to no variance and blows rounding up by 1/√eps a layer.
+        images = torch.randn(6, 3, 16, 16, generator=generator).double()
+        return images, torch.randint(10, (6,), generator=generator)
     ids = torch.randint(VOCAB, (2, 12), generator=generator)
     return ids, ids
 

@@ -227,6 +227,8 @@ def test_mixed_dtypes_and_the_generation_config_are_kept():
     narrow.model.norm.float()
     narrow.generation_config.max_new_tokens = 7
     wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2))
-    assert {n: p.dtype for n, p in wide.named_parameters()} == {n: p.dtype for n, p in narrow.named_parameters()}
+    assert {n: p.dtype for n, p in wide.named_parameters()} == {
+        n: p.dtype for n, p in narrow.named_parameters()
+    }
     assert wide.generation_config.max_new_tokens == 7
     assert wide.lm_head.weight is wide.model.embed_tokens.weight

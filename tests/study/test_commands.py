@@ -13,6 +13,7 @@ from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.planning import plan
 from mupscale.study import commands
+from mupscale.study.comparison import CompareConfig
 from mupscale.study.corpus import DataConfig
 from mupscale.study.demo import DemoConfig, demo
 
@@ -87,6 +88,7 @@ def test_demo_runs_the_whole_story(tmp_path: Path) -> None:
         data=DataConfig(max_bytes=200_000, vocab_size=300),
         narrow=replace(TRAINING, steps=10),
         wide_steps=10,
+        compare=CompareConfig(scratch_lrs=(1.0,), scratch_lengths=(1.0,)),
     )
     results = demo(tmp_path, config)
     assert results["verification"]["equal"]

@@ -239,7 +239,7 @@ def compare(
 def demo(
     *,
     out: Annotated[Path, arg(help="folder for everything that it makes")] = Path("demo"),
-    threads: Annotated[int | None, arg(help="CPU threads; default: torch's choice")] = None,
+    threads: Annotated[int | None, arg(help="CPU threads; default: half of torch's choice")] = None,
     json: Annotated[bool, arg(help="print results.json, without the curves")] = False,
 ) -> int:
     """Train a small language model, grow it to twice the width, and show what that saved. About five minutes.

@@ -169,7 +169,8 @@ def read_corpus(config: DataConfig) -> Corpus:
             remaining -= len(head)
         how = f"the last {config.held_out:.0%} of the text held out"
     by_name = sorted(train, key=lambda d: d.name), sorted(held_out, key=lambda d: d.name)
-    about = f"{source}: {len(documents)} files, {total / 1e6:.2f} million characters, {how}"
+    files = f"{len(documents)} file{'s' * (len(documents) > 1)}"
+    about = f"{source}: {files}, {total / 1e6:.2f} million characters, {how}"
     return Corpus(tuple(by_name[0]), tuple(by_name[1]), about)
 
 

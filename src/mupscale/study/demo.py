@@ -39,10 +39,10 @@ class DemoConfig:
     model: str = "llama-tiny"
     data: DataConfig = field(default_factory=DataConfig)
     narrow: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=600, batch_size=12, lr=4e-3, eval_every=40)
+        default_factory=lambda: TrainConfig(steps=500, batch_size=12, lr=4e-3, eval_every=35, eval_blocks=96)
     )
-    wide_steps: int = 160
-    compare: CompareConfig = field(default_factory=lambda: CompareConfig(scratch_lengths=(1.0, 3.5)))
+    wide_steps: int = 140
+    compare: CompareConfig = field(default_factory=lambda: CompareConfig(scratch_lengths=(1.0, 3.75)))
 
 
 def demo(out: Path, config: DemoConfig | None = None, *, threads: int | None = None) -> dict[str, Any]:
@@ -51,7 +51,8 @@ def demo(out: Path, config: DemoConfig | None = None, *, threads: int | None = N
     Args:
         out: folder for the checkpoints, `results.json`, the pictures and `report.html`.
         config: sizes and lengths.
-        threads: CPU threads for torch; None leaves torch's choice.
+        threads: CPU threads for torch; None takes half of torch's choice. With small matrices and anything
+            else running, more of them mostly wait for each other.
 
     Returns:
         The contents of `results.json`.
@@ -60,8 +61,15 @@ def demo(out: Path, config: DemoConfig | None = None, *, threads: int | None = N
         GrowthError: `out` holds something else.
     """
     config = config or DemoConfig()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads or max(1, threads_before // 2))
+    try:
+        return _demo(out, config)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _demo(out: Path, config: DemoConfig) -> dict[str, Any]:
     began = time.perf_counter()
     console = Console(stderr=True)
     console.print("[bold]1.[/] reading text, training a tokenizer")

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mupscale.errors import GrowthError
 
 # Llama-style, grouped-query attention, untied. Sizes by name: d_model, layers.
-PRESETS = {"llama-tiny": (64, 4), "llama-small": (128, 6), "llama-medium": (256, 8)}
+PRESETS = {"llama-tiny": (64, 3), "llama-small": (128, 6), "llama-medium": (256, 8)}
 _HEAD_DIM = 16
 
 

@@ -272,7 +272,7 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | 
     return None
 
 
-_MEND = "choose another directory, or overwrite it"
+_MEND = "choose another directory, or replace it (--overwrite)"
 
 
 def _difference(known: dict[str, Any], settings: dict[str, Any]) -> str:
