@@ -1,6 +1,9 @@
 """Checkpoint directories on disk: grown, sharded, staged; and every bad input in one clear line."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -237,3 +240,17 @@ def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(source,
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "3", "--overwrite"]) == 2
     assert (tmp_path / "wide/model.safetensors").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+def test_a_killed_run_leaves_no_destination_and_can_be_repeated(source, tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from mupscale import growth\n"
+        "growth.copy_companions = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=2)\n"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "wide").exists()
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 0
+    assert main(["verify", str(source), str(tmp_path / "wide")]) == 0
