@@ -21,7 +21,9 @@ def assert_duplicates(narrow: nn.Module, wide: nn.Module, plan: mupscale.Plan, r
     for name, grown in wide.named_parameters():
         if name.endswith("k_proj.bias"):
             continue
-        expected = duplicate_scaled(state[name].detach(), plan[name], plan.layout.sizes, plan.growth)
+        p = plan[name]
+        theta = state[name].detach()
+        expected = duplicate_scaled(theta, p.axes, plan.layout.sizes, plan.growth, p.weight_scale)
         error = (grown - expected).abs()
         if name.endswith("c_attn.bias"):  # q, k and v stand in one parameter: leave out the keys
             error = error.view(3, -1)[[0, 2]]

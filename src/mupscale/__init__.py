@@ -10,7 +10,16 @@ Exactly, with its optimizer, and with every hyperparameter scaled:
 from mupscale.errors import GrowthError
 from mupscale.growth import grow
 from mupscale.initialization import init_
-from mupscale.optim import carry_optimizer, clip_grad_norm_, param_groups, set_lr
+from mupscale.optim import (
+    Power,
+    Rule,
+    carry_optimizer,
+    clip_grad_norm_,
+    hidden_matrices,
+    param_groups,
+    register_optimizer,
+    set_lr,
+)
 from mupscale.planning import Plan, plan
 from mupscale.verification import Report, verify
 
@@ -19,13 +28,17 @@ __version__ = "0.1.0"
 __all__ = [
     "GrowthError",
     "Plan",
+    "Power",
     "Report",
+    "Rule",
     "carry_optimizer",
     "clip_grad_norm_",
     "grow",
+    "hidden_matrices",
     "init_",
     "param_groups",
     "plan",
+    "register_optimizer",
     "set_lr",
     "verify",
 ]

@@ -105,6 +105,9 @@ class Axes:
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return tuple(dim.size(sizes) for dim in self.dims)
 
+    def wide_shape(self, sizes: Sizes, growth: Growth) -> tuple[int, ...]:
+        return tuple(int(dim.size(sizes) * dim.growth(growth)) for dim in self.dims)
+
     def copies(self, growth: Growth) -> Fraction:
         """m: how many copies of each entry the grown tensor holds."""
         return math.prod((dim.growth(growth) for dim in self.dims), start=Fraction(1))
@@ -179,9 +182,8 @@ def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tenso
     copies = axes.expand_copies(sizes, growth)
     copy_dims = {*copies.summed, *copies.kept}
     narrow = [1 if i in copy_dims else n for i, n in enumerate(copies.shape)]
-    wide_shape = tuple(int(n * d.growth(growth)) for n, d in zip(tensor.shape, axes.dims, strict=True))
     # A grown dim of size 1 comes out of reshape as an expanded view.
-    return tensor.reshape(narrow).expand(copies.shape).reshape(wide_shape).contiguous()
+    return tensor.reshape(narrow).expand(copies.shape).reshape(axes.wide_shape(sizes, growth)).contiguous()
 
 
 def subtract_copy_mean_(wide: Tensor, copies: Copies) -> Tensor:

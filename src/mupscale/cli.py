@@ -36,6 +36,7 @@ from mupscale.checkpoint import Checkpoint
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.layout import skeleton
+from mupscale.optim import optimizer_names
 from mupscale.planning import MANIFEST, Plan
 from mupscale.study import commands as study
 from mupscale.tables import FULL_WIDTH, describe, groups_table, plan_rows, plan_table
@@ -49,7 +50,7 @@ AxisFactors = Annotated[tuple[str, ...], arg(help="growth by named axis, such as
 To = Annotated[Path | None, arg(help="a wide config.json to reach, instead of factors")]
 Json = Annotated[bool, arg(help="print one JSON object")]
 
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = optimizer_names()
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,

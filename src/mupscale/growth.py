@@ -75,12 +75,12 @@ class Grower:
         plan = self.plan
         name = plan.layout.ties.get(name, name)
         scaling = plan[name]
-        expected = scaling.axes.shape(plan.layout.sizes)
-        if tuple(narrow.shape) != expected:
+        if tuple(narrow.shape) != scaling.shape:
             raise GrowthError(
-                f"{name}: expected shape {expected} for axes '{scaling.axes}', found {tuple(narrow.shape)}"
+                f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
+                f"found {tuple(narrow.shape)}"
             )
-        wide = duplicate_scaled(narrow, scaling, plan.layout.sizes, plan.growth)
+        wide = duplicate_scaled(narrow, scaling.axes, plan.layout.sizes, plan.growth, scaling.weight_scale)
         if self.noise is not None and name in plan.layout.params:
             add_noise_(
                 wide,

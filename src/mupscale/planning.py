@@ -46,9 +46,12 @@ class Scaling:
         fan_in: k_in, the growth of its contracted axes.
         fold: the width-dependent constant folded into it; 1 for most.
         readout: whether it leads from the last hidden layer to the outputs.
+        shape, wide_shape: before and after.
     """
 
     axes: Axes
+    shape: tuple[int, ...]
+    wide_shape: tuple[int, ...]
     copies: Fraction
     fan_in: Fraction
     fold: float = 1.0
@@ -120,15 +123,19 @@ class Plan:
         )
         # A buffer holds statistics of activations, which duplication leaves as they are.
         fan_in = axes.fan_in(self.growth) if name in self.layout.params else Fraction(1)
-        return Scaling(axes, axes.copies(self.growth), fan_in, fold, name in self.layout.readouts)
+        return Scaling(
+            axes=axes,
+            shape=axes.shape(self.layout.sizes),
+            wide_shape=axes.wide_shape(self.layout.sizes, self.growth),
+            copies=axes.copies(self.growth),
+            fan_in=fan_in,
+            fold=fold,
+            readout=name in self.layout.readouts,
+        )
 
     def wide_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor of the wide model."""
-        axes = self.layout.axes_of(name)
-        return tuple(
-            int(n * d.growth(self.growth))
-            for n, d in zip(axes.shape(self.layout.sizes), axes.dims, strict=True)
-        )
+        return self[name].wide_shape
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the scales are there for readers, and computed anew by `from_dict`."""

@@ -14,9 +14,9 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.optim.carry import check_state, grow_state_tensor
+from mupscale.optim.carry import grow_state_tensor, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
-from mupscale.optim.rules import rule_of_state
+from mupscale.optim.registry import rule_of_state
 from mupscale.planning import Plan
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
@@ -53,9 +53,12 @@ def grow_training_state(
             for index in group["params"]:
                 name = names[index]
                 origin[name] = number
-                for key, value in saved["state"].get(index, {}).items():
-                    if key != "step" and isinstance(value, Tensor):
-                        check_state(name, key, value, rule, shapes[name])
+                state = saved["state"].get(index, {})
+                for key, value in state.items():
+                    if not is_copied(key, value, rule):
+                        rule.check_state(name, key, value, shapes[name])
+                if state and (reason := rule.ready(state, group)):
+                    raise GrowthError(f"{name}: {reason}")
                 pairs.append((name, index, rule.group(plan[name], group)))
     except GrowthError as error:
         raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
@@ -68,11 +71,10 @@ def grow_training_state(
     def lazy(name: str, key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if key == "step":
+        if is_copied(key, value, rule):
             return _Lazy(tuple(value.shape), value.dtype, lambda: value)
-        return _Lazy(
-            plan.wide_shape(name), value.dtype, lambda: grow_state_tensor(name, key, value, plan, rule)
-        )
+        shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
+        return _Lazy(shape, value.dtype, lambda: grow_state_tensor(name, key, value, plan, rule))
 
     state = {
         i: {key: lazy(names[index], key, value) for key, value in saved["state"][index].items()}

@@ -5,7 +5,19 @@ Knows scalings by name and torch optimizers; knows nothing of layouts or files.
 
 from mupscale.optim.carry import carry_optimizer
 from mupscale.optim.clip import clip_grad_norm_
-from mupscale.optim.groups import param_groups, set_lr
-from mupscale.optim.rules import Rule, rule_for
+from mupscale.optim.groups import hidden_matrices, param_groups, set_lr
+from mupscale.optim.registry import optimizer_names, register_optimizer, rule_for
+from mupscale.optim.rules import Power, Rule
 
-__all__ = ["Rule", "carry_optimizer", "clip_grad_norm_", "param_groups", "rule_for", "set_lr"]
+__all__ = [
+    "Power",
+    "Rule",
+    "carry_optimizer",
+    "clip_grad_norm_",
+    "hidden_matrices",
+    "optimizer_names",
+    "param_groups",
+    "register_optimizer",
+    "rule_for",
+    "set_lr",
+]

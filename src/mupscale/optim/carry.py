@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mupscale.axes import Axes, Dim
 from mupscale.errors import GrowthError
 from mupscale.operators import duplicate_scaled
 from mupscale.optim.groups import merge_groups
-from mupscale.optim.rules import Rule, rule_for
-from mupscale.planning import Plan
+from mupscale.optim.registry import rule_for
+from mupscale.optim.rules import Rule
+from mupscale.planning import Plan, Scaling
 
 
 def carry_optimizer(
@@ -22,7 +24,7 @@ def carry_optimizer(
     """The optimizer of the wide model, in the state that the narrow model's has reached.
 
     Args:
-        optimizer: optimizes ``narrow``; SGD, Adam or AdamW.
+        optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, or registered.
         narrow, wide: the models before and after growing by ``plan``.
 
     Returns:
@@ -36,6 +38,7 @@ def carry_optimizer(
     names = {id(p): n for n, p in narrow.named_parameters()}
     wide_params = dict(wide.named_parameters())
     carried: list[tuple[str, Tensor, Rule]] = []
+    group_of = {}
     grown_params = []
     for group in optimizer.param_groups:
         rule = rule_for(type(optimizer), group)
@@ -46,12 +49,15 @@ def carry_optimizer(
                 )
             name = names[id(param)]
             carried.append((name, param, rule))
+            group_of[param] = group
             grown_params.append((name, wide_params[name], rule.group(plan[name], group)))
     accepted = inspect.signature(type(optimizer)).parameters
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
     grown = type(optimizer)(merge_groups(grown_params), **defaults)
     for name, param, rule in carried:
         if param in optimizer.state:
+            if reason := rule.ready(optimizer.state[param], group_of[param]):
+                raise GrowthError(f"{name}: {reason}")
             state = grow_state(name, optimizer.state[param], plan, rule, tuple(param.shape))
             device = wide_params[name].device
             grown.state[wide_params[name]] = {
@@ -63,38 +69,40 @@ def carry_optimizer(
 def grow_state(
     name: str, state: Mapping[str, Any], plan: Plan, rule: Rule, narrow_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """One parameter's optimizer state, grown: state↑ = c^q · dup(state); step counters are copied.
+    """One parameter's optimizer state, grown; step counters and what is not a tensor are copied.
 
     Raises:
         GrowthError: a state tensor is unknown to the rule, or does not have the parameter's shape.
     """
     grown: dict[str, Any] = {}
     for key, value in state.items():
-        if key == "step" or value is None:
+        if is_copied(key, value, rule):
             grown[key] = value.clone() if isinstance(value, Tensor) else value
-            continue
-        check_state(name, key, value, rule, narrow_shape)
-        grown[key] = grow_state_tensor(name, key, value, plan, rule)
+        else:
+            rule.check_state(name, key, value, narrow_shape)
+            grown[key] = grow_state_tensor(name, key, value, plan, rule)
     return grown
 
 
-def check_state(name: str, key: str, value: Tensor, rule: Rule, narrow_shape: tuple[int, ...]) -> None:
-    """Refuse a state tensor that the rule does not know or that is not of this parameter."""
-    if key not in rule.state:
-        raise GrowthError(
-            f"{name}: optimizer state {key!r} has no scaling rule; expected {', '.join(rule.state)}"
-        )
-    if tuple(value.shape) != narrow_shape:
-        raise GrowthError(
-            f"{name}: optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {narrow_shape}; "
-            "it is not of this model"
-        )
+def is_copied(key: str, value: Any, rule: Rule) -> bool:
+    """Whether a piece of state is taken over as it is."""
+    return key in rule.copied or not isinstance(value, Tensor)
 
 
 def grow_state_tensor(name: str, key: str, value: Tensor, plan: Plan, rule: Rule) -> Tensor:
-    """c^q · dup(state), in the dtype that the state has."""
-    scale = plan[name].grad_scale ** rule.state[key]
-    return duplicate_scaled(value, plan[name], plan.layout.sizes, plan.growth, scale=scale).to(value.dtype)
+    """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most."""
+    scaling = plan[name]
+    axes = state_axes(scaling, value)
+    scale = rule.state_scale(key, scaling)
+    return duplicate_scaled(value, axes, plan.layout.sizes, plan.growth, scale).to(value.dtype)
+
+
+def state_axes(scaling: Scaling, value: Tensor) -> Axes:
+    """The parameter's axes, less those that the state is reduced over: a single number, a row, a column."""
+    if not value.ndim:
+        return Axes(())
+    kept = zip(scaling.axes.dims, scaling.shape, value.shape, strict=True)
+    return Axes(tuple(dim if n == full else Dim((1,)) for dim, full, n in kept))
 
 
 def _has_dims(value: Any) -> bool:

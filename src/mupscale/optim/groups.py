@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mupscale.optim.rules import rule_for
+from mupscale.errors import GrowthError
+from mupscale.optim.registry import rule_for
 from mupscale.planning import Plan
 
 
@@ -19,6 +20,7 @@ def param_groups(
     *,
     lr: float,
     decay: Collection[str] | None = None,
+    only: Collection[str] | None = None,
     **values: Any,
 ) -> list[dict[str, Any]]:
     """Groups for ``optimizer_class`` under which the wide model trains as the narrow one did at ``lr``.
@@ -28,6 +30,8 @@ def param_groups(
         lr: the narrow model's learning rate.
         decay: names of the parameters that ``weight_decay`` applies to; None for all. As
             ``transformers.Trainer`` splits them: ``Trainer.get_decay_parameter_names(None, wide)``.
+        only: names of the parameters to take; None for all. For Muon: `hidden_matrices`, and AdamW for the
+            rest.
         values: the narrow optimizer's other values: ``weight_decay``, ``betas``, ``momentum``, ... A value
             that is scaled (``eps``) takes the class's default when not given.
 
@@ -48,13 +52,14 @@ def param_groups(
     [(0.25, 0.4), (1.0, 0.1), (1.0, 0.1)]
     >>> optimizer = torch.optim.AdamW(groups)
     """
-    parameter = nn.Parameter(torch.empty(0))
-    narrow = {**optimizer_class([parameter], lr=lr).defaults, **values, "lr": lr}  # type: ignore[call-arg]
-    scaled = {k for k in ("lr", "eps", "weight_decay") if k in narrow}
-    narrow = {k: v for k, v in narrow.items() if k in scaled | values.keys()}
-    rule = rule_for(optimizer_class, {**optimizer_class([parameter], lr=lr).defaults, **values})  # type: ignore[call-arg]
-    undecayed = {**narrow, "weight_decay": 0.0}
-    named = list(wide.named_parameters())
+    defaults = optimizer_class([nn.Parameter(torch.empty(1, 1))], lr=lr).defaults  # type: ignore[call-arg]
+    rule = rule_for(optimizer_class, {**defaults, **values})
+    if values.get("initial_accumulator_value"):
+        raise GrowthError("initial_accumulator_value: torch's Adagrad takes it for all groups alike; give 0")
+    scaled = {"lr", "eps", "weight_decay", *rule.values} & defaults.keys()
+    narrow = {**{k: defaults[k] for k in sorted(scaled)}, **values, "lr": lr}
+    undecayed = {**narrow, "weight_decay": 0.0} if "weight_decay" in narrow else narrow
+    named = [(n, p) for n, p in wide.named_parameters() if only is None or n in only]
     decaying = [(n, p) for n, p in named if decay is None or n in decay]
     rest = [(n, p) for n, p in named if decay is not None and n not in decay]
     return merge_groups(
@@ -62,6 +67,20 @@ def param_groups(
         for params, base in ((decaying, narrow), (rest, undecayed))
         for name, param in params
     )
+
+
+def hidden_matrices(plan: Plan) -> list[str]:
+    """Names of the matrices between hidden layers, which Muon is for; the rest goes to AdamW as a rule.
+
+    That is every weight of two dims that contracts one of them and is not a readout.
+
+    >>> from transformers import LlamaConfig
+    >>> import mupscale
+    >>> names = hidden_matrices(mupscale.plan(LlamaConfig(num_hidden_layers=1), width=2))
+    >>> len(names), "lm_head.weight" in names
+    (7, False)
+    """
+    return [name for name, p in plan.params.items() if p.has_noise and len(p.shape) == 2]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

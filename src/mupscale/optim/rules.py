@@ -1,4 +1,4 @@
-"""The rules: lr, eps, weight decay and state of a wide parameter, from its scales s and c.
+"""The rules: what the hyperparameters and the state of an optimizer become for a parameter of scales s and c.
 
 An optimizer whose update is homogeneous of degree p in the gradients stays in lockstep with the narrow one,
 Δθ↑ = s · dup(Δθ), exactly when
@@ -10,18 +10,33 @@ An optimizer whose update is homogeneous of degree p in the gradients stays in l
     state↑ = c^q · dup(state)          q = 1 momentum, 2 second moments
 
 (Ma et al. 2026, arXiv 2602.10545; with "narrow" read as "base width", Yang et al. 2021, Tables 3 and 8.)
+All of these are powers of c and s, so a `Rule` is a handful of exponents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from mupscale.errors import GrowthError
 from mupscale.planning import Scaling
+
+
+@dataclass(frozen=True)
+class Power:
+    """The scale c^grad · s^weight."""
+
+    grad: int = 0
+    weight: int = 0
+
+    def __call__(self, p: Scaling) -> float:
+        return float(p.grad_scale**self.grad * p.weight_scale**self.weight)
+
+
+Scale = Callable[[Scaling], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,79 +45,78 @@ class Rule:
 
     Attributes:
         degree: p, the degree of its update in the gradients.
-        state: q by name of state tensor. Anything else in the state that is not a step counter is unknown.
+        state: by name of a state tensor, its degree q in the gradients, or its scale where it lives elsewhere
+            (``Power(weight=1)``: in parameter space). Names that are missing here and in ``copied`` are
+            refused.
+        copied: state that does not scale: step counters.
         decoupled: whether weight decay acts on the parameter and not through the gradient.
+        eps: the degree of ``eps`` in the gradients.
+        values: scales of other values of a parameter group, and of entries of tuples; None leaves an entry.
+        lr: the scale of the learning rate, where it is not s / c^p.
+        ready: (state of a parameter, group) → why it cannot be carried yet, or None.
     """
 
     degree: int
-    state: Mapping[str, int]
+    state: Mapping[str, int | Scale]
+    copied: frozenset[str] = frozenset({"step"})
     decoupled: bool = False
+    eps: int = 1
+    values: Mapping[str, Scale | tuple[Scale | None, ...]] = field(default_factory=dict)
+    lr: Scale | None = None
+    ready: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = lambda state, group: None
 
     def lr_scale(self, p: Scaling) -> float:
         """lr↑ / lr = s / c^p."""
-        return float(p.weight_scale / p.grad_scale**self.degree)
+        return self.lr(p) if self.lr is not None else Power(grad=-self.degree, weight=1)(p)
 
     def weight_decay_scale(self, p: Scaling) -> float:
         """wd↑ / wd: lr/lr↑ when decoupled, c/s when coupled."""
-        return 1 / self.lr_scale(p) if self.decoupled else p.grad_scale / p.weight_scale
+        return 1 / self.lr_scale(p) if self.decoupled else Power(grad=1, weight=-1)(p)
+
+    def state_scale(self, key: str, p: Scaling) -> float:
+        """What a state tensor is multiplied by."""
+        scale = self.state[key]
+        return Power(grad=scale)(p) if isinstance(scale, int) else scale(p)
 
     def group(self, p: Scaling, group: Mapping[str, Any]) -> dict[str, Any]:
         """A parameter group's values, without its parameters, as they become at scaling ``p``.
 
         ``lr_scale`` accumulates, so that a model grown twice keeps its ratio to the first.
         """
-        scale = self.lr_scale(p)
         wide = {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        wide |= {k: wide[k] * scale for k in ("lr", "initial_lr") if k in wide}
-        if "weight_decay" in wide:
-            wide["weight_decay"] *= self.weight_decay_scale(p)
-        if "eps" in wide:
-            wide["eps"] *= p.grad_scale
-        wide["lr_scale"] = wide.get("lr_scale", 1.0) * scale
+        scales: dict[str, Scale | tuple[Scale | None, ...]] = {
+            "lr": self.lr_scale,
+            "initial_lr": self.lr_scale,
+            "weight_decay": self.weight_decay_scale,
+            "eps": Power(grad=self.eps),
+            **self.values,
+        }
+        for key, scale in scales.items():
+            if key in wide:
+                wide[key] = _scaled(wide[key], scale, p)
+        wide["lr_scale"] = wide.get("lr_scale", 1.0) * self.lr_scale(p)
         return wide
 
+    def check_state(self, name: str, key: str, value: Tensor, narrow_shape: tuple[int, ...]) -> None:
+        """Refuse a state tensor that the rule does not know or that is not of this parameter.
 
-_SGD = Rule(degree=1, state={"momentum_buffer": 1})
-_ADAM_STATE = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
-_ADAM = Rule(degree=0, state=_ADAM_STATE)
-_ADAMW = Rule(degree=0, state=_ADAM_STATE, decoupled=True)
-
-
-def rule_for(optimizer_class: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Rule:
-    """The rule of an optimizer class under the flags of one of its parameter groups.
-
-    Raises:
-        GrowthError: there is no rule for the class.
-
-    >>> rule_for(torch.optim.Adam, {"decoupled_weight_decay": True}).decoupled
-    True
-    """
-    if issubclass(optimizer_class, torch.optim.SGD):
-        return _SGD
-    if issubclass(optimizer_class, torch.optim.AdamW):
-        return _ADAMW
-    if issubclass(optimizer_class, torch.optim.Adam):
-        return _ADAMW if group.get("decoupled_weight_decay") else _ADAM
-    raise GrowthError(
-        f"optimizer {optimizer_class.__name__!r} has no scaling rule; "
-        "expected SGD, Adam or AdamW of torch.optim"
-    )
-
-
-def rule_of_state(groups: list[Mapping[str, Any]]) -> Rule:
-    """The rule of a saved optimizer, which does not name its class, from what its groups hold.
-
-    Raises:
-        GrowthError: the groups are of no optimizer that has a rule, or of Adam or AdamW without a sign which.
-    """
-    keys = set(groups[0]) if groups else set()
-    if {"momentum", "dampening", "nesterov"} <= keys:
-        return _SGD
-    if {"betas", "eps", "amsgrad"} <= keys:
-        if "decoupled_weight_decay" not in keys and any(g["weight_decay"] for g in groups):
+        Factored state (Adafactor) has size 1 in the dims that it is reduced over.
+        """
+        if key not in self.state:
             raise GrowthError(
-                "saved by a torch too old to say whether it is Adam or AdamW, whose weight decay scales "
-                "differently; save it again with torch 2.7 or later"
+                f"{name}: optimizer state {key!r} has no scaling rule; expected {', '.join(self.state)}"
             )
-        return _ADAMW if groups[0].get("decoupled_weight_decay") else _ADAM
-    raise GrowthError("not the state of SGD, Adam or AdamW of torch.optim, which alone have scaling rules")
+        fits = value.ndim == len(narrow_shape) and all(
+            n in (1, full) for n, full in zip(value.shape, narrow_shape, strict=True)
+        )
+        if value.ndim and not fits:
+            raise GrowthError(
+                f"{name}: optimizer state {key!r} has shape {tuple(value.shape)}, the parameter "
+                f"{narrow_shape}; it is not of this model"
+            )
+
+
+def _scaled(value: Any, scale: Scale | tuple[Scale | None, ...], p: Scaling) -> Any:
+    if isinstance(scale, tuple):
+        return tuple(v if s is None or v is None else v * s(p) for v, s in zip(value, scale, strict=True))
+    return value * scale(p)

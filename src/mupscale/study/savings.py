@@ -47,7 +47,8 @@ def savings(runs: Sequence[dict[str, Any]], narrow_flops: int | None) -> dict[st
     Returns:
         Losses at equal steps, the steps and FLOPs from scratch that reach the grown model's final loss, and
         the shares saved: one counts the grown training alone (the narrow model was there anyway), the other
-        the narrow training too. A share is a fraction of the FLOPs from scratch; below zero, growing cost more.
+        the narrow training too. A share is a fraction of the FLOPs from scratch; below zero, growing cost
+        more.
         Under the bound "more than" a share is a lower bound, under "at most" an upper one.
     """
     grown = next(run for run in runs if run["kind"] == "grown")
