@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -11,6 +12,17 @@ import mupscale
 from models import batch, build, loss_of, plan_source
 from mupscale.operators import duplicate_scaled
 from mupscale.precision import Float64
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -50,7 +62,8 @@ def assert_lockstep(
         optim.step()
         return loss.item()
 
-    with Float64():
+    # Optimizers keep scalars (ASGD's eta) in the default dtype.
+    with Float64(), default_dtype(torch.float64):
         for i in range(before):
             step(narrow, optimizer, i, is_wide=False)
         wide = mupscale.grow(narrow, plan, noise=None)

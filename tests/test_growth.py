@@ -102,7 +102,7 @@ def test_noise_breaks_the_symmetry_of_copies(name, noise, differ):
         "qwen3_tied": "model.norm.weight",
         "gpt2": "transformer.ln_f.bias",
     }
-    units = wide.get_parameter(vector.get(name, "2.bias")).detach().view(-1, 2)
+    units = wide.get_parameter(vector.get(name, "0.bias")).detach().view(-1, 2)
     spread = (units[:, 0] - units[:, 1]).abs().max() / units.abs().max()
     assert spread > 1e-3 if differ else spread < 1e-9
 

@@ -145,14 +145,16 @@ def _ties(module: nn.Module) -> dict[str, str]:
 
 
 def _readouts(params: Mapping[str, Axes], growth: Mapping[str, Fraction]) -> frozenset[str]:
-    """Weights that only contract what grows, as far as another weight contracts the same axes too.
+    """Weights that only contract what grows, as far as other weights' noise makes those copies differ.
 
-    Where none does (one hidden layer), such a weight is the only one whose noise can make copies differ.
+    Noise in a weight that contracts a grown axis tells apart the copies of its inputs and, a step later, of
+    its outputs. Where there is none (one hidden layer), the readout's is the only noise that can.
     """
 
     def contracted(axes: Axes) -> set[str]:
         return {n for d in axes.dims if d.contracted for n in d.names if growth[n] != 1}
 
-    closing = {n for n, a in params.items() if contracted(a) and a.copies(growth) == a.fan_in(growth)}
-    elsewhere = {axis for n, a in params.items() if n not in closing for axis in contracted(a)}
-    return frozenset(n for n in closing if contracted(params[n]) <= elsewhere)
+    contracting = {n: a for n, a in params.items() if contracted(a)}
+    closing = {n for n, a in contracting.items() if a.copies(growth) == a.fan_in(growth)}
+    told_apart = {axis for n, a in contracting.items() if n not in closing for axis in a.names}
+    return frozenset(n for n in closing if contracted(params[n]) <= told_apart)
