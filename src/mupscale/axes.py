@@ -175,6 +175,7 @@ def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tenso
     Returns:
         A new contiguous tensor of the grown shape (the tensor itself where nothing grows).
 
+    >>> import torch
     >>> duplicate(torch.tensor([1, 2, 3, 4]), Axes.parse("(heads head_dim)"), {"heads": 2, "head_dim": 2},
     ...           {"heads": 2}).tolist()
     [1, 2, 1, 2, 3, 4, 3, 4]
