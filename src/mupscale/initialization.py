@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mupscale.errors import GrowthError
@@ -131,10 +132,19 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
                 raise GrowthError(
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
                 )
-            law = laws[plan.layout.ties.get(name, name)]
+            canonical = plan.canonical(name)
+            law = laws[canonical]
             if law.std:
-                value = normal(param.shape, seed=seed, name=name) * (law.std * scaling.init_scale)
-                param.copy_(value + law.mean * scaling.weight_scale if law.mean else value)
+                value = normal(param.shape, seed=seed, name=canonical) * (law.std * scaling.init_scale)
+                param.copy_(_like(param, value + law.mean * scaling.weight_scale))
             else:
                 param.fill_(law.mean * scaling.weight_scale)
     return wide
+
+
+def _like(param: Tensor, value: Tensor) -> Tensor:
+    """``value``, sharded as ``param`` is: every rank draws the same whole tensor and keeps its shard."""
+    if not isinstance(param, DTensor):
+        return value
+    mesh, placements = param.device_mesh, param.placements
+    return distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)

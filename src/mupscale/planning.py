@@ -35,6 +35,9 @@ from mupscale.layout import Layout, declared_layout, family_of, layout_by_shape,
 
 MANIFEST = "mupscale.json"
 
+# Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -109,13 +112,21 @@ class Plan:
         return {name: self._scaling(name, axes) for name, axes in self.layout.params.items()}
 
     def __getitem__(self, name: str) -> Scaling:
-        """The scaling of a parameter or buffer, by any of its names.
+        """The scaling of a parameter or buffer, by any of its names, also those that wrappers give it.
 
         Raises:
             GrowthError: the model has no such tensor.
         """
-        name = self.layout.ties.get(name, name)
+        name = self.canonical(name)
         return self.params.get(name) or self._scaling(name, self.layout.axes_of(name))
+
+    def canonical(self, name: str) -> str:
+        """The plan's own name of a tensor: without what torch.compile, DDP and the like put before it."""
+        if not self.layout.knows(name):
+            words = [word for word in name.split(".") if word not in _WRAPPERS]
+            stripped = ".".join(words)
+            name = stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
+        return self.layout.ties.get(name, name)
 
     def _scaling(self, name: str, axes: Axes) -> Scaling:
         fold = math.prod(

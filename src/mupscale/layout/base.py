@@ -45,19 +45,22 @@ class Layout:
     folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
+    def knows(self, name: str) -> bool:
+        """Whether this is one of the names of a parameter or buffer."""
+        return name in self.params or name in self.ties or name in self.buffers
+
     def axes_of(self, name: str) -> Axes:
         """Axes of a parameter or buffer, by any of its names.
 
         Raises:
             GrowthError: the layout has no such tensor.
         """
-        name = self.ties.get(name, name)
-        axes = self.params.get(name) or self.buffers.get(name)
-        if axes is None and name not in self.buffers:
+        if not self.knows(name):
             raise GrowthError(
                 f"{name}: not a tensor of this model; expected one of its parameters or buffers"
             )
-        return axes or Axes(())
+        name = self.ties.get(name, name)
+        return self.params[name] if name in self.params else self.buffers[name]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for JSON."""

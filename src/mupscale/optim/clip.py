@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mupscale.planning import Plan
 
@@ -13,7 +14,7 @@ def clip_grad_norm_(wide: nn.Module, plan: Plan, max_norm: float) -> Tensor:
     """Clip the wide model's gradients in place by the norm that the narrow model's gradients would have.
 
     Each parameter's squared norm is weighed by 1 / (m·c²); all gradients are then scaled alike, as
-    ``torch.nn.utils.clip_grad_norm_`` does.
+    ``torch.nn.utils.clip_grad_norm_`` does. Gradients may be sharded (FSDP2): every rank must call.
 
     Returns:
         The weighed norm before clipping: the narrow model's, as long as both are in lockstep.
@@ -23,11 +24,15 @@ def clip_grad_norm_(wide: nn.Module, plan: Plan, max_norm: float) -> Tensor:
         return torch.tensor(0.0)
     grads = [g for _, g in named]
     weights = [(float(plan[n].copies) ** -0.5) / plan[n].grad_scale for n, _ in named]
-    norms = torch.stack(torch._foreach_norm(grads))
+    norms = torch.stack([_whole(norm) for norm in torch._foreach_norm(grads)])
     total: Tensor = torch.linalg.vector_norm(
         norms * torch.tensor(weights, dtype=norms.dtype, device=norms.device)
     )
     # The 1e-6 is torch's own, so that both clip by the same factor.
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, factor)
+    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in grads], factor)
     return total
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
