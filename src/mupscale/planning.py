@@ -74,11 +74,11 @@ class Scaling:
     def init_scale(self) -> float:
         """Standard deviation of a fresh μP init at the wide width, over that of a fresh narrow init.
 
-        The spectral condition, std ∝ min(1, √(fan_out/fan_in)) / √fan_in (Yang, Simon & Bernstein 2023,
-        arXiv 2310.17813): ÷√g for hidden weights, ÷g for readouts, ×1 for embeddings and biases.
+        ÷√k_in for hidden weights; ÷k_in for weights whose outputs do not grow, readouts above all; ×1 where
+        nothing contracted grows: embeddings, biases (Yang et al. 2021, Table 3).
         """
-        fan_in, fan_out = float(self.fan_in), float(self.copies / self.fan_in)
-        return self.fold * min(1.0, math.sqrt(fan_out / fan_in)) / math.sqrt(fan_in)
+        is_hidden = self.copies > self.fan_in
+        return self.fold / (math.sqrt(self.fan_in) if is_hidden else float(self.fan_in))
 
     @property
     def has_noise(self) -> bool:
