@@ -2,9 +2,10 @@
 
     python benchmarks/optimizer_step.py [--rounds 30] [--device cpu]
 
-Side by side in one process, in turn: plain AdamW in one group; AdamW with the groups of `mupscale.param_groups`
-(the model grown by 2 from a 62M one of half the width); and, where it is installed, microsoft/mup's MuAdamW on the
-same parameters. Prints JSON: median milliseconds of `optimizer.step()`, and the median ratio to plain AdamW.
+Side by side in one process, in turn: plain AdamW in one group; AdamW with the groups of
+`mupscale.param_groups` (relative to a model of half the width); and, where it is installed, microsoft/mup's
+MuAdamW on the same parameters. Prints JSON: median milliseconds of `optimizer.step()`, and the median ratio
+to plain AdamW.
 """
 
 from __future__ import annotations

@@ -209,6 +209,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "hparams": hparams,
     "train": study.train,
     "compare": study.compare,
+    "coord-check": study.coord_check,
     "demo": study.demo,
 }
 

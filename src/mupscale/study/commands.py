@@ -258,6 +258,74 @@ def demo(
     return 0
 
 
+def coord_check(
+    source: Annotated[
+        Positional[Path], arg(metavar="CONFIG_OR_SRC", help="config.json or checkpoint of the narrow model")
+    ],
+    /,
+    *,
+    widths: Annotated[tuple[int, ...], arg(help="width factors to train")] = (1, 2, 4, 8),
+    optimizer: Annotated[str, arg(help="as `mupscale hparams` takes it")] = "adamw",
+    lr: Annotated[float, arg(help="learning rate of the narrow model")] = 2e-3,
+    steps: Annotated[int, arg(help="steps to train each width")] = 4,
+    seeds: Annotated[int, arg(help="repetitions with other weights and tokens")] = 3,
+    parametrizations: Annotated[tuple[str, ...], arg(help="some of standard, mup, grown")] = (
+        "standard",
+        "mup",
+        "grown",
+    ),
+    out: Annotated[Path, arg(help="folder for the CSV and the picture")] = Path("coord-check"),
+    json: Annotated[bool, arg(help="print one JSON object")] = False,
+) -> int:
+    """Train a family of widths for a few steps and see whether any activation's size goes with the width.
+
+    Exit status 1 where a module grows with width under μP or in the grown models (or under the standard
+    parametrization, if that alone is asked for).
+
+    Example: mupscale coord-check narrow --widths 1 2 4 8 --optimizer adamw --lr 2e-3
+    """
+    _need_extras()
+    from dataclasses import asdict
+
+    from mupscale.study.coordinate_plot import save_picture
+    from mupscale.study.coordinates import (
+        CheckConfig,
+        coordinate_check,
+        judged,
+        slopes,
+        verdicts,
+        write_csv,
+    )
+    from mupscale.study.models import read_config
+    from mupscale.study.progress import make_progress, quiet
+
+    check = CheckConfig(
+        widths=widths,
+        optimizer=optimizer,
+        lr=lr,
+        steps=steps,
+        seeds=seeds,
+        parametrizations=parametrizations,
+    )
+    config = read_config(source)
+    with make_progress() as progress, quiet():
+        coordinates = coordinate_check(config, check, progress=progress)
+    found = slopes(coordinates)
+    write_csv(coordinates, out / "coordinates.csv")
+    save_picture(coordinates, found, out / "coordinates.png")
+    lines = verdicts(found, check)
+    grows = [s for s in found if s.parametrization in judged(check) and s.verdict == "grows"]
+    result = {
+        "passed": not grows,
+        "verdicts": lines,
+        "slopes": [{**asdict(s), "verdict": s.verdict} for s in found],
+        "csv": str(out / "coordinates.csv"),
+        "picture": str(out / "coordinates.png"),
+    }
+    _tell(json, result, "\n".join([*lines, f"Picture and numbers are in {out}."]))
+    return 1 if grows else 0
+
+
 # ---- shared ------------------------------------------------------------------------------------------------
 
 
