@@ -1,6 +1,7 @@
 """A transformers.Trainer stops, its checkpoint grows, and a Trainer goes on from there as if nothing had been."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models import VOCAB, build
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
+from mupscale.integrations import PlanTrainer
 
 STEPS, STOP = 12, 6
 
@@ -38,7 +40,7 @@ class StopAt(TrainerCallback):
         control.should_training_stop = control.should_training_stop or state.global_step >= self.step
 
 
-def trainer(model, out, *, optimizer=None, stop=None, **arguments):
+def trainer(model, out, *, optimizer=None, stop=None, plan=None, **arguments):
     args = TrainingArguments(
         output_dir=str(out),
         max_steps=STEPS,
@@ -54,7 +56,7 @@ def trainer(model, out, *, optimizer=None, stop=None, **arguments):
         use_cpu=True,
         **arguments,
     )
-    return Trainer(
+    return (partial(PlanTrainer, plan=plan) if plan else Trainer)(
         model,
         args,
         train_dataset=Tokens(),
@@ -64,9 +66,11 @@ def trainer(model, out, *, optimizer=None, stop=None, **arguments):
     )
 
 
-def resumed(directory, out):
+def resumed(directory, out, *, by_argument=False):
     """A Trainer on the grown model, with groups from the plan that lies beside it."""
     model, plan = AutoModelForCausalLM.from_pretrained(directory), mupscale.Plan.load(directory)
+    if by_argument:
+        return trainer(model, out, plan=plan)
     decay = Trainer.get_decay_parameter_names(None, model)
     groups = mupscale.param_groups(model, plan, torch.optim.AdamW, lr=5e-3, weight_decay=0.1, decay=decay)
     return trainer(model, out, optimizer=torch.optim.AdamW(groups))
@@ -100,11 +104,12 @@ def test_the_loss_continues_without_a_jump(narrow_run, tmp_path):
     assert losses(run)[-1] == pytest.approx(losses(on)[-1], abs=0.3)
 
 
-def test_without_noise_the_resumed_training_is_the_narrow_ones(narrow_run, tmp_path):
+@pytest.mark.parametrize("by_argument", [False, True])
+def test_without_noise_the_resumed_training_is_the_narrow_ones(by_argument, narrow_run, tmp_path):
     """Moments, step counts, learning rate schedule and data order all carry on."""
     checkpoint, _, on = narrow_run
     plan = grow_checkpoint(checkpoint, tmp_path / "wide", width=3, noise=None)
-    run = resumed(tmp_path / "wide", tmp_path / "out")
+    run = resumed(tmp_path / "wide", tmp_path / "out", by_argument=by_argument)
     run.train(resume_from_checkpoint=str(tmp_path / "wide"))
     assert losses(run) == pytest.approx(losses(on), abs=1e-4)
     assert_duplicates(on.model, run.model, plan, rtol=2e-3)
@@ -184,3 +189,33 @@ def test_other_optimizers_of_the_trainer_are_carried(optim, tmp_path):
     plan = grow_checkpoint(tmp_path / f"checkpoint-{STOP}", tmp_path / "wide", width=2)
     state = torch.load(tmp_path / "wide/optimizer.pt")
     assert {n for g in state["param_groups"] for n in g["param_names"]} == set(plan.params)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adagrad"])
+def test_plan_trainer_trains_the_wide_model_as_the_trainer_does_the_narrow(optim, tmp_path):
+    """The same arguments, clipping included, give the same losses on a pure copy."""
+    narrow = build("llama_tied").float()
+    plan = mupscale.plan(narrow, width=3)
+    wide = mupscale.grow(narrow, plan, noise=None)
+    runs = []
+    for model, make in ((narrow, Trainer), (wide, partial(PlanTrainer, plan=plan))):
+        args = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=8,
+            per_device_train_batch_size=8,
+            learning_rate=2e-2,
+            weight_decay=0.1,
+            max_grad_norm=0.1,
+            optim=optim,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        run = make(model, args, train_dataset=Tokens())
+        run.train()
+        assert args.max_grad_norm == 0.1
+        runs.append(losses(run))
+    assert runs[0][0] > runs[0][-1] + 0.01
+    assert runs[1] == pytest.approx(runs[0], abs=1e-4)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import nn
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -29,6 +28,7 @@ from transformers import (
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.integrations import ClipGradNorm
 from mupscale.study.data import Tokens, held_out_blocks, training_blocks
 from mupscale.study.flops import training_flops
 from mupscale.study.history import HISTORY_FILE, History, write_json
@@ -36,28 +36,6 @@ from mupscale.study.progress import ShowProgress, quiet
 from mupscale.study.recipe import TrainConfig, build_optimizer
 
 RUN_FILE = "run.json"
-
-
-class _Clip(TrainerCallback):  # type: ignore[misc]
-    """Clip by the width-invariant norm where there is a plan, by the plain one where there is none."""
-
-    def __init__(self, plan: mupscale.Plan | None, max_norm: float) -> None:
-        self.plan = plan
-        self.max_norm = max_norm
-
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        **kwargs: Any,
-    ) -> None:
-        if self.plan is not None:
-            mupscale.clip_grad_norm_(model, self.plan, self.max_norm)
-        else:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self.max_norm)
 
 
 class _Keep(TrainerCallback):  # type: ignore[misc]
@@ -192,7 +170,7 @@ def train(
     if optimizer is not None:  # the Trainer has moved the model to its device: let the state follow
         optimizer.load_state_dict(optimizer.state_dict())
     if config.max_grad_norm > 0:
-        trainer.add_callback(_Clip(plan, config.max_grad_norm))
+        trainer.add_callback(ClipGradNorm(plan, config.max_grad_norm))
     if progress is not None:
         trainer.add_callback(ShowProgress(progress, name))
     began = time.perf_counter()
@@ -229,7 +207,7 @@ def _arguments(config: TrainConfig, folder: Path, *, first: bool) -> TrainingArg
             "warmup_type": "linear",
             "decay_type": "linear",
         },
-        max_grad_norm=0.0,  # `_Clip` does it
+        max_grad_norm=0.0,  # `ClipGradNorm` does it
         seed=config.seed,
         bf16=config.bf16,
         eval_strategy="steps",
