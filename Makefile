@@ -31,7 +31,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[study,dev]'
-	$(BIN)/pip install -q --no-deps mup==1.0.0  # what tests/test_against_mup.py compares with
+	$(BIN)/pip install -q --no-deps mup==1.0.0 schedulefree==1.4.1  # what tests compare with and register
 	touch $@
 
 $(VENV)/smollm2: $(VENV)/installed
