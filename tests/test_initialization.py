@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import mupscale
 from models import CONFIGS, PLAIN, make_mlp
@@ -87,3 +87,22 @@ def test_a_parameter_without_an_initializer_is_named():
     plan = mupscale.plan(Raw(1), to=Raw(2))
     with pytest.raises(GrowthError, match=r"offset: .*reset_parameters"):
         mupscale.init_(Raw(2), plan)
+
+
+def test_fractional_width_ratios_scale_from_scratch():
+    """From d_model 32 to 48: no copies, but μP all the same."""
+    narrow = LlamaConfig(**CONFIGS["llama"]().to_dict())
+    wide_config = LlamaConfig(
+        **narrow.to_dict()
+        | {"hidden_size": 48, "intermediate_size": 72, "num_attention_heads": 6, "num_key_value_heads": 3}
+    )
+    plan = mupscale.plan(narrow, to=wide_config)
+    wide = mupscale.init_(AutoModelForCausalLM.from_config(wide_config), plan)
+    ratio = 2 / 3
+    assert wide.lm_head.weight.std().item() == pytest.approx(0.02 * ratio, rel=0.05)
+    assert wide.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.02 * ratio**0.5, rel=0.05)
+    assert wide.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1.0)
+    rates = {n: g["lr"] for g in groups for n in g["param_names"]}
+    assert rates["model.layers.0.mlp.up_proj.weight"] == pytest.approx(ratio)
+    assert rates["model.embed_tokens.weight"] == 1.0

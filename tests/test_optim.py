@@ -124,3 +124,25 @@ def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
     optimizer.state[narrow[0].weight]["curvature"] = torch.ones_like(narrow[0].weight)
     with pytest.raises(GrowthError, match="0.weight: optimizer state 'curvature' has no scaling rule"):
         mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+
+
+def test_embeddings_have_knobs_of_their_own():
+    narrow = build("gpt2_untied")
+    plan = mupscale.plan(narrow, width=4)
+    wide = mupscale.grow(narrow, plan)
+    groups = mupscale.param_groups(
+        wide,
+        plan,
+        torch.optim.AdamW,
+        lr=1e-3,
+        weight_decay=0.1,
+        embedding_lr=1e-2,
+        embedding_weight_decay=0.0,
+    )
+    found = {n: (g["lr"], g["weight_decay"], g["lr_scale"]) for g in groups for n in g["param_names"]}
+    assert found["transformer.wte.weight"] == found["transformer.wpe.weight"] == (1e-2, 0.0, 10.0)
+    assert found["transformer.h.0.mlp.c_fc.weight"] == (2.5e-4, 0.4, 0.25)
+    assert found["lm_head.weight"] == (2.5e-4, 0.4, 0.25)
+    optimizer = torch.optim.AdamW(groups)
+    mupscale.set_lr(optimizer, 2e-3)
+    assert {g["lr"] for g in optimizer.param_groups if "transformer.wte.weight" in g["param_names"]} == {2e-2}

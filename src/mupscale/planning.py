@@ -81,6 +81,11 @@ class Scaling:
         return self.fold / (math.sqrt(self.fan_in) if is_hidden else float(self.fan_in))
 
     @property
+    def is_embedding(self) -> bool:
+        """Whether it is a lookup table: a matrix that contracts nothing."""
+        return len(self.shape) == 2 and not any(dim.contracted for dim in self.axes.dims)
+
+    @property
     def has_noise(self) -> bool:
         """Whether random terms are added to it: to weights that contract a dim, save for readouts."""
         return not self.readout and any(dim.contracted for dim in self.axes.dims)

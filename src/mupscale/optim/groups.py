@@ -21,6 +21,8 @@ def param_groups(
     lr: float,
     decay: Collection[str] | None = None,
     only: Collection[str] | None = None,
+    embedding_lr: float | None = None,
+    embedding_weight_decay: float | None = None,
     **values: Any,
 ) -> list[dict[str, Any]]:
     """Groups for ``optimizer_class`` under which the wide model trains as the narrow one did at ``lr``.
@@ -30,6 +32,7 @@ def param_groups(
         lr: the narrow model's learning rate.
         decay: names of the parameters that ``weight_decay`` applies to; None for all. As
             ``transformers.Trainer`` splits them: ``Trainer.get_decay_parameter_names(None, wide)``.
+        embedding_lr, embedding_weight_decay: of the lookup tables, tied ones too; None for the same as all.
         only: names of the parameters to take; None for all. For Muon: `hidden_matrices`, and AdamW for the
             rest.
         values: the narrow optimizer's other values: ``weight_decay``, ``betas``, ``momentum``, ... A value
@@ -58,15 +61,21 @@ def param_groups(
         raise GrowthError("initial_accumulator_value: torch's Adagrad takes it for all groups alike; give 0")
     scaled = {"lr", "eps", "weight_decay", *rule.values} & defaults.keys()
     narrow = {**{k: defaults[k] for k in sorted(scaled)}, **values, "lr": lr}
-    undecayed = {**narrow, "weight_decay": 0.0} if "weight_decay" in narrow else narrow
+
+    def base(name: str) -> dict[str, Any]:
+        """The narrow optimizer's values for one parameter."""
+        mine = dict(narrow)
+        if plan[name].is_embedding and embedding_lr is not None:
+            mine |= {"lr": embedding_lr, "lr_scale": embedding_lr / lr}
+        if plan[name].is_embedding and embedding_weight_decay is not None:
+            mine["weight_decay"] = embedding_weight_decay
+        if "weight_decay" in mine and decay is not None and name not in decay:
+            mine["weight_decay"] = 0.0
+        return mine
+
     named = [(n, p) for n, p in wide.named_parameters() if only is None or n in only]
-    decaying = [(n, p) for n, p in named if decay is None or n in decay]
-    rest = [(n, p) for n, p in named if decay is not None and n not in decay]
-    return merge_groups(
-        (name, param, rule.group(plan[name], base))
-        for params, base in ((decaying, narrow), (rest, undecayed))
-        for name, param in params
-    )
+    named.sort(key=lambda pair: decay is not None and pair[0] not in decay)  # stable: decaying ones first
+    return merge_groups((name, param, rule.group(plan[name], base(name))) for name, param in named)
 
 
 def hidden_matrices(plan: Plan) -> list[str]:
