@@ -146,3 +146,23 @@ def test_embeddings_have_knobs_of_their_own():
     optimizer = torch.optim.AdamW(groups)
     mupscale.set_lr(optimizer, 2e-3)
     assert {g["lr"] for g in optimizer.param_groups if "transformer.wte.weight" in g["param_names"]} == {2e-2}
+
+
+def test_numbers_in_the_state_are_scaled_or_refused_too():
+    narrow, plan = make_mlp(1), mupscale.plan(make_mlp, width=4)
+    wide = mupscale.grow(narrow, plan)
+
+    class Scalar(torch.optim.Optimizer):
+        """Keeps a plain number beside each parameter."""
+
+        def __init__(self, params, lr=1.0):
+            super().__init__(params, {"lr": lr})
+
+    optimizer = Scalar(narrow.parameters())
+    optimizer.state[narrow[2].weight] = {"step": 3, "length": 8.0}
+    mupscale.register_optimizer(Scalar, mupscale.Rule(degree=0, state={"length": mupscale.Power(weight=1)}))
+    carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+    assert carried.state[wide[2].weight] == {"step": 3, "length": 2.0}
+    mupscale.register_optimizer(Scalar, mupscale.Rule(degree=0, state={}))
+    with pytest.raises(GrowthError, match="2.weight: optimizer state 'length' has no scaling rule"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan)

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.optim.carry import grow_state_tensor, is_copied, state_axes
+from mupscale.optim.carry import grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_of_state
 from mupscale.planning import Plan
@@ -70,11 +70,11 @@ def grow_training_state(
 
     def lazy(name: str, key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return value
+            return value if is_copied(key, value, rule) else grow_state_value(name, key, value, plan, rule)
         if is_copied(key, value, rule):
             return _Lazy(tuple(value.shape), value.dtype, lambda: value)
         shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
-        return _Lazy(shape, value.dtype, lambda: grow_state_tensor(name, key, value, plan, rule))
+        return _Lazy(shape, value.dtype, lambda: grow_state_value(name, key, value, plan, rule))
 
     state = {
         i: {key: lazy(names[index], key, value) for key, value in saved["state"][index].items()}

@@ -69,10 +69,10 @@ def carry_optimizer(
 def grow_state(
     name: str, state: Mapping[str, Any], plan: Plan, rule: Rule, narrow_shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """One parameter's optimizer state, grown; step counters and what is not a tensor are copied.
+    """One parameter's optimizer state, grown; step counters are copied.
 
     Raises:
-        GrowthError: a state tensor is unknown to the rule, or does not have the parameter's shape.
+        GrowthError: a piece of state is unknown to the rule, or does not have the parameter's shape.
     """
     grown: dict[str, Any] = {}
     for key, value in state.items():
@@ -80,20 +80,22 @@ def grow_state(
             grown[key] = value.clone() if isinstance(value, Tensor) else value
         else:
             rule.check_state(name, key, value, narrow_shape)
-            grown[key] = grow_state_tensor(name, key, value, plan, rule)
+            grown[key] = grow_state_value(name, key, value, plan, rule)
     return grown
 
 
 def is_copied(key: str, value: Any, rule: Rule) -> bool:
     """Whether a piece of state is taken over as it is."""
-    return key in rule.copied or not isinstance(value, Tensor)
+    return key in rule.copied or value is None
 
 
-def grow_state_tensor(name: str, key: str, value: Tensor, plan: Plan, rule: Rule) -> Tensor:
+def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule) -> Any:
     """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most."""
     scaling = plan[name]
-    axes = state_axes(scaling, value)
     scale = rule.state_scale(key, scaling)
+    if not isinstance(value, Tensor):
+        return value * scale
+    axes = state_axes(scaling, value)
     return duplicate_scaled(value, axes, plan.layout.sizes, plan.growth, scale).to(value.dtype)
 
 

@@ -97,8 +97,8 @@ class Rule:
         wide["lr_scale"] = wide.get("lr_scale", 1.0) * self.lr_scale(p)
         return wide
 
-    def check_state(self, name: str, key: str, value: Tensor, narrow_shape: tuple[int, ...]) -> None:
-        """Refuse a state tensor that the rule does not know or that is not of this parameter.
+    def check_state(self, name: str, key: str, value: Any, narrow_shape: tuple[int, ...]) -> None:
+        """Refuse a piece of state that the rule does not know or that is not of this parameter.
 
         Factored state (Adafactor) has size 1 in the dims that it is reduced over.
         """
@@ -106,10 +106,12 @@ class Rule:
             raise GrowthError(
                 f"{name}: optimizer state {key!r} has no scaling rule; expected {', '.join(self.state)}"
             )
+        if not isinstance(value, Tensor) or not value.ndim:  # a single number
+            return
         fits = value.ndim == len(narrow_shape) and all(
             n in (1, full) for n, full in zip(value.shape, narrow_shape, strict=True)
         )
-        if value.ndim and not fits:
+        if not fits:
             raise GrowthError(
                 f"{name}: optimizer state {key!r} has shape {tuple(value.shape)}, the parameter "
                 f"{narrow_shape}; it is not of this model"
