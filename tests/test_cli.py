@@ -83,6 +83,9 @@ def test_hparams_are_the_groups_of_the_library(pair, capsys):
         )
         == 0
     )
+    assert main(["hparams", pair[1], "--lr", "1e-3", "--optimizer", "muon"]) == 0
+    assert "the rest goes to AdamW" in capsys.readouterr().out
+    assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "rprop", "--weight-decay", "0.1"]) == 2
     assert main(["hparams", pair[0], "--lr", "1e-3"]) == 2
     assert main(["hparams", pair[1], "--lr", "-1"]) == 2
     assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "lion"]) == 2

@@ -246,7 +246,6 @@ class Lion(optim.Optimizer):
                 average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 update = average.lerp(p.grad, 1 - group["betas"][0])
-                # Smooth near zero, where a sign would turn rounding into full steps.
                 p.sub_(group["lr"] * torch.sign(update))
                 average.lerp_(p.grad, 1 - group["betas"][1])
 

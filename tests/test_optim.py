@@ -166,3 +166,12 @@ def test_numbers_in_the_state_are_scaled_or_refused_too():
     mupscale.register_optimizer(Scalar, mupscale.Rule(degree=0, state={}))
     with pytest.raises(GrowthError, match="2.weight: optimizer state 'length' has no scaling rule"):
         mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+
+
+def test_values_that_the_optimizer_does_not_know_are_refused():
+    """torch keeps unknown keys of a group and ignores them: a weight decay of Rprop would never act."""
+    plan = mupscale.plan(make_mlp, width=2)
+    with pytest.raises(GrowthError, match="weight_decay: Rprop has no such value"):
+        mupscale.param_groups(make_mlp(2), plan, torch.optim.Rprop, lr=1e-2, weight_decay=0.1)
+    groups = mupscale.param_groups(make_mlp(2), plan, torch.optim.Rprop, lr=1e-2, weight_decay=0.0)
+    assert all("weight_decay" not in group for group in groups)

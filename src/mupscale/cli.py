@@ -36,6 +36,7 @@ from mupscale.checkpoint import Checkpoint
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.layout import skeleton
+from mupscale.operators import Noise
 from mupscale.optim import optimizer_names
 from mupscale.planning import MANIFEST, Plan
 from mupscale.study import commands as study
@@ -160,8 +161,10 @@ def verify(
         _print_json(report.to_dict())
     else:
         _print(str(report))
-        noise = json_module.loads((destination / MANIFEST).read_text())["noise"] if known else "none"
-        if not report.equal and not noise.startswith(("none", "balanced")):
+        noise = Noise.parse(
+            json_module.loads((destination / MANIFEST).read_text())["noise"] if known else None
+        )
+        if not report.equal and noise is not None and not noise.keeps_function:
             _print(f"{noise} noise changes the function; balanced noise keeps it")
     return 0 if report.equal else 1
 
@@ -192,13 +195,16 @@ def hparams(
     wide = skeleton(made.config)
     decay = transformers.Trainer.get_decay_parameter_names(None, wide) if trainer_split else None
     values: dict[str, Any] = {"weight_decay": weight_decay} | ({"eps": eps} if eps is not None else {})
-    groups = mupscale.param_groups(wide, made, OPTIMIZERS[optimizer], lr=lr, decay=decay, **values)
+    only = mupscale.hidden_matrices(made) if optimizer == "muon" else None
+    groups = mupscale.param_groups(wide, made, OPTIMIZERS[optimizer], lr=lr, decay=decay, only=only, **values)
     if json:
         rows = [{k: v for k, v in g.items() if k != "params"} for g in groups]
         _print_json({"optimizer": optimizer, "lr": lr, "groups": rows})
     else:
         _print(f"{optimizer} at the narrow model's lr {lr:g}; {describe(made)}")
         _print_table(lambda axes: groups_table(groups))
+        if only is not None:
+            _print("Muon takes the hidden matrices; the rest goes to AdamW (--optimizer adamw)")
     return 0
 
 

@@ -44,7 +44,7 @@ def param_groups(
         ``wide.named_parameters()``.
 
     Raises:
-        GrowthError: the optimizer has no rule, or a parameter is not in the plan.
+        GrowthError: the optimizer has no rule or does not know a value, or a parameter is not in the plan.
 
     >>> from torch import nn
     >>> import mupscale
@@ -59,8 +59,12 @@ def param_groups(
     rule = rule_for(optimizer_class, {**defaults, **values})
     if values.get("initial_accumulator_value"):
         raise GrowthError("initial_accumulator_value: torch's Adagrad takes it for all groups alike; give 0")
+    for key, value in values.items():
+        if value and key not in defaults:  # torch would keep it in the group and never look at it
+            raise GrowthError(f"{key}: {optimizer_class.__name__} has no such value; leave it out")
+    given = {k: v for k, v in values.items() if k in defaults}
     scaled = {"lr", "eps", "weight_decay", *rule.values} & defaults.keys()
-    narrow = {**{k: defaults[k] for k in sorted(scaled)}, **values, "lr": lr}
+    narrow = {**{k: defaults[k] for k in sorted(scaled)}, **given, "lr": lr}
 
     def base(name: str) -> dict[str, Any]:
         """The narrow optimizer's values for one parameter."""

@@ -242,7 +242,7 @@ def demo(
     threads: Annotated[int | None, arg(help="CPU threads; default: half of torch's choice")] = None,
     json: Annotated[bool, arg(help="print results.json, without the curves")] = False,
 ) -> int:
-    """Train a small language model, grow it to twice the width, and show what that saved. About five minutes.
+    """Train a small language model, grow it to twice the width, and show what that saved. About four minutes.
 
     Needs no network: the text is the source of Python's standard library. Stopped, it goes on when given
     again.

@@ -26,7 +26,7 @@ from mupscale.study.training import train
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes and lengths; the defaults take about five minutes on two CPU cores.
+    """Sizes and lengths; the defaults take about four minutes on a CPU core.
 
     Attributes:
         model: a preset of `mupscale.study.models`.
