@@ -3,6 +3,7 @@
 import copy
 import io
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -25,20 +26,40 @@ def wide_model(name="llama_tied"):
 def train(model, plan):
     """Losses of a few steps with our groups and clipping; the rates are high so that faults show."""
     groups = mupscale.param_groups(model, plan, AdamW, lr=1e-2, weight_decay=0.1)
-    assert (
-        len(groups) == 3
-    )  # hidden weights; embedding and norms; the last norm, into which the tie is folded
-    optimizer = AdamW(groups)
+    # Hidden weights; embedding and norms; the last norm, into which the tie is folded.
+    assert len(groups) == 3
+    return run(model, AdamW(groups), plan)
+
+
+def run(model, optimizer, plan=None):
     ids = torch.randint(VOCAB, (4, 12), generator=torch.Generator().manual_seed(0))
     losses = []
     for _ in range(STEPS):
         optimizer.zero_grad()
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
-        mupscale.clip_grad_norm_(model, plan, 0.5)
+        if plan is not None:
+            mupscale.clip_grad_norm_(model, plan, 0.5)
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def trained_narrow(wrap=lambda model: model):
+    torch.manual_seed(0)
+    narrow = wrap(AutoModelForCausalLM.from_config(CONFIGS["llama_tied"]()))
+    optimizer = AdamW(narrow.parameters(), lr=1e-2, weight_decay=0.1)
+    run(narrow, optimizer)
+    return narrow, optimizer
+
+
+def train_carried(wrap=lambda model: model, wrap_narrow=lambda model: model):
+    """Losses of a grown model that goes on with the optimizer of the narrow one."""
+    narrow, _ = trained_narrow()
+    plan = mupscale.plan(narrow, width=2)
+    wide = wrap(mupscale.grow(narrow, plan))
+    narrow, optimizer = trained_narrow(wrap_narrow)
+    return run(wide, mupscale.carry_optimizer(optimizer, narrow, wide, plan), plan)
 
 
 @pytest.fixture(scope="module")
@@ -92,29 +113,60 @@ def test_activation_checkpointing(plain):
     assert train(model, plan) == pytest.approx(plain, abs=1e-6)
 
 
-def test_export_of_a_grown_module():
-    make = lambda width: nn.Sequential(nn.Linear(4, 8 * width), nn.ReLU(), nn.Linear(8 * width, 2))  # noqa: E731
-    wide = mupscale.grow(make(1), mupscale.plan(make, width=2))
-    assert torch.export.export(wide, (torch.randn(1, 4),)).module()(torch.zeros(1, 4)).shape == (1, 2)
+class Logits(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(input_ids=ids, use_cache=False).logits
+
+
+def test_onnx_export_of_a_grown_model(tmp_path):
+    narrow, _ = trained_narrow()
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2)).eval()
+    ids = torch.randint(VOCAB, (2, 8))
+    torch.onnx.export(Logits(wide).eval(), (ids,), tmp_path / "wide.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "wide.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: ids.numpy()})
+    expected = Logits(narrow.eval())(ids).detach().numpy()
+    assert abs(logits - expected).max() < 1e-5 * expected.std()
+
+
+def test_carry_to_a_wrapped_model():
+    plain = train_carried()
+    torch.compiler.reset()
+    assert train_carried(lambda model: torch.compile(model, backend="eager")) == pytest.approx(
+        plain, abs=1e-6
+    )
 
 
 # ---- two processes -----------------------------------------------------------------------------------------
+
+
+def sharded(model):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model.model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
 
 
 def _worker(rank, address, kind, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     try:
+        ddp = nn.parallel.DistributedDataParallel
         if kind == "ddp":
             model, plan = wide_model()
-            losses = train(nn.parallel.DistributedDataParallel(model), plan)
+            losses = train(ddp(model), plan)
+        elif kind == "ddp carry":
+            losses = train_carried(ddp, ddp)
+        elif kind == "fsdp2 carry":
+            losses = train_carried(sharded, sharded)
         else:
-            from torch.distributed.fsdp import fully_shard
-
             model, plan = wide_model()
-            for layer in model.model.layers:
-                fully_shard(layer)
-            fully_shard(model)
+            sharded(model)
             if kind == "fsdp2 init":  # initialized after sharding, from other weights
                 with torch.no_grad():
                     for p in model.parameters():
@@ -127,9 +179,10 @@ def _worker(rank, address, kind, results):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2 init"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2 init", "ddp carry", "fsdp2 carry"])
 def test_two_processes(kind, plain, tmp_path):
+    expected = train_carried() if "carry" in kind else plain
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     torch.multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", kind, results), nprocs=2)
-    assert results.get() == pytest.approx(plain, abs=1e-6)
+    assert results.get() == pytest.approx(expected, abs=1e-6)

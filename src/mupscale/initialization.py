@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mupscale.errors import GrowthError
 from mupscale.layout import transformers_config
 from mupscale.operators import normal
 from mupscale.planning import Plan
+from mupscale.sharding import placed_like
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,7 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
             law = laws[canonical]
             if law.std:
                 value = normal(param.shape, seed=seed, name=canonical) * (law.std * scaling.init_scale)
-                param.copy_(_like(param, value + law.mean * scaling.weight_scale))
+                param.copy_(placed_like(value + law.mean * scaling.weight_scale, param))
             else:
                 param.fill_(law.mean * scaling.weight_scale)
     return wide
-
-
-def _like(param: Tensor, value: Tensor) -> Tensor:
-    """``value``, sharded as ``param`` is: every rank draws the same whole tensor and keeps its shard."""
-    if not isinstance(param, DTensor):
-        return value
-    mesh, placements = param.device_mesh, param.placements
-    return distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)

@@ -16,6 +16,7 @@ from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_for
 from mupscale.optim.rules import Rule
 from mupscale.planning import Plan, Scaling
+from mupscale.sharding import local, placed_like, whole
 
 
 def carry_optimizer(
@@ -25,7 +26,8 @@ def carry_optimizer(
 
     Args:
         optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, or registered.
-        narrow, wide: the models before and after growing by ``plan``.
+        narrow, wide: the models before and after growing by ``plan``. Either may be sharded by FSDP2: every
+            rank must call, and then holds its own shard of the state.
 
     Returns:
         A new optimizer of the same class. Learning rates are scaled from their present values; attach a new
@@ -35,8 +37,8 @@ def carry_optimizer(
         GrowthError: the optimizer has no rule, holds a parameter that is not the narrow model's, or holds
             state that the rule does not know.
     """
-    names = {id(p): n for n, p in narrow.named_parameters()}
-    wide_params = dict(wide.named_parameters())
+    names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
+    wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}
     carried: list[tuple[str, Tensor, Rule]] = []
     group_of = {}
     grown_params = []
@@ -58,11 +60,10 @@ def carry_optimizer(
         if param in optimizer.state:
             if reason := rule.ready(optimizer.state[param], group_of[param]):
                 raise GrowthError(f"{name}: {reason}")
-            state = grow_state(name, optimizer.state[param], plan, rule, tuple(param.shape))
-            device = wide_params[name].device
-            grown.state[wide_params[name]] = {
-                k: v.to(device) if _has_dims(v) else v for k, v in state.items()
-            }
+            state = {k: whole(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[param].items()}
+            state = grow_state(name, state, plan, rule, tuple(param.shape))
+            wide_param = wide_params[name]
+            grown.state[wide_param] = {k: _placed(name, v, wide_param) for k, v in state.items()}
     return grown
 
 
@@ -107,5 +108,13 @@ def state_axes(scaling: Scaling, value: Tensor) -> Axes:
     return Axes(tuple(dim if n == full else Dim((1,)) for dim, full, n in kept))
 
 
-def _has_dims(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+def _placed(name: str, value: Any, wide_param: Tensor) -> Any:
+    """State where its parameter is; single numbers, such as step counters, stay where they are."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    if local(wide_param) is not wide_param and value.shape != wide_param.shape:
+        raise GrowthError(
+            f"{name}: optimizer state of shape {tuple(value.shape)} cannot be sharded as its parameter is; "
+            "carry the optimizer to a wide model that is not sharded"
+        )
+    return placed_like(value, wide_param)

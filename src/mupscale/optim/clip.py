@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mupscale.planning import Plan
+from mupscale.sharding import local, whole
 
 
 @torch.no_grad()
@@ -24,15 +24,11 @@ def clip_grad_norm_(wide: nn.Module, plan: Plan, max_norm: float) -> Tensor:
         return torch.tensor(0.0)
     grads = [g for _, g in named]
     weights = [(float(plan[n].copies) ** -0.5) / plan[n].grad_scale for n, _ in named]
-    norms = torch.stack([_whole(norm) for norm in torch._foreach_norm(grads)])
+    norms = torch.stack([whole(norm) for norm in torch._foreach_norm(grads)])
     total: Tensor = torch.linalg.vector_norm(
         norms * torch.tensor(weights, dtype=norms.dtype, device=norms.device)
     )
     # The 1e-6 is torch's own, so that both clip by the same factor.
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in grads], factor)
+    torch._foreach_mul_([local(g) for g in grads], factor)
     return total
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
