@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig
@@ -85,10 +86,11 @@ def loss_table(losses: transfer.Losses, parametrization: str, d_model: int) -> T
     """Mean losses, a row each width; the best of a row in bold with a star."""
     best = {b.width: b.lr for b in transfer.optima(losses) if b.parametrization == parametrization}
     curves = {w: c for (p, w), c in transfer.mean_losses(losses).items() if p == parametrization}
-    table = Table(title=transfer.PARAMETRIZATIONS[parametrization], title_justify="left", min_width=40)
+    title = f"{transfer.PARAMETRIZATIONS[parametrization]}: held-out loss by learning rate"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("d_model")
     for lr in next(iter(curves.values())):
-        table.add_column(f"lr {lr:g}", justify="right")
+        table.add_column(f"{lr:g}", justify="right", min_width=8)
     for width, curve in curves.items():
         cells = [f"[bold]{x:.3f}*[/]" if lr == best[width] else f"{x:.3f} " for lr, x in curve.items()]
         table.add_row(str(d_model * width), *cells)
