@@ -39,6 +39,8 @@ def assert_duplicates(narrow: nn.Module, wide: nn.Module, plan: mupscale.Plan, r
         error = (grown - expected).abs()
         if name.endswith("c_attn.bias"):  # q, k and v stand in one parameter: leave out the keys
             error = error.view(3, -1)[[0, 2]]
+        if name.endswith("query_key_value.bias"):  # head by head
+            error = error.view(wide.config.num_attention_heads, 3, -1)[:, [0, 2]]
         assert error.max() <= rtol * expected.abs().max(), name
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -46,6 +47,16 @@ CONFIGS = {
     "mistral": lambda: MistralConfig(**_GQA),
     "qwen2": lambda: Qwen2Config(**_GQA),
     "qwen3": lambda: Qwen3Config(**_GQA, head_dim=16),
+    "gpt_neox": lambda: GPTNeoXConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
     "qwen3_tied": lambda: Qwen3Config(**_GQA, head_dim=16, tie_word_embeddings=True),
 }
 

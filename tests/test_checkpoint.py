@@ -15,6 +15,7 @@ from models import CONFIGS, build
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
+from mupscale.operators import OPERATORS
 
 
 @pytest.fixture
@@ -37,6 +38,15 @@ def test_a_checkpoint_grows_as_the_module_does(name, tmp_path):
     for (n, a), (_, b) in zip(stored.named_parameters(), wide.named_parameters(), strict=True):
         assert torch.equal(a, b), n
     assert mupscale.Plan.load(tmp_path / "wide").params == plan.params
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_checkpoint_grows_by_any_operator_as_the_module_does(operator, source, tmp_path):
+    plan = grow_checkpoint(source, tmp_path / "wide", width=2, operator=operator, shrink=0.7, seed=5)
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    wide = mupscale.grow(build("llama").float(), plan, operator=operator, shrink=0.7, seed=5)
+    for (n, a), (_, b) in zip(stored.named_parameters(), wide.named_parameters(), strict=True):
+        assert torch.equal(a, b), n
 
 
 def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
@@ -136,7 +146,7 @@ BAD = {
     "unsupported family": (
         lambda p: edit_config(p, model_type="bert"),
         [],
-        "model_type 'bert' is not supported; expected one of gpt2, llama, mistral, qwen2, qwen3",
+        "model_type 'bert' is not supported; expected one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3",
     ),
     "truncated weights": (truncate, [], "model.safetensors: truncated or corrupt"),
     "corrupt weights": (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import build
+from models import CONFIGS, batch, build, loss_of
 from mupscale.cli import COMMANDS, main
 
 
@@ -115,3 +115,57 @@ def test_gaussian_noise_is_said_to_change_the_function(pair, capsys, tmp_path):
     assert main(["verify", pair[0], other]) == 1
     assert "gaussian:0.5 noise changes the function" in capsys.readouterr().out
     assert torch.isfinite(load_file(f"{other}/model.safetensors")["model.norm.weight"]).all()
+
+
+def test_zero_pad_reaches_any_larger_config_and_verify_says_by_how_much_it_differs(pair, capsys, tmp_path):
+    narrow, _ = pair
+    config = CONFIGS["qwen3_tied"]()
+    config.hidden_size, config.intermediate_size = 40, 50
+    config.save_pretrained(tmp_path / "target")
+    wide = str(tmp_path / "padded")
+    argv = ["grow", narrow, wide, "--to", str(tmp_path / "target"), "--operator", "zero_pad"]
+    assert main([*argv, "--shrink", "0.4", "*.mlp.*=0.6"]) == 0
+    assert "zero_pad, shrink 0.4 *.mlp.*=0.6, noise fresh:1, weights only" in capsys.readouterr().out
+    assert main(["verify", narrow, wide]) == 1
+    said = capsys.readouterr().out
+    assert "NOT equal: outputs differ by at most" in said
+    assert "compared by their outputs alone" in said
+    assert "zero_pad: shrunk, padded and added to a fresh μP initialization: does not keep" in said
+    assert main(["hparams", wide, "--lr", "1e-3"]) == 0
+    capsys.readouterr()
+    assert main(["grow", narrow, str(tmp_path / "no"), "--to", str(tmp_path / "target")]) == 2
+    assert (
+        "d_model': grows by 5/4, but even copies are made a whole number of times" in capsys.readouterr().err
+    )
+
+
+def test_zero_pad_starts_afresh_unless_the_optimizer_is_asked_for(tmp_path, capsys):
+    narrow = build("llama").float()
+    optimizer = torch.optim.AdamW(narrow.parameters())
+    loss_of(narrow, batch("llama", 0)).backward()
+    optimizer.step()
+    narrow.save_pretrained(tmp_path / "narrow")
+    torch.save(optimizer.state_dict(), tmp_path / "narrow/optimizer.pt")
+    argv = [
+        "grow",
+        str(tmp_path / "narrow"),
+        str(tmp_path / "wide"),
+        "--width",
+        "2",
+        "--overwrite",
+        "--operator",
+    ]
+    assert main([*argv, "zero_pad"]) == 0
+    assert not (tmp_path / "wide/optimizer.pt").exists()
+    assert main([*argv, "zero_pad", "--carry-optimizer"]) == 0
+    state = torch.load(tmp_path / "wide/optimizer.pt", weights_only=True)["state"]
+    before = optimizer.state[narrow.model.embed_tokens.weight]["exp_avg_sq"]
+    assert any(
+        torch.equal(s["exp_avg_sq"][:, :32], before)
+        for s in state.values()
+        if s["exp_avg_sq"].shape == (61, 64)
+    )
+    capsys.readouterr()
+    assert main([*argv, "net2net", "--carry-optimizer"]) == 2
+    assert "operator 'net2net': its copies are uneven" in capsys.readouterr().err
+    assert main([*argv, "zero_pad", "--carry-optimizer", "--no-optimizer"]) == 2

@@ -11,7 +11,7 @@ from mupscale.operators import Noise, normal
 from mupscale.precision import Float64
 
 FAMILIES = [n for n in NAMES if n not in ("mlp", "resnet")]
-ROTARY = [n for n in FAMILIES if not n.startswith("gpt2")]
+LLAMAS = [n for n in FAMILIES if not n.startswith("gpt")]
 
 
 def outputs(name, model):
@@ -37,14 +37,15 @@ def test_growing_keeps_the_function(name, width, noise):
 
 SINGLE_AXES = [
     *((n, {"d_ff": 2}) for n in FAMILIES),
-    *((n, {"kv_heads": 2}) for n in ROTARY),
-    *((n, {"q_per_kv": 2}) for n in ROTARY),
+    *((n, {"kv_heads": 2}) for n in LLAMAS),
+    *((n, {"q_per_kv": 2}) for n in LLAMAS),
     ("mistral", {"q_per_kv": 3}),
-    *((n, {"d_model": 2}) for n in ROTARY),
+    *((n, {"d_model": 2}) for n in LLAMAS),
     ("gpt2", {"d_model": 2, "head_dim": 2}),
     ("gpt2", {"d_model": 2, "heads": 2}),
     ("gpt2", {"d_model": 6, "heads": 2, "head_dim": 3}),
     ("gpt2_untied", {"d_model": 2, "head_dim": 2}),
+    ("gpt_neox", {"d_model": 3, "heads": 3}),
 ]
 
 

@@ -20,7 +20,7 @@ def test_the_law_that_is_read_off_is_the_one_that_is_drawn(name):
         model = AutoModelForCausalLM.from_config(CONFIGS[name]())
         plan = mupscale.plan(model, width=2)
     laws = fresh_laws(plan)
-    assert laws.keys() == dict(model.named_parameters()).keys()
+    assert laws.keys() >= dict(model.named_parameters()).keys()
     for n, p in model.named_parameters():
         law = laws[n]
         if law.std == 0:

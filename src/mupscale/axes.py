@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mupscale.errors import GrowthError
@@ -55,7 +57,25 @@ class Dim:
         return math.prod((Fraction(growth.get(a, 1)) for a in self.names), start=Fraction(1))
 
     def size(self, sizes: Sizes) -> int:
-        return math.prod(a if isinstance(a, int) else sizes[a] for a in self.axes)
+        return math.prod(self.shape(sizes))
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The size of each of its axes."""
+        return tuple(a if isinstance(a, int) else sizes[a] for a in self.axes)
+
+    def places(self, sizes: Sizes, growth: Growth) -> Tensor:
+        """Where each index of the narrow dim stands in the wide one when every axis is padded at its end.
+
+        Where an axis of the dim shrinks (2 heads of 24 become 6 of 16), the named axes are padded as one.
+        """
+        wide = self.shape(wide_sizes(sizes, growth))
+        at = list(np.unravel_index(np.arange(self.size(sizes)), self.shape(sizes)))
+        if any(growth.get(axis, 1) < 1 for axis in self.names):
+            named = [i for i, axis in enumerate(self.axes) if isinstance(axis, str)]
+            merged = np.ravel_multi_index([at[i] for i in named], [self.shape(sizes)[i] for i in named])
+            for i, place in zip(named, np.unravel_index(merged, [wide[i] for i in named]), strict=True):
+                at[i] = place
+        return torch.from_numpy(np.ravel_multi_index(at, wide))
 
 
 @dataclass(frozen=True)
@@ -187,6 +207,36 @@ def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tenso
     return tensor.reshape(narrow).expand(copies.shape).reshape(axes.wide_shape(sizes, growth)).contiguous()
 
 
+def wide_sizes(sizes: Sizes, growth: Growth) -> dict[str, int]:
+    """The size of every axis after growing."""
+    return {axis: int(size * growth.get(axis, 1)) for axis, size in sizes.items()}
+
+
+def pad(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tensor:
+    """Pad₀(θ): zeros behind the narrow entries, along every named axis by itself.
+
+    Args:
+        tensor: the narrow tensor, of shape ``axes.shape(sizes)``.
+        sizes: the narrow size of every axis.
+        growth: the ratio of every axis that changes; fractions too.
+
+    Returns:
+        A tensor of the wide shape (the tensor itself where nothing changes).
+
+    >>> import torch
+    >>> pad(torch.tensor([1, 2, 3, 4]), Axes.parse("(heads head_dim)"), {"heads": 2, "head_dim": 2},
+    ...     {"head_dim": Fraction(3, 2)}).tolist()
+    [1, 2, 0, 3, 4, 0]
+    """
+    for i, dim in enumerate(axes.dims):
+        if any(growth.get(axis, 1) != 1 for axis in dim.names):
+            shape = list(tensor.shape)
+            shape[i] = dim.size(wide_sizes(sizes, growth))
+            places = dim.places(sizes, growth).to(tensor.device)
+            tensor = tensor.new_zeros(shape).index_copy_(i, places, tensor)
+    return tensor
+
+
 def subtract_copy_mean_(wide: Tensor, copies: Copies) -> Tensor:
     """Project, in place, to what sums to zero over the copies of the contracted axes taken together.
 
@@ -195,6 +245,18 @@ def subtract_copy_mean_(wide: Tensor, copies: Copies) -> Tensor:
     """
     opened = copies.open(wide)
     opened -= opened.mean(dim=copies.summed, keepdim=True)
+    return wide
+
+
+def oppose_copies_(wide: Tensor, copies: Copies) -> Tensor:
+    """Make a term opposite, in place, in every pair of copies of the first contracted axis that grows.
+
+    Such a term sums to zero over the copies; an odd last one gets none. ``wide`` as in `subtract_copy_mean_`.
+    """
+    opened = copies.open(wide).movedim(copies.summed[0], 0)
+    pairs = len(opened) // 2 * 2
+    opened[1:pairs:2] = -opened[0:pairs:2]
+    opened[pairs:] = 0
     return wide
 
 

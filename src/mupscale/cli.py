@@ -36,7 +36,7 @@ from mupscale.checkpoint import Checkpoint
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.layout import skeleton
-from mupscale.operators import Noise
+from mupscale.operators import DEFAULT_SHRINK, OPERATORS, Noise
 from mupscale.optim import optimizer_names
 from mupscale.planning import MANIFEST, Plan
 from mupscale.study import commands as study
@@ -48,7 +48,7 @@ Source = Annotated[
 Destination = Annotated[Positional[Path], arg(metavar="DST", help="checkpoint directory of the wide model")]
 Width = Annotated[int | None, arg(help="grow d_model, d_ff and the number of heads by this factor")]
 AxisFactors = Annotated[tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1")]
-To = Annotated[Path | None, arg(help="a wide config.json to reach, instead of factors")]
+To = Annotated[Path | None, arg(help="a wide config.json to reach, or its folder, instead of factors")]
 Json = Annotated[bool, arg(help="print one JSON object")]
 
 OPTIMIZERS = optimizer_names()
@@ -83,24 +83,40 @@ def grow(
     width: Width = None,
     axes: AxisFactors = (),
     to: To = None,
-    operator: Annotated[str, arg(help="duplicate: copies that keep the function")] = "duplicate",
+    operator: Annotated[
+        str, arg(help=f"{', '.join(OPERATORS)}; the first keeps the function, the second takes any size")
+    ] = "duplicate",
     noise: Annotated[
-        str, arg(help="KIND:X of balanced (keeps the function), relative, gaussian; or none for pure copies")
-    ] = "balanced:1",
+        str,
+        arg(
+            help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
+            "paired), fresh:1 for zero_pad, paired:10 (dB) for hyperclone"
+        ),
+    ] = "default",
+    shrink: Annotated[
+        tuple[str, ...],
+        arg(help="λ of zero_pad: a number, and PATTERN=NUMBER for parameters, as '*.mlp.*=0.6'"),
+    ] = (f"{DEFAULT_SHRINK:g}",),
     seed: Annotated[int, arg(help="of the noise")] = 0,
     dtype: Annotated[str | None, arg(help=f"store as {', '.join(DTYPES)}; default: as it is")] = None,
     max_shard_size: Annotated[str, arg(help="largest weight file")] = "5GB",
     overwrite: Annotated[bool, arg(help="replace DST")] = False,
     no_optimizer: Annotated[bool, arg(help="leave optimizer.pt and the training state behind")] = False,
+    carry_optimizer: Annotated[
+        bool, arg(help="with zero_pad: pad optimizer.pt, too, instead of starting fresh")
+    ] = False,
     allow_nonfinite: Annotated[bool, arg(help="let NaN and infinity in the weights through")] = False,
     json: Json = False,
 ) -> int:
     """Grow a checkpoint into a wider one that computes the same, with its optimizer where there is one.
 
-    DST appears whole or not at all, and loads with stock transformers.
+    DST appears whole or not at all, and loads with stock transformers. --operator zero_pad reaches any larger
+    size, with a fresh optimizer, and does not keep the function.
 
     Example: mupscale grow narrow wide --width 2
     """
+    if no_optimizer and carry_optimizer:
+        raise GrowthError("--no-optimizer and --carry-optimizer: choose one")
     if dtype is not None and dtype not in DTYPES:
         raise GrowthError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     made = _make_plan(Checkpoint(source), width, axes, to)
@@ -120,10 +136,11 @@ def grow(
             made,
             operator=operator,
             noise=noise,
+            shrink=shrink,
             seed=seed,
             dtype=DTYPES[dtype] if dtype else None,
             max_shard_size=max_shard_size,
-            optimizer=not no_optimizer,
+            optimizer=False if no_optimizer else carry_optimizer or None,
             overwrite=overwrite,
             allow_nonfinite=allow_nonfinite,
             progress=lambda done, total: bar.update(task, completed=done, total=max(done, total)),
@@ -136,7 +153,8 @@ def grow(
         carried = (
             "with its optimizer" if written["optimizer"] else "weights only: no optimizer.pt was carried"
         )
-        _print(f"wrote {destination} (noise {written['noise']}, {carried})")
+        how = f"{operator}, shrink {written['shrink']}" if "shrink" in written else operator
+        _print(f"wrote {destination} ({how}, noise {written['noise']}, {carried})")
         _print(f"next: mupscale verify {source} {destination}")
     return 0
 
@@ -156,15 +174,16 @@ def verify(
     narrow, wide = Checkpoint(source), Checkpoint(destination)
     known = (destination / MANIFEST).is_file()
     made = Plan.load(destination) if known else mupscale.plan(narrow.config, to=wide.config)
-    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps)
+    manifest = json_module.loads((destination / MANIFEST).read_text()) if known else {}
+    operator, noise = manifest.get("operator", "duplicate"), Noise.parse(manifest.get("noise"))
+    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator)
     if json:
         _print_json(report.to_dict())
     else:
         _print(str(report))
-        noise = Noise.parse(
-            json_module.loads((destination / MANIFEST).read_text())["noise"] if known else None
-        )
-        if not report.equal and noise is not None and not noise.keeps_function:
+        if not OPERATORS[operator].copies_evenly:
+            _print(f"{operator}: {OPERATORS[operator].summary}")
+        elif not report.equal and noise is not None and not noise.keeps_function:
             _print(f"{noise} noise changes the function; balanced noise keeps it")
     return 0 if report.equal else 1
 

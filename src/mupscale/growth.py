@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import version
@@ -27,14 +28,23 @@ from mupscale.checkpoint import (
     write_weights,
 )
 from mupscale.errors import GrowthError
-from mupscale.initialization import Law, fresh_laws
+from mupscale.initialization import Law, fresh_laws, fresh_value
 from mupscale.layout import skeleton, transformers_config
-from mupscale.operators import Noise, add_noise_, duplicate_scaled
+from mupscale.operators import (
+    DEFAULT_SHRINK,
+    Noise,
+    Shrink,
+    add_noise_,
+    duplicate_scaled,
+    operator_named,
+    random_copies,
+    zero_pad,
+)
+from mupscale.optim.carry import state_is_padded
 from mupscale.planning import MANIFEST, Plan
 from mupscale.planning import plan as make_plan
 
-DEFAULT_NOISE = "balanced:1"
-
+ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
 Progress = Callable[[int, int], None]
 
 
@@ -42,57 +52,119 @@ class Grower:
     """Grows any tensor of a model by name, as a plan, an operator, a noise and a seed say.
 
     The result for one name depends on nothing else: tensors can be grown in any order, process or place.
+
+    Args:
+        plan: how to grow.
+        read: gives a tensor of the narrow model by name.
+        operator: one of `mupscale.operators.OPERATORS`.
+        noise: ``"default"`` for the operator's own, None for none.
+        shrink: λ of zero_pad, by pattern too (see `mupscale.operators.Shrink`).
+
+    Raises:
+        GrowthError: an unknown operator or noise, or one that does not go with the plan.
     """
 
     def __init__(
         self,
         plan: Plan,
+        read: Callable[[str], Tensor],
         *,
         operator: str = "duplicate",
-        noise: str | Noise | None = DEFAULT_NOISE,
+        noise: str | Noise | None = "default",
+        shrink: ShrinkLike = DEFAULT_SHRINK,
         seed: int = 0,
     ) -> None:
-        if operator != "duplicate":
-            raise GrowthError(f"operator {operator!r} is unknown; expected duplicate")
-        for axis, factor in plan.growth.items():
-            if factor.denominator != 1:
-                raise GrowthError(
-                    f"axis {axis!r} grows by {factor}: the operator duplicate copies whole numbers of times; "
-                    "choose a whole factor"
-                )
         self.plan = plan
-        self.noise = Noise.parse(noise)
+        self.operator = operator_named(operator)
+        self.operator.check(plan)
+        self.noise = self.operator.noise(noise)
+        self.shrink = Shrink.parse(shrink)
+        self.shrink.check_patterns(tuple(plan.layout.params))
         self.seed = seed
-        # Asked by gaussian noise only, and then once.
+        self._read = read
+        # Asked where something fresh is added only, and then once.
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(plan))
 
-    def __call__(self, name: str, narrow: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
 
         Raises:
             GrowthError: the name or shape is not the plan's.
         """
-        plan = self.plan
-        name = plan.layout.ties.get(name, name)
-        scaling = plan[name]
+        name = self.plan.layout.ties.get(name, name)
+        narrow = self._narrow(name)
+        if self.operator.name == "zero_pad":
+            wide = self._zero_pad(name, narrow)
+        else:
+            wide = self._copies(name, narrow)
+            if self.noise is not None and name in self.plan.layout.params:
+                self._add_noise_(wide, narrow, name, self.noise)
+        return wide.to(dtype or narrow.dtype)
+
+    def _narrow(self, name: str) -> Tensor:
+        narrow, scaling = self._read(name), self.plan[name]
         if tuple(narrow.shape) != scaling.shape:
             raise GrowthError(
                 f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
                 f"found {tuple(narrow.shape)}"
             )
-        wide = duplicate_scaled(narrow, scaling.axes, plan.layout.sizes, plan.growth, scaling.weight_scale)
-        if self.noise is not None and name in plan.layout.params:
-            add_noise_(
-                wide,
-                narrow,
-                scaling,
-                scaling.axes.expand_copies(plan.layout.sizes, plan.growth),
-                self.noise,
-                seed=self.seed,
-                name=name,
-                fresh_std=lambda: self._fresh()[name].std,
+        return narrow
+
+    def _copies(self, name: str, narrow: Tensor) -> Tensor:
+        scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
+        if self.operator.copies_evenly:
+            return duplicate_scaled(narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale)
+        above = next_layer(name) if self.operator.name == "aki" else name
+        return random_copies(
+            narrow,
+            scaling.axes,
+            layout.sizes,
+            growth,
+            seed=self.seed,
+            folds=layout.folds.get(name, ()),
+            above=self._narrow(above) if above != name and above in layout.params else None,
+        )
+
+    def _add_noise_(self, wide: Tensor, narrow: Tensor, name: str, noise: Noise) -> None:
+        layout, growth, scaling = self.plan.layout, self.plan.growth, self.plan[name]
+        evenly = self.operator.copies_evenly
+        add_noise_(
+            wide,
+            narrow,
+            scaling,
+            scaling.axes.expand_copies(layout.sizes, growth) if evenly else None,
+            noise,
+            seed=self.seed,
+            name=name,
+            fresh_std=lambda: self._fresh()[name].std,
+        )
+
+    def _zero_pad(self, name: str, narrow: Tensor) -> Tensor:
+        scaling, law = self.plan[name], self._fresh().get(name)
+        if law is None:
+            raise GrowthError(
+                f"{name}: cannot tell what a fresh one holds; give the module that owns it a "
+                "reset_parameters() method that fills it"
             )
-        return wide.to(dtype or narrow.dtype)
+        strength = self.noise.strength if self.noise is not None else 0.0
+        return zero_pad(
+            narrow,
+            scaling,
+            self.plan.layout.sizes,
+            self.plan.growth,
+            shrink=self.shrink.of(name),
+            fresh=fresh_value(scaling, law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength),
+            fresh_mean=law.mean,
+        )
+
+
+def next_layer(name: str) -> str:
+    """The name of the same parameter one layer up.
+
+    >>> next_layer("model.layers.3.mlp.up_proj.weight")
+    'model.layers.4.mlp.up_proj.weight'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.)", lambda number: str(int(number[0]) + 1), name, count=1)
 
 
 def grow(
@@ -100,24 +172,28 @@ def grow(
     plan: Plan,
     *,
     operator: str = "duplicate",
-    noise: str | Noise | None = DEFAULT_NOISE,
+    noise: str | Noise | None = "default",
+    shrink: ShrinkLike = DEFAULT_SHRINK,
     seed: int = 0,
 ) -> nn.Module:
     """Grow a model in memory; the narrow one is left as it is.
 
     Args:
         model: the narrow model that ``plan`` was made from (or one of the same names and shapes).
-        operator: ``"duplicate"``: θ↑ = s · dup(θ).
-        noise: ``"balanced:1"`` keeps the function and makes the copies differ, so that the new width gets
-            used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure copies (see
-            `mupscale.operators.noise`).
+        operator: ``"duplicate"``: θ↑ = s · dup(θ). ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization.
+            The others are rivals to compare with (see `mupscale.operators.OPERATORS`).
+        noise: with duplicate, ``"balanced:1"`` by default: it keeps the function and makes the copies differ,
+            so that the new width gets used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure
+            copies (see `mupscale.operators.noise`). With zero_pad, ``"fresh:1"``, or None for a plain pad.
+        shrink: λ of zero_pad: a number, or one for each pattern of parameter names.
         seed: of the noise.
 
     Returns:
         The wide model, with the narrow one's dtype, device and training mode.
 
     Raises:
-        GrowthError: the model does not fit the plan, a growth factor is not whole, or the noise is unknown.
+        GrowthError: the model does not fit the plan, the operator cannot grow an axis, or the operator or
+            noise is unknown.
 
     >>> from torch import nn
     >>> import mupscale
@@ -127,15 +203,15 @@ def grow(
     >>> bool((narrow(x) - wide(x)).abs().max() < 1e-12)
     True
     """
-    grower = Grower(plan, operator=operator, noise=noise, seed=seed)
     tensors = _tensors(model)
+    grower = Grower(plan, tensors.__getitem__, operator=operator, noise=noise, shrink=shrink, seed=seed)
     if differing := tensors.keys() ^ {*plan.layout.params, *plan.layout.buffers}:
         name = min(differing)
         raise GrowthError(
             f"{name}: not in the {'plan' if name in tensors else 'model'}; make the plan from this model"
         )
     with torch.no_grad():
-        wide = _fill(model, plan, {name: grower(name, tensor) for name, tensor in tensors.items()})
+        wide = _fill(model, plan, {name: grower(name) for name in tensors})
     for name, param in wide.named_parameters():
         param.requires_grad_(tensors[name].requires_grad)
     return wide.train(model.training)
@@ -149,11 +225,12 @@ def grow_checkpoint(
     width: int | None = None,
     axes: Mapping[str, int] | None = None,
     operator: str = "duplicate",
-    noise: str | Noise | None = DEFAULT_NOISE,
+    noise: str | Noise | None = "default",
+    shrink: ShrinkLike = DEFAULT_SHRINK,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
-    optimizer: bool = True,
+    optimizer: bool | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
@@ -167,7 +244,9 @@ def grow_checkpoint(
     Args:
         plan: how to grow; or give ``width`` and ``axes``, as to `mupscale.plan`.
         dtype: to store weights in; None keeps each tensor's own.
-        optimizer: grow the training state too, where there is one.
+        operator, noise, shrink, seed: as in `grow`.
+        optimizer: grow the training state too, where there is one. By default an operator that makes even
+            copies does; zero_pad does when asked, padding the state with zeros; the others cannot.
         allow_nonfinite: let NaN and infinity in the weights through.
         progress: called with (bytes done, bytes in all).
 
@@ -181,22 +260,28 @@ def grow_checkpoint(
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
     assert plan.narrow_config is not None
     assert plan.config is not None
-    grower = Grower(plan, operator=operator, noise=noise, seed=seed)
     narrow = skeleton(plan.narrow_config)
     stored = checkpoint.resolve(plan.layout, getattr(narrow, "base_model_prefix", ""))
 
-    def spec(name: str) -> TensorSpec:
-        kept = checkpoint.spec(stored[name])[0]
-        return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
-
-    def grown(name: str) -> Tensor:
+    def read(name: str) -> Tensor:
         tensor = checkpoint.tensor(stored[name])
         if not allow_nonfinite and not tensor.isfinite().all():
             raise GrowthError(
                 f"{checkpoint.file_of(stored[name])}: {stored[name]!r} holds NaN or infinity; "
                 "--allow-nonfinite lets it through"
             )
-        wide = grower(name, tensor, specs[name].dtype)
+        return tensor
+
+    grower = Grower(plan, read, operator=operator, noise=noise, shrink=shrink, seed=seed)
+    optimizer = grower.operator.copies_evenly if optimizer is None else optimizer
+    padded = optimizer and state_is_padded(operator)
+
+    def spec(name: str) -> TensorSpec:
+        kept = checkpoint.spec(stored[name])[0]
+        return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
+
+    def grown(name: str) -> Tensor:
+        wide = grower(name, specs[name].dtype)
         advance(wide.nbytes)
         return wide
 
@@ -216,7 +301,9 @@ def grow_checkpoint(
         torch.no_grad(),
     ):
         checksums = pool.submit(checkpoint.checksums)
-        carried = optimizer and grow_training_state(checkpoint.path, partial, plan, narrow, advance)
+        carried = optimizer and grow_training_state(
+            checkpoint.path, partial, plan, narrow, advance, pad_state=padded
+        )
         write_weights(partial, list(specs.values()), grown, max_shard_size=max_shard_size)
         copy_companions(checkpoint.path, partial, training_state=carried)
         config = copy.deepcopy(plan.config)
@@ -226,6 +313,7 @@ def grow_checkpoint(
             "mupscale": version("mupscale"),
             "operator": operator,
             "noise": str(grower.noise or "none"),
+            **({"shrink": str(grower.shrink)} if operator == "zero_pad" else {}),
             "seed": seed,
             "optimizer": carried,
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mupscale.errors import GrowthError
 from mupscale.layout import transformers_config
 from mupscale.operators import normal
-from mupscale.planning import Plan
+from mupscale.planning import Plan, Scaling
 from mupscale.sharding import placed_like
 
 
@@ -70,7 +70,9 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def fresh_laws(plan: Plan) -> dict[str, Law]:
-    """The law of every parameter of a fresh narrow model, by name. Transformers models allocate no weights.
+    """The law of every parameter of a fresh narrow model, by name, and of buffers that are filled with one.
+
+    Transformers models allocate no weights.
 
     Raises:
         GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
@@ -103,7 +105,8 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
                 "or give the module that owns it a reset_parameters() method"
             )
         laws[name] = record.laws[id(param)]
-    return laws
+    filled = {name: record.laws.get(id(buffer)) for name, buffer in model.named_buffers()}
+    return laws | {name: law for name, law in filled.items() if law is not None}
 
 
 def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
@@ -133,10 +136,20 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
                 )
             canonical = plan.canonical(name)
-            law = laws[canonical]
-            if law.std:
-                value = normal(param.shape, seed=seed, name=canonical) * (law.std * scaling.init_scale)
-                param.copy_(placed_like(value + law.mean * scaling.weight_scale, param))
-            else:
-                param.fill_(law.mean * scaling.weight_scale)
+            value = fresh_value(scaling, laws[canonical], seed=seed, name=canonical, dtype=param.dtype)
+            param.copy_(placed_like(value, param))
     return wide
+
+
+def fresh_value(
+    scaling: Scaling, law: Law, *, seed: int, name: str, dtype: torch.dtype, strength: float = 1.0
+) -> Tensor:
+    """A wide parameter as μP initializes it, in ``dtype`` or at least float32.
+
+    ``strength`` multiplies the random part, which is drawn in float32.
+    """
+    exact = torch.promote_types(dtype, torch.float32)
+    constant = torch.full(scaling.wide_shape, law.mean * scaling.weight_scale, dtype=exact)
+    if not law.std or not strength:
+        return constant
+    return normal(constant.shape, seed=seed, name=name) * (strength * law.std * scaling.init_scale) + constant

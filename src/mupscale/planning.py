@@ -29,9 +29,19 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
-from mupscale.axes import Axes
+from mupscale.axes import Axes, wide_sizes
 from mupscale.errors import GrowthError
-from mupscale.layout import Layout, declared_layout, family_of, layout_by_shape, skeleton, transformers_config
+from mupscale.layout import (
+    Layout,
+    declared_layout,
+    family_of,
+    growth_between,
+    growth_factor,
+    layout_by_shape,
+    skeleton,
+    transformers_config,
+    widen,
+)
 
 MANIFEST = "mupscale.json"
 
@@ -132,6 +142,28 @@ class Plan:
             stripped = ".".join(words)
             name = stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
         return self.layout.ties.get(name, name)
+
+    @cached_property
+    def inexact(self) -> dict[str, str]:
+        """Axes whose growth copies cannot express, only padding, each with the reason."""
+        reasons = {}
+        for axis, factor in self.growth.items():
+            if factor < 1:
+                beside = [a for a in self._merged_with(axis) if a != axis]
+                reasons[axis] = (
+                    f"shrinks by {factor}, so that {', '.join(beside)} and it can only be padded as one axis"
+                )
+            elif factor.denominator != 1:
+                reasons[axis] = f"grows by {factor}, but even copies are made a whole number of times"
+            elif self.narrow_config is not None:
+                known = family_of(self.narrow_config).inexact
+                reasons |= {axis: known[axis]} if axis in known else {}
+        return reasons
+
+    def _merged_with(self, axis: str) -> tuple[str, ...]:
+        """The named axes that share a dim with ``axis``, itself among them."""
+        dims = [d for axes in self.layout.params.values() for d in axes.dims if axis in d.names]
+        return tuple(dict.fromkeys(name for dim in dims for name in dim.names))
 
     def _scaling(self, name: str, axes: Axes) -> Scaling:
         fold = math.prod(
@@ -256,7 +288,7 @@ def plan(
         return _plan_modules(model, to, None, hints)
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
-    _check_factor("width", width)
+    growth_factor("width", width)
     return _plan_modules(model(1), model(width), model, hints)
 
 
@@ -267,6 +299,7 @@ def _plan_modules(
     hints: Mapping[str, str] | None,
 ) -> Plan:
     layout, growth = layout_by_shape(narrow, wide, hints)
+    _refuse_shrinking(layout, growth)
     return Plan(
         layout=layout,
         growth={axis: g for axis, g in growth.items() if g != 1},
@@ -288,13 +321,13 @@ def _plan_transformers(
     if to is not None:
         if width is not None or axes:
             raise GrowthError("give either the wide config (to) or growth factors (width, axes), not both")
-        growth = _growth_between(config, to)
+        growth = growth_between(config, to)
     else:
         if width is None and not axes:
             raise GrowthError("how much to grow? give a width, factors by axis, or a wide config to reach")
-        _check_factor("width", width if width is not None else 1)
+        growth_factor("width", width if width is not None else 1)
         growth = dict.fromkeys(family.width, Fraction(width or 1)) | {
-            axis: _check_factor(axis, g) for axis, g in (axes or {}).items()
+            axis: growth_factor(axis, g) for axis, g in (axes or {}).items()
         }
     growth = {axis: g for axis, g in growth.items() if g != 1}
     for axis in growth:
@@ -303,8 +336,11 @@ def _plan_transformers(
             raise GrowthError(f"unknown axis {axis!r}: {config.model_type} has {', '.join(known)}")
         if axis in family.fixed:
             raise GrowthError(f"axis {axis!r} of {config.model_type} cannot grow: {family.fixed[axis]}")
-    wide_config = to if to is not None else _widen(config, layout, growth)
+        if to is None and axis in family.inexact:
+            raise GrowthError(f"axis {axis!r} of {config.model_type} cannot grow: {family.inexact[axis]}")
+    wide_config = to if to is not None else widen(config, layout, growth)
     architecture = type(model).__name__
+    _refuse_shrinking(layout, growth)
     return Plan(
         layout=layout,
         growth=growth,
@@ -315,56 +351,15 @@ def _plan_transformers(
     )
 
 
-def _check_factor(axis: str, factor: int | Fraction | float) -> Fraction:
-    exact = Fraction(factor).limit_denominator(4096)
-    if exact < 1:
-        raise GrowthError(f"{axis}: cannot grow by {factor}; a growth factor is 1 or more")
-    return exact
-
-
-def _widen(config: PreTrainedConfig, layout: Layout, growth: Mapping[str, Fraction]) -> PreTrainedConfig:
-    wide_sizes = {}
-    for axis, size in layout.sizes.items():
-        exact = size * growth.get(axis, 1)
-        if exact != int(exact):
-            raise GrowthError(f"{axis}: {size} × {growth[axis]} is not a whole number")
-        wide_sizes[axis] = int(exact)
-    fields = family_of(config).fields(config, wide_sizes)
-    try:
-        return type(config).from_dict({**config.to_dict(), **fields})
-    except Exception as error:  # each config class has errors of its own for what it cannot express
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise GrowthError(f"{config.model_type} cannot be this wide: {reason}") from None
-
-
-def _growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str, Fraction]:
-    if narrow.model_type != wide.model_type:
-        raise GrowthError(
-            f"model_type: the narrow model is {narrow.model_type!r}, the wide {wide.model_type!r}"
-        )
-    family = family_of(narrow)
-    sizes, wide_sizes = family.sizes(narrow), family.sizes(wide)
-    growth = {axis: _check_factor(axis, Fraction(wide_sizes[axis], size)) for axis, size in sizes.items()}
-    # With the narrow sizes put back, nothing else may differ.
-    back = type(wide).from_dict({**wide.to_dict(), **family.fields(wide, sizes)}).to_dict()
-    for key, value in narrow.to_dict().items():
-        if key not in _CONFIG_NOTES and back.get(key) != value:
-            raise GrowthError(
-                f"config field {key!r}: {value!r} in the narrow model, "
-                f"{back.get(key)!r} in the wide; only widths may grow"
-            )
-    return growth
-
-
-# Fields that say nothing about the function.
-_CONFIG_NOTES = {
-    "architectures",
-    "dtype",
-    "transformers_version",
-    "_name_or_path",
-    "use_cache",
-    "initializer_range",
-}
+def _refuse_shrinking(layout: Layout, growth: Mapping[str, Fraction]) -> None:
+    sizes = layout.sizes
+    for name, axes in layout.params.items():
+        for dim in axes.dims:
+            if dim.growth(growth) < 1:
+                raise GrowthError(
+                    f"{name}: '{dim}' goes from {dim.size(sizes)} to {dim.size(wide_sizes(sizes, growth))}; "
+                    "no dim of a parameter may shrink"
+                )
 
 
 def _named(config: PreTrainedConfig, architecture: str) -> PreTrainedConfig:

@@ -64,6 +64,9 @@ def plan_table(plan: Plan, axes: bool = True) -> Table:
         times = f"  ({row['count']}×)" if row["count"] > 1 else ""
         notation = [row["axes"].replace("[", r"\[")] if axes else []
         table.add_row(row["parameter"] + times, *notation, *(f"{v:.4g}" for v in values))
+    if plan.inexact:
+        table.caption = "\n".join(f"{axis}: {reason}" for axis, reason in plan.inexact.items())
+        table.caption_justify = "left"
     return table
 
 

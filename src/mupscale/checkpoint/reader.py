@@ -46,11 +46,12 @@ class Checkpoint:
 
     @staticmethod
     def read_config(path: Path) -> PreTrainedConfig:
-        """A transformers config of a supported family, from its JSON file.
+        """A transformers config of a supported family, from its JSON file or the directory that holds it.
 
         Raises:
             GrowthError: the file is missing, not a config, or of an unsupported ``model_type``.
         """
+        path = path / "config.json" if path.is_dir() else path
         data = _read_json(path, "a Hugging Face checkpoint directory holds one")
         model_type = data.get("model_type")
         if model_type not in supported_model_types():
@@ -110,8 +111,8 @@ class Checkpoint:
     def resolve(self, layout: Layout, prefix: str = "") -> dict[str, str]:
         """Match stored names with the layout's: layout name → stored name.
 
-        Checkpoints may store a tied tensor under another of its names or twice, hold tables that today's
-        models compute, or lack the base model's ``prefix``.
+        Checkpoints may store a tied tensor under another of its names or twice, have names of their own, hold
+        tables that today's models compute, or lack the base model's ``prefix``.
 
         Raises:
             GrowthError: a tensor is unknown to the layout or missing from the files, or has a wrong shape.
@@ -119,7 +120,8 @@ class Checkpoint:
         known = {*layout.params, *layout.buffers}
         found: dict[str, str] = {}
         for stored in self._files:
-            name = next((n for n in (stored, f"{prefix}.{stored}") if n in known or n in layout.ties), None)
+            candidates = (layout.stored_as.get(stored, stored), f"{prefix}.{stored}")
+            name = next((n for n in candidates if n in known or n in layout.ties), None)
             if name is None:
                 if stored.endswith(layout.ignored):
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 from collections.abc import Callable, Mapping
@@ -23,7 +24,13 @@ OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 def grow_training_state(
-    source: Path, destination: Path, plan: Plan, skeleton: nn.Module, on_bytes: Callable[[int], None]
+    source: Path,
+    destination: Path,
+    plan: Plan,
+    skeleton: nn.Module,
+    on_bytes: Callable[[int], None],
+    *,
+    pad_state: bool = False,
 ) -> bool:
     """Grow ``optimizer.pt`` and ``scheduler.pt``, so that a Trainer resumes from ``destination``.
 
@@ -32,6 +39,7 @@ def grow_training_state(
     Args:
         skeleton: the narrow model's names and shapes.
         on_bytes: told the bytes written, as they are.
+        pad_state: pad the state with zeros instead of copying it.
 
     Returns:
         Whether there was an optimizer to grow.
@@ -68,13 +76,15 @@ def grow_training_state(
         start = order.index(group["params"][0])
         group["params"] = list(range(start, start + len(group["params"])))
 
+    grown = functools.partial(grow_state_value, plan=plan, rule=rule, pad_state=pad_state)
+
     def lazy(name: str, key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return value if is_copied(key, value, rule) else grow_state_value(name, key, value, plan, rule)
+            return value if is_copied(key, value, rule) else grown(name, key, value)
         if is_copied(key, value, rule):
             return _Lazy(tuple(value.shape), value.dtype, lambda: value)
         shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
-        return _Lazy(shape, value.dtype, lambda: grow_state_value(name, key, value, plan, rule))
+        return _Lazy(shape, value.dtype, lambda: grown(name, key, value))
 
     state = {
         i: {key: lazy(names[index], key, value) for key, value in saved["state"][index].items()}

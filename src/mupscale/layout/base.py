@@ -35,6 +35,7 @@ class Layout:
         readouts: weights from the last hidden layer to the outputs, which get no noise.
         folds: by parameter name.
         ignored: endings of tensor names that old checkpoints hold and today's models compute.
+        stored_as: names that checkpoints have for a tensor, each with the model's own.
     """
 
     sizes: Mapping[str, int]
@@ -44,6 +45,7 @@ class Layout:
     readouts: frozenset[str] = frozenset()
     folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     def knows(self, name: str) -> bool:
         """Whether this is one of the names of a parameter or buffer."""
@@ -72,6 +74,7 @@ class Layout:
             "readouts": sorted(self.readouts),
             "folds": {n: [[f.axis, str(f.power)] for f in folds] for n, folds in self.folds.items()},
             "ignored": list(self.ignored),
+            "stored_as": dict(self.stored_as),
         }
 
     @staticmethod
@@ -84,4 +87,5 @@ class Layout:
             readouts=frozenset(data["readouts"]),
             folds={n: tuple(Fold(a, Fraction(p)) for a, p in folds) for n, folds in data["folds"].items()},
             ignored=tuple(data["ignored"]),
+            stored_as=data.get("stored_as", {}),
         )

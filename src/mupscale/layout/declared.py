@@ -7,7 +7,7 @@ never from module attributes, which move between library versions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -37,10 +37,13 @@ class Family:
         fields: (config, wide sizes) → the config fields to change; raises GrowthError for sizes that the
             config cannot express.
         width: the axes that ``width=g`` grows.
-        fixed: axes that cannot grow, each with the reason and what to do instead.
+        fixed: axes that cannot grow, each with the reason.
+        inexact: axes that can only be padded, since copies along them change the function, each with the
+            reason and what to do instead.
         folds: (config, tied) → folds by the ending of the parameter's name.
         readouts: endings of the readouts' names.
         ignored: endings of tensors in old checkpoints that the model computes by itself.
+        stored_as: names that checkpoints have for a tensor, each with the model's own.
     """
 
     model_types: tuple[str, ...]
@@ -52,6 +55,8 @@ class Family:
     folds: Callable[[PreTrainedConfig, bool], Folds]
     readouts: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -143,6 +148,7 @@ def declared_layout(model: nn.Module) -> Layout:
         readouts=frozenset(n for n in params if n.endswith(family.readouts)),
         folds={n: f for n in params if (f := _by_ending(folds, n))},
         ignored=family.ignored,
+        stored_as=family.stored_as,
     )
 
 

@@ -6,9 +6,11 @@ root mean square of the narrow parameter and ε standard normal, the term added 
     gaussian:σ   σ · (std of a fresh narrow init) / √k_in · ε    (Ma et al. 2026, arXiv 2602.10545)
     relative:σ   σ · RMS(θ) / √k_in · ε
     balanced:σ   relative, projected to sum to zero over the copies of the contracted axes taken together
+    paired:d     RMS(s·θ) · 10^(−d/20) · ±ε, opposite in every pair of copies of the contracted axis, none in
+                 an odd last one: a signal-to-noise ratio of d dB (Samragh et al. 2024, arXiv 2409.12903)
 
-each times the parameter's fold. Balanced noise leaves the function exactly as it was: at σ = 1 the wide
-matrix has the size that a μP-consistent one has (RMS · √fan_in kept).
+each times the parameter's fold. Balanced and paired noise leave the function exactly as it was: balanced at
+σ = 1 the wide matrix has the size that a μP-consistent one has (RMS · √fan_in kept).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mupscale.axes import Copies, subtract_copy_mean_
+from mupscale.axes import Copies, oppose_copies_, subtract_copy_mean_
 from mupscale.errors import GrowthError
 from mupscale.planning import Scaling
 
@@ -39,7 +41,7 @@ class Noise:
     kind: str
     strength: float
 
-    KINDS: ClassVar[tuple[str, ...]] = ("gaussian", "relative", "balanced")
+    KINDS: ClassVar[tuple[str, ...]] = ("gaussian", "relative", "balanced", "paired", "fresh")
 
     @classmethod
     def parse(cls, text: str | Noise | None) -> Noise | None:
@@ -72,14 +74,14 @@ class Noise:
 
     @property
     def keeps_function(self) -> bool:
-        return self.kind == "balanced" or self.strength == 0
+        return self.kind in ("balanced", "paired") or self.strength == 0
 
 
 def add_noise_(
     wide: Tensor,
     narrow: Tensor,
     scaling: Scaling,
-    copies: Copies,
+    copies: Copies | None,
     noise: Noise,
     *,
     seed: int,
@@ -89,23 +91,31 @@ def add_noise_(
     """Add ``noise`` in place to ``wide`` = s·dup(``narrow``), in the dtype of ``wide`` (float32 or better).
 
     Args:
-        copies: ``scaling.axes.expand_copies(...)`` of the growth.
+        copies: ``scaling.axes.expand_copies(...)`` of the growth; asked by balanced and paired noise only.
         seed, name: decide the random numbers, together with the shape.
         fresh_std: standard deviation of a fresh narrow init of this parameter; asked by gaussian noise only.
     """
-    balanced = noise.kind == "balanced"
-    if not scaling.has_noise or noise.strength == 0 or (balanced and not copies.summed):
+    if not scaling.has_noise or noise.strength == 0:
         return wide
-    size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
-    std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
+    cancel = {"balanced": subtract_copy_mean_, "paired": oppose_copies_}.get(noise.kind)
+    if cancel is not None:
+        assert copies is not None, "noise that cancels needs copies"
+        if not copies.summed:
+            return wide
+    if noise.kind == "paired":
+        std = 10 ** (-noise.strength / 20) * _rms(narrow) * scaling.weight_scale
+    else:
+        size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
+        std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
 
     def add(rows: slice, epsilon: Tensor) -> None:
         term = epsilon.to(wide)
-        if balanced:
-            subtract_copy_mean_(term, copies)
+        if cancel is not None:
+            assert copies is not None
+            cancel(term, copies)
         wide[rows].add_(term, alpha=std)
 
-    for_each_block(wide.shape, copies.unit, seed, name, add)
+    for_each_block(wide.shape, copies.unit if copies is not None else 1, seed, name, add)
     return wide
 
 
@@ -122,8 +132,7 @@ def for_each_block(
 
     def draw(block: int) -> None:
         taken = slice(block * rows, min((block + 1) * rows, shape[0]))
-        key = hashlib.blake2b(f"{seed}:{name}:{block}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+        generator = generator_of(seed, name, block)
         visit(taken, torch.randn(taken.stop - taken.start, *shape[1:], generator=generator))
 
     blocks = range(math.ceil(shape[0] / rows))
@@ -133,6 +142,12 @@ def for_each_block(
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
         for _ in pool.map(draw, blocks):
             pass
+
+
+def generator_of(*key: object) -> torch.Generator:
+    """A CPU generator that depends on ``key`` alone, in whatever order, process or place it is asked for."""
+    digest = hashlib.blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
 def normal(shape: torch.Size, *, seed: int, name: str) -> Tensor:

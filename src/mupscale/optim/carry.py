@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.axes import Axes, Dim
+from mupscale.axes import Axes, Dim, pad
 from mupscale.errors import GrowthError
-from mupscale.operators import duplicate_scaled
+from mupscale.operators import duplicate_scaled, operator_named
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_for
 from mupscale.optim.rules import Rule
@@ -20,7 +20,12 @@ from mupscale.sharding import local, placed_like, whole
 
 
 def carry_optimizer(
-    optimizer: torch.optim.Optimizer, narrow: nn.Module, wide: nn.Module, plan: Plan
+    optimizer: torch.optim.Optimizer,
+    narrow: nn.Module,
+    wide: nn.Module,
+    plan: Plan,
+    *,
+    operator: str = "duplicate",
 ) -> torch.optim.Optimizer:
     """The optimizer of the wide model, in the state that the narrow model's has reached.
 
@@ -28,6 +33,8 @@ def carry_optimizer(
         optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, or registered.
         narrow, wide: the models before and after growing by ``plan``. Either may be sharded by FSDP2: every
             rank must call, and then holds its own shard of the state.
+        operator: what ``wide`` was grown with. ``"zero_pad"`` pads the state with zeros, unscaled: no law
+            says more, and a fresh optimizer is the paper's choice.
 
     Returns:
         A new optimizer of the same class. Learning rates are scaled from their present values; attach a new
@@ -35,8 +42,9 @@ def carry_optimizer(
 
     Raises:
         GrowthError: the optimizer has no rule, holds a parameter that is not the narrow model's, or holds
-            state that the rule does not know.
+            state that the rule does not know or that the operator cannot grow.
     """
+    pad_state = state_is_padded(operator)
     names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}
     carried: list[tuple[str, Tensor, Rule]] = []
@@ -61,14 +69,34 @@ def carry_optimizer(
             if reason := rule.ready(optimizer.state[param], group_of[param]):
                 raise GrowthError(f"{name}: {reason}")
             state = {k: whole(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[param].items()}
-            state = grow_state(name, state, plan, rule, tuple(param.shape))
+            state = grow_state(name, state, plan, rule, tuple(param.shape), pad_state=pad_state)
             wide_param = wide_params[name]
             grown.state[wide_param] = {k: _placed(name, v, wide_param) for k, v in state.items()}
     return grown
 
 
+def state_is_padded(operator: str) -> bool:
+    """Whether an operator's optimizer state is padded with zeros, and not copied as the weights are.
+
+    Raises:
+        GrowthError: the operator is unknown, or no optimizer state goes with it.
+    """
+    if not operator_named(operator).copies_evenly and operator != "zero_pad":
+        raise GrowthError(
+            f"operator {operator!r}: its copies are uneven, so no optimizer state goes with them; "
+            "start with a fresh optimizer"
+        )
+    return operator == "zero_pad"
+
+
 def grow_state(
-    name: str, state: Mapping[str, Any], plan: Plan, rule: Rule, narrow_shape: tuple[int, ...]
+    name: str,
+    state: Mapping[str, Any],
+    plan: Plan,
+    rule: Rule,
+    narrow_shape: tuple[int, ...],
+    *,
+    pad_state: bool = False,
 ) -> dict[str, Any]:
     """One parameter's optimizer state, grown; step counters are copied.
 
@@ -81,7 +109,7 @@ def grow_state(
             grown[key] = value.clone() if isinstance(value, Tensor) else value
         else:
             rule.check_state(name, key, value, narrow_shape)
-            grown[key] = grow_state_value(name, key, value, plan, rule)
+            grown[key] = grow_state_value(name, key, value, plan, rule, pad_state=pad_state)
     return grown
 
 
@@ -90,13 +118,25 @@ def is_copied(key: str, value: Any, rule: Rule) -> bool:
     return key in rule.copied or value is None
 
 
-def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule) -> Any:
-    """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most."""
+def grow_state_value(
+    name: str, key: str, value: Any, plan: Plan, rule: Rule, *, pad_state: bool = False
+) -> Any:
+    """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most. Or zero-padded.
+
+    Raises:
+        GrowthError: state to pad that lives in parameter space, where zeros would mean something.
+    """
     scaling = plan[name]
     scale = rule.state_scale(key, scaling)
     if not isinstance(value, Tensor):
         return value * scale
     axes = state_axes(scaling, value)
+    if pad_state:
+        if not isinstance(rule.state[key], int):
+            raise GrowthError(
+                f"{name}: optimizer state {key!r} cannot be padded with zeros; start with a fresh optimizer"
+            )
+        return pad(value, axes, plan.layout.sizes, plan.growth).clone()
     return duplicate_scaled(value, axes, plan.layout.sizes, plan.growth, scale).to(value.dtype)
 
 

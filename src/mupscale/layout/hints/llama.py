@@ -71,10 +71,12 @@ FAMILY = Family(
     fields=_fields,
     width=("d_model", "d_ff", "kv_heads"),
     fixed={
-        "head_dim": "rotary positions turn pairs within a head, so copies inside it are not exact; "
-        "grow the heads instead: kv_heads or q_per_kv",
         "vocab": "the vocabulary is given by the tokenizer",
         "labels": "the number of classes is not a width",
+    },
+    inexact={
+        "head_dim": "rotary positions turn pairs within a head, so copies inside it are not exact; "
+        "grow the heads instead: kv_heads or q_per_kv",
     },
     folds=_folds,
     readouts=("lm_head.weight", "score.weight"),

@@ -1,0 +1,116 @@
+"""The operators by name: where each comes from, which noise goes with it, and what it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mupscale.errors import GrowthError
+from mupscale.operators.noise import Noise
+from mupscale.planning import Plan
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One way to fill the wide parameters from the narrow ones.
+
+    Attributes:
+        name: as `grow` takes it.
+        summary: what it does, and what it keeps.
+        source: the paper.
+        noises: kinds of noise that go with it.
+        default_noise: unless one is chosen.
+        copies_evenly: θ↑ = s · dup(θ) but for noise: the function is kept, and the optimizer can be carried.
+    """
+
+    name: str
+    summary: str
+    source: str
+    noises: tuple[str, ...]
+    default_noise: str
+    copies_evenly: bool = False
+
+    def noise(self, given: str | Noise | None) -> Noise | None:
+        """The noise to add; ``"default"`` stands for the operator's own.
+
+        Raises:
+            GrowthError: unknown, or not one that goes with this operator.
+        """
+        noise = Noise.parse(self.default_noise if given == "default" else given)
+        if noise is not None and noise.kind not in self.noises:
+            raise GrowthError(
+                f"noise {str(noise)!r} does not go with the operator {self.name}; "
+                f"expected none or one of {', '.join(self.noises)}, such as {self.default_noise}"
+            )
+        return noise
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan with axes that this operator cannot grow.
+
+        Raises:
+            GrowthError: names the axis, the reason and what to do.
+        """
+        if self.name == "zero_pad":
+            return
+        for axis, reason in plan.inexact.items():
+            # Copies of randomly chosen units can be any number.
+            fraction = plan.growth[axis] > 1 and plan.growth[axis].denominator != 1
+            if self.copies_evenly or not fraction:
+                raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
+
+
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        Operator(
+            "duplicate",
+            "even copies, rescaled: keeps the function, with balanced noise or none",
+            "Ma et al. 2026, arXiv 2602.10545",
+            ("balanced", "relative", "gaussian", "paired"),
+            "balanced:1",
+            copies_evenly=True,
+        ),
+        Operator(
+            "zero_pad",
+            "shrunk, padded and added to a fresh μP initialization: does not keep the function",
+            "Mallik et al. 2024, arXiv 2411.07340",
+            ("fresh",),
+            "fresh:1",
+        ),
+        Operator(
+            "hyperclone",
+            "even copies with opposite noise in pairs of copies: keeps the function",
+            "Samragh et al. 2024, arXiv 2409.12903",
+            ("paired",),
+            "paired:10",
+            copies_evenly=True,
+        ),
+        Operator(
+            "net2net",
+            "copies of randomly chosen units: keeps the function unless a norm averages over the axis",
+            "Chen et al. 2016, arXiv 1511.05641",
+            ("relative", "gaussian"),
+            "none",
+        ),
+        Operator(
+            "aki",
+            "as net2net, new outputs copy units of the layer above: does not keep the function",
+            "Chen et al. 2022, arXiv 2110.07143",
+            ("relative", "gaussian"),
+            "none",
+        ),
+    )
+}
+
+
+def operator_named(name: str) -> Operator:
+    """An operator by name.
+
+    Raises:
+        GrowthError: unknown.
+
+    >>> operator_named("zero_pad").source
+    'Mallik et al. 2024, arXiv 2411.07340'
+    """
+    if name not in OPERATORS:
+        raise GrowthError(f"operator {name!r} is unknown; expected one of {', '.join(OPERATORS)}")
+    return OPERATORS[name]

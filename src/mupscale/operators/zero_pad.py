@@ -1,0 +1,107 @@
+"""θ↑ = λ · Pad₀(θ) + N(0, σ_μP²): shrink, pad, perturb (Mallik et al. 2024, arXiv 2411.07340).
+
+The random term is a fresh μP initialization at the wide width, `mupscale.init_`'s own. λ = 0.4 is the
+paper's; λ = 0 is `init_` bit for bit, λ = 1 without the random term a plain pad. The function is not kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+from mupscale.axes import Growth, Sizes, pad
+from mupscale.errors import GrowthError
+from mupscale.planning import Scaling
+
+DEFAULT_SHRINK = 0.4
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """λ by parameter name: one value for all, and others where a pattern says so.
+
+    Attributes:
+        value: λ of the parameters that no pattern matches.
+        patterns: λ by shell pattern over parameter names; of several that match, the last counts.
+    """
+
+    value: float = DEFAULT_SHRINK
+    patterns: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, given: Shrink | float | Mapping[str, float] | Sequence[str]) -> Shrink:
+        """Read a number, a mapping from patterns (``"*"``: all others), or words as on the command line.
+
+        Raises:
+            GrowthError: a value is not a number of at least 0.
+
+        >>> Shrink.parse(["0.4", "*.mlp.*=0.6"]).of("model.layers.0.mlp.up_proj.weight")
+        0.6
+        """
+        if isinstance(given, Shrink):
+            return given
+        if isinstance(given, int | float):
+            return cls(_checked(given))
+        if not isinstance(given, Mapping):
+            given = {pattern or "*": value for pattern, _, value in (word.rpartition("=") for word in given)}  # type: ignore[misc]
+        values = {pattern: _checked(value) for pattern, value in given.items()}
+        return cls(values.pop("*", DEFAULT_SHRINK), values)
+
+    def of(self, name: str) -> float:
+        """λ of a parameter."""
+        return next((v for p, v in reversed([*self.patterns.items()]) if fnmatchcase(name, p)), self.value)
+
+    def check_patterns(self, names: Sequence[str]) -> None:
+        """Refuse a pattern that no name matches."""
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise GrowthError(f"shrink pattern {pattern!r} matches no parameter, such as {names[0]}")
+
+    def __str__(self) -> str:
+        return " ".join([f"{self.value:g}", *(f"{p}={v:g}" for p, v in self.patterns.items())])
+
+
+def _checked(value: float | str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise GrowthError(
+            f"shrink {value!r}: expected a number of at least 0, or PATTERN=NUMBER such as '*.mlp.*=0.6'"
+        )
+    return number
+
+
+def zero_pad(
+    tensor: Tensor,
+    scaling: Scaling,
+    sizes: Sizes,
+    growth: Growth,
+    *,
+    shrink: float,
+    fresh: Tensor,
+    fresh_mean: float,
+) -> Tensor:
+    """``fresh`` + λ · Pad₀(θ − its fresh mean), in the precision of ``fresh``.
+
+    The mean is 0 for weights. A gain starts at 1: what is padded is how far it has come from there, so that
+    λ moves it between fresh and trained, and new channels are not silent.
+
+    Args:
+        tensor: θ. Integers are only padded.
+        scaling: its scaling; of its scales only the fold acts, as it belongs to the architecture.
+        shrink: λ.
+        fresh: a fresh wide parameter, as `mupscale.init_` makes it, or its mean alone; changed in place.
+        fresh_mean: mean of a fresh narrow one.
+    """
+    if not tensor.is_floating_point():
+        return pad(tensor, scaling.axes, sizes, growth).clone()
+    if shrink == 0:
+        return fresh
+    learned = (tensor.to(fresh.dtype) - fresh_mean) * (shrink * scaling.fold)
+    return fresh.add_(pad(learned, scaling.axes, sizes, growth))

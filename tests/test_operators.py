@@ -1,0 +1,138 @@
+"""Each operator's claim on keeping the function, measured in float64 on GPT-2 and Llama."""
+
+import math
+
+import pytest
+import torch
+
+import mupscale
+from models import build
+from mupscale import GrowthError
+from mupscale.operators import OPERATORS
+from mupscale.operators.net2net import chosen_units
+
+LMS = ["gpt2", "gpt2_untied", "llama", "llama_tied", "gpt_neox"]
+HEADS = {"gpt2": "heads", "gpt2_untied": "heads", "gpt_neox": "heads"}
+
+
+def difference(name, operator, *, width=None, axes=None, **kwargs):
+    """What `verify` measures after growing, over the standard deviation of the logits."""
+    narrow = build(name)
+    plan = mupscale.plan(narrow, width=width, axes=axes)
+    wide = mupscale.grow(narrow, plan, operator=operator, **kwargs)
+    report = mupscale.verify(narrow, wide, plan, operator=operator)
+    assert report.by_weight == (operator in ("duplicate", "hyperclone"))
+    assert report.equal == (report.max_abs_diff <= 1e-10 * max(1, report.logits_std))
+    return report.max_abs_diff / report.logits_std
+
+
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("name", LMS)
+def test_hypercloning_keeps_the_function(name, width):
+    assert difference(name, "hyperclone", width=width) < 1e-10
+    assert difference(name, "hyperclone", width=width, noise="paired:0") < 1e-10
+
+
+def test_hypercloning_noise_has_its_ratio_of_signal_to_noise():
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, width=2)
+    pure, noisy = (
+        mupscale.grow(narrow, plan, operator="hyperclone", noise=noise).model.layers[0].mlp.up_proj.weight
+        for noise in (None, "paired:10")
+    )
+    pure, added = pure.detach(), (noisy - pure).detach()
+    assert 10 * math.log10(pure.square().mean().item() / added.square().mean().item()) == pytest.approx(
+        10, abs=0.3
+    )
+    pairs = added.unflatten(1, (-1, 2))
+    torch.testing.assert_close(pairs[..., 0], -pairs[..., 1])
+    rows = added.unflatten(0, (-1, 2))
+    assert not torch.equal(rows[:, 0], rows[:, 1])  # copies of outputs differ
+
+
+def test_an_odd_last_copy_gets_no_noise():
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, width=3)
+    pure, noisy = (
+        mupscale.grow(narrow, plan, operator="hyperclone", noise=noise).model.layers[0].mlp.up_proj.weight
+        for noise in (None, "paired:10")
+    )
+    assert torch.equal(noisy[:, 2::3], pure[:, 2::3])
+    assert not torch.equal(noisy[:, 1::3], pure[:, 1::3])
+
+
+@pytest.mark.parametrize("name", LMS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_net2net_keeps_the_function_where_no_norm_averages(name, seed):
+    assert difference(name, "net2net", axes={"d_ff": 2}, seed=seed) < 1e-10
+    if name.startswith("llama"):
+        assert difference(name, "net2net", axes={"kv_heads": 4}, seed=seed) < 1e-10
+        assert difference(name, "net2net", axes={"d_ff": 3, "q_per_kv": 2}, seed=seed) < 1e-10
+
+
+@pytest.mark.parametrize("name", LMS)
+def test_net2net_does_not_keep_it_where_a_norm_averages_over_uneven_copies(name):
+    assert difference(name, "net2net", width=2) > 1e-3
+
+
+def test_net2net_grows_by_fractions():
+    from fractions import Fraction
+
+    assert difference("llama", "net2net", axes={"d_ff": Fraction(4, 3)}) < 1e-10
+
+
+def test_net2net_keeps_the_function_of_an_mlp():
+    """No norm at all: exact in every axis, uneven as the copies are."""
+    from models import batch, make_mlp
+
+    narrow = build("mlp")
+    wide = mupscale.grow(narrow, mupscale.plan(make_mlp, width=3), operator="net2net")
+    x, _ = batch("mlp", 0)
+    torch.testing.assert_close(wide(x), narrow(x), rtol=0, atol=1e-12)
+    assert len(set(torch.bincount(chosen_units("w12x3", 12, 36, 0)).tolist())) > 1
+
+
+def test_net2net_keeps_every_unit_once_and_copies_some_more_often():
+    units = chosen_units("d_ff", 50, 100, seed=0)
+    assert units[:50].tolist() == list(range(50))
+    assert len(set(torch.bincount(units).tolist())) > 2
+    assert not torch.equal(units, chosen_units("d_ff", 50, 100, seed=1))
+
+
+@pytest.mark.parametrize("name", LMS)
+@pytest.mark.parametrize("operator", ["zero_pad", "aki"])
+def test_zero_pad_and_aki_do_not_keep_the_function(name, operator):
+    assert difference(name, operator, width=2) > 1e-2
+
+
+def test_aki_takes_new_outputs_from_the_layer_above():
+    narrow = build("llama")
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, axes={"d_ff": 2}), operator="aki")
+    units = chosen_units("d_ff", 48, 96, 0)
+    up = [layer.mlp.up_proj.weight for layer in narrow.model.layers]
+    assert torch.equal(wide.model.layers[0].mlp.up_proj.weight[:48], up[0])
+    assert torch.equal(wide.model.layers[0].mlp.up_proj.weight[48:], up[1][units[48:]])
+    assert torch.equal(
+        wide.model.layers[1].mlp.up_proj.weight[48:], up[1][units[48:]]
+    )  # the last has none above
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_says_where_it_comes_from(operator):
+    assert "arXiv" in OPERATORS[operator].source
+    assert "function" in OPERATORS[operator].summary
+
+
+@pytest.mark.parametrize(
+    ("operator", "noise", "message"),
+    [
+        ("zero_pad", "balanced:1", "balanced:1' does not go with the operator zero_pad"),
+        ("duplicate", "fresh:1", "fresh:1' does not go with the operator duplicate"),
+        ("net2net", "balanced:1", "expected none or one of relative, gaussian"),
+        ("stretch", "none", "operator 'stretch' is unknown"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(operator, noise, message):
+    narrow = build("llama")
+    with pytest.raises(GrowthError, match=message):
+        mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator=operator, noise=noise)
