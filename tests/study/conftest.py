@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from mupscale.study.comparison import CompareConfig, compare, training_like
 from mupscale.study.corpus import DataConfig
 from mupscale.study.data import Tokens, load_tokens
 from mupscale.study.models import fresh_model
 from mupscale.study.recipe import TrainConfig
-from mupscale.study.training import train
+from mupscale.study.training import train, training_like
+from mupscale.study.warmstart import WarmstartConfig, warmstart
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 
@@ -65,5 +65,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, tokens: Tokens) -> Path
     folder = tmp_path_factory.mktemp("comparison")
     narrow = replace(TRAINING, steps=40)
     train(fresh_model(tiny_llama(), 0), tokens, folder / "narrow", narrow)
-    compare(folder / "narrow", folder, tokens, training_like(folder / "narrow", steps=20), CompareConfig())
+    warmstart(
+        folder / "narrow", folder, tokens, training_like(folder / "narrow", steps=20), WarmstartConfig()
+    )
     return folder

@@ -13,9 +13,9 @@ from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.planning import plan
 from mupscale.study import commands
-from mupscale.study.comparison import CompareConfig
 from mupscale.study.corpus import DataConfig
 from mupscale.study.demo import DemoConfig, demo
+from mupscale.study.warmstart import WarmstartConfig
 
 SHORT = [
     "--steps",
@@ -73,14 +73,21 @@ def test_train_goes_on_from_a_grown_checkpoint(
 def test_compare_writes_everything(
     comparison: Path, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--axes", "d_ff=3", "--data", text_file, "--held-out", "0.1", "--steps", "10", "--json"]
-    words += ["--scratch-lrs", "1", "--scratch-lengths", "1"]
-    assert call(commands.compare, comparison / "narrow", tmp_path / "out", *words) == 0
+    words = [comparison / "narrow", tmp_path / "out", "--data", text_file, "--held-out", "0.1"]
+    words += ["--widths", "2", "--starts", "scratch", "hyperclone", "--steps", "8", "--warmup-steps", "1"]
+    words += ["--lrs", "1", "0.5", "--seeds", "2"]
+    assert call(commands.compare, *words, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["wide"]["intermediate_size"] == 72
-    assert [run["kind"] for run in result["runs"]] == ["grown", "scratch"]
-    assert (tmp_path / "out" / "report.html").is_file()
-    assert (tmp_path / "out" / "results.json").is_file()
+    assert {row["start"] for row in result["table"]} == {
+        "from scratch, μP",
+        "hyperclone, paired:10 dB, optimizer fresh",
+    }
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"comparison.{kind}" for kind in ("json", "md", "png", "csv")} <= names
+    assert call(commands.compare, *words) == 0
+    said = capsys.readouterr().out
+    assert "| start | lr × | loss at step 0 | constant | cooldown | reaches scratch at |" in said
+    assert said.startswith((tmp_path / "out" / "comparison.md").read_text())
 
 
 def test_demo_runs_the_whole_story(tmp_path: Path) -> None:
@@ -88,7 +95,7 @@ def test_demo_runs_the_whole_story(tmp_path: Path) -> None:
         data=DataConfig(max_bytes=200_000, vocab_size=300),
         narrow=replace(TRAINING, steps=10),
         wide_steps=10,
-        compare=CompareConfig(scratch_lrs=(1.0,), scratch_lengths=(1.0,)),
+        compare=WarmstartConfig(scratch_lrs=(1.0,), scratch_lengths=(1.0,)),
     )
     results = demo(tmp_path, config)
     assert results["verification"]["equal"]
@@ -122,8 +129,8 @@ def test_train_names_bad_input(
 def test_compare_names_bad_input(comparison: Path, tmp_path: Path) -> None:
     with pytest.raises(GrowthError, match=r"no config\.json"):
         call(commands.compare, tmp_path, tmp_path / "out")
-    with pytest.raises(GrowthError, match="--axes d_ff: expected NAME=FACTOR"):
-        call(commands.compare, comparison / "narrow", tmp_path / "out", "--axes", "d_ff")
+    with pytest.raises(GrowthError, match="start 'copy': expected scratch or one of duplicate"):
+        call(commands.compare, comparison / "narrow", tmp_path / "out", "--starts", "copy")
 
 
 def test_axes_are_parsed() -> None:

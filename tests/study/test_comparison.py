@@ -1,108 +1,157 @@
-"""The comparison is fair: what must be the same is the same, and what differs is said."""
+"""Operators against each other: the same text and budget for all, and the table says what was run."""
 
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import Trainer
 
-import mupscale
+from conftest import TRAINING
 from mupscale import GrowthError
-from mupscale.study.comparison import CompareConfig, compare, training_like
+from mupscale.study import comparison as module
+from mupscale.study.comparison import STARTS, CompareConfig, Start, compare
+from mupscale.study.comparison_report import comparison_table, markdown, steps_to_reach
 from mupscale.study.data import Tokens
-from mupscale.study.flops import training_flops
-from mupscale.study.savings import savings
+from mupscale.study.training import train, training_like
+
+CONFIG = CompareConfig(
+    widths=(2,), starts=("scratch", "duplicate", "zero_pad,shrink=1"), lr_factors=(1.0, 0.5), seeds=2
+)
 
 
-@pytest.fixture
-def results(comparison: Path) -> dict[str, Any]:
-    return json.loads((comparison / "results.json").read_text())
+def training(narrow: Path) -> Any:
+    return training_like(narrow, steps=10, eval_every=2)
 
 
-def held_out(run: dict[str, Any]) -> list[float]:
-    return [p["held_out_loss"] for p in run["curve"] if p["held_out_loss"] is not None]
+@pytest.fixture(scope="module")
+def results(comparison: Path, tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("operators")
+    found = compare(comparison / "narrow", out, tokens, training(comparison / "narrow"), CONFIG)
+    assert not list(out.rglob("*.safetensors"))
+    again = compare(comparison / "narrow", out, tokens, training(comparison / "narrow"), CONFIG)
+    assert again == found
+    return found
 
 
-def test_grown_goes_on_where_the_narrow_model_stopped(results: dict[str, Any]) -> None:
-    grown = results["runs"][0]
-    assert held_out(grown)[0] == pytest.approx(results["narrow"]["final_loss"], abs=1e-4)
-    assert results["verification"]["equal"]
+def runs(results: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    return [run for run in results["runs"] if all(run[k] == v for k, v in wanted.items())]
 
 
-def test_scratch_starts_at_chance(results: dict[str, Any]) -> None:
-    for run in results["runs"][1:]:
-        assert held_out(run)[0] == pytest.approx(math.log(300), abs=0.05)
-
-
-def test_only_learning_rate_and_length_differ(results: dict[str, Any]) -> None:
-    configs = [run["settings"]["config"] for run in results["runs"]]
-    for config in configs:
-        free = {"lr", "steps"}
-        assert {k: v for k, v in config.items() if k not in free} == {
-            k: v for k, v in configs[0].items() if k not in free
-        }
-        assert config["skip_blocks"] == 160  # the narrow model saw 40 steps of 4
-    assert {(run["kind"], run["lr"]) for run in results["runs"]} == {
-        ("grown", 5e-3),
-        ("scratch", 1e-2),
-        ("scratch", 5e-3),
-    }
-
-
-def test_lengths_include_the_compute_of_narrow_and_grown_together(results: dict[str, Any]) -> None:
-    steps = sorted({run["steps"] for run in results["runs"] if run["kind"] == "scratch"})
-    plan = mupscale.plan(mupscale.Plan.load(results_folder(results)).narrow_config, width=2)
-    narrow, wide = (training_flops(c, batch_size=4, block_size=16) for c in (plan.narrow_config, plan.config))
-    assert steps == [20, 20 + round(40 * narrow / wide), 40]
-    assert results["savings"]["scratch_steps_at_equal_compute"] == steps[1]
-
-
-def results_folder(results: dict[str, Any]) -> Path:
-    return Path(results["grown_checkpoint"])
-
-
-def test_better_learning_rate_counts_at_every_length(results: dict[str, Any]) -> None:
-    scratch = [run for run in results["runs"] if run["kind"] == "scratch"]
-    for steps in {run["steps"] for run in scratch}:
-        of_length = [run for run in scratch if run["steps"] == steps]
-        assert len(of_length) == 2
-        assert [r["best"] for r in of_length] == [
-            r["final_loss"] == min(o["final_loss"] for o in of_length) for r in of_length
+def test_every_start_runs_at_every_rate_and_the_best_with_every_seed(results: dict[str, Any]) -> None:
+    for start in map(str, map(Start.parse, CONFIG.starts)):
+        tuned = runs(results, start=start, seed=0, schedule="cooldown")
+        assert {run["lr_factor"] for run in tuned} == {1.0, 0.5}
+        best = min(tuned, key=lambda run: run["final_loss"])
+        assert [run["chosen"] for run in tuned] == [run is best for run in tuned]
+        assert [run["lr_factor"] for run in runs(results, start=start, seed=1, schedule="cooldown")] == [
+            best["lr_factor"]
         ]
-    assert results["savings"] == savings(results["runs"], results["narrow"]["flops"])
 
 
-def test_optimizer_is_carried(comparison: Path) -> None:
-    state = torch.load(comparison / "runs" / "grown" / "optimizer.pt", weights_only=True)["state"]
-    assert {float(s["step"]) for s in state.values()} == {60.0}  # 40 narrow, 20 grown
+def test_budgets_are_equal(results: dict[str, Any]) -> None:
+    assert len({(run["steps"], run["flops"], run["tokens"]) for run in results["runs"]}) == 1
 
 
-def test_finished_runs_are_not_repeated(
-    comparison: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+def test_duplicates_start_where_the_narrow_model_ended_and_plain_pads_do_not(results: dict[str, Any]) -> None:
+    narrow = results["narrow"]["final_loss"]
+    for run in runs(results, start="duplicate, balanced:1, optimizer carried"):
+        assert run["initial_loss"] == pytest.approx(narrow, abs=1e-4)
+    for run in runs(results, start="zero_pad λ=1, optimizer fresh"):
+        assert abs(run["initial_loss"] - narrow) > 0.01
+
+
+def test_the_cooldown_leaves_the_constant_run(results: dict[str, Any]) -> None:
+    for cooled in runs(results, schedule="cooldown"):
+        (constant,) = runs(
+            results, schedule="constant", **{k: cooled[k] for k in ("start", "seed", "lr_factor")}
+        )
+        shared = [point for point in constant["curve"] if point["step"] <= 8]
+        assert cooled["curve"][: len(shared)] == shared
+        assert cooled["final_loss"] != constant["final_loss"]
+
+
+def test_seeds_see_other_text(results: dict[str, Any]) -> None:
+    first, second = (runs(results, start="from scratch, μP", seed=seed, chosen=True)[0] for seed in (0, 1))
+    assert first["curve"][-1] != second["curve"][-1]
+
+
+def test_table_counts_what_it_says(results: dict[str, Any]) -> None:
+    rows = {row["start"]: row for row in comparison_table(results)}
+    scratch = rows["from scratch, μP"]
+    assert (scratch["saved"], scratch["saved_counting_narrow"]) == (pytest.approx(0, abs=1e-9), None)
+    grown = rows["duplicate, balanced:1, optimizer carried"]
+    assert grown["flops_to_reach"] == 0  # it starts below what 10 steps from scratch reach
+    assert grown["saved"] == 1
+    assert grown["saved_counting_narrow"] == pytest.approx(1 - results["narrow"]["flops"] / grown["flops"])
+    text = markdown(results)
+    assert "tuned over 1, 0.5 for each start" in text
+    assert text.count("\n| ") == 1 + len(rows)
+
+
+def test_steps_to_reach_is_interpolated_and_never_extrapolated() -> None:
+    curve = [(0, 5.0), (10, 4.0), (20, 3.0)]
+    assert steps_to_reach(curve, 3.5) == 15
+    assert steps_to_reach(curve, 6.0) == 0
+    assert steps_to_reach(curve, 2.9) is None
+
+
+def test_a_killed_comparison_goes_on(
+    comparison: Path, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(Trainer, "training_step", lambda *_: pytest.fail("trained again"))
-    before = json.loads((comparison / "results.json").read_text())
+    calls = []
+
+    def dies_in_the_fourth(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(*args, **kwargs)
+
     narrow = comparison / "narrow"
-    again = compare(narrow, comparison, tokens, training_like(narrow, steps=20), CompareConfig())
-    assert json.loads(json.dumps(again)) == before
+    monkeypatch.setattr(module, "train", dies_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        compare(narrow, tmp_path, tokens, training(narrow), CONFIG)
+    monkeypatch.undo()
+    assert json.dumps(compare(narrow, tmp_path, tokens, training(narrow), CONFIG)) == json.dumps(results)
 
 
-def test_data_seen_is_told(results: dict[str, Any]) -> None:
-    data = results["data"]
-    assert data["narrow_saw_blocks"] == [0, 160]
-    assert data["grown_sees_blocks"] == [160, 240]
-    assert data["longest_scratch_sees_blocks"] == [160, 320]
-    assert data["fresh"] == (data["blocks_in_training_text"] >= 320)
+def test_all_default_starts_can_begin(comparison: Path, tokens: Tokens) -> None:
+    narrow = module.load_model(comparison / "narrow")
+    plan = module.mupscale.plan(narrow.config, width=2)
+    for text in (*STARTS, "aki", "zero_pad,optimizer=carried"):
+        trial = module.Trial(width=2, start=Start.parse(text), lr_factor=1.0, seed=0)
+        model, optimizer = module.begin(comparison / "narrow", narrow, plan, trial, TRAINING)
+        assert bool(optimizer.state) == trial.start.carried, text
+        assert model.config.hidden_size == 32
 
 
-def test_bad_input_is_named(comparison: Path, tokens: Tokens, tmp_path: Path) -> None:
-    with pytest.raises(GrowthError, match=r"no history\.json"):
-        training_like(tmp_path, steps=10)
-    training = training_like(comparison / "narrow", steps=10)
-    with pytest.raises(GrowthError, match=r"no config\.json"):
-        compare(tmp_path, tmp_path / "out", tokens, training)
-    with pytest.raises(GrowthError, match="scratch_lrs"):
-        CompareConfig(scratch_lrs=())
+def test_a_carried_optimizer_needs_one(comparison: Path, tokens: Tokens, tmp_path: Path) -> None:
+    module.load_model(comparison / "narrow").save_pretrained(tmp_path / "narrow")
+    given = replace(TRAINING, steps=4)
+    with pytest.raises(GrowthError, match=r"no optimizer\.pt to carry; add optimizer=fresh"):
+        compare(tmp_path / "narrow", tmp_path / "out", tokens, given, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("copy", "expected scratch or one of duplicate"),
+        ("duplicate,noise=fresh:1", "does not go with the operator duplicate"),
+        ("duplicate,sigma=1", "unknown option 'sigma'"),
+        ("zero_pad,shrink=half", "shrink is 'half', expected a number"),
+        ("zero_pad,optimizer=old", "optimizer is carried or fresh"),
+        ("scratch,shrink=1", "scratch has no options"),
+    ],
+)
+def test_starts_are_read_with_care(text: str, message: str) -> None:
+    with pytest.raises(GrowthError, match=message):
+        Start.parse(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"widths": (1,)}, {"lr_factors": ()}, {"seeds": 0}, {"cooldown_fraction": 1.0}, {"starts": ("x",)}],
+)
+def test_bad_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(GrowthError):
+        CompareConfig(**wrong)

@@ -155,19 +155,30 @@ def train(
 def compare(
     source: Annotated[Positional[Path], arg(metavar="SRC", help="narrow checkpoint directory")],
     out: Annotated[
-        Positional[Path],
-        arg(metavar="OUT", help="folder for the runs, results.json, the pictures and report.html"),
+        Positional[Path], arg(metavar="OUT", help="folder for the runs, comparison.md, .json, .png and .csv")
     ],
     /,
     *,
-    width: Annotated[int | None, arg(help="growth of d_model, d_ff and the heads")] = 2,
-    axes: Annotated[tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1")] = (),
-    noise: Annotated[str, arg(help="KIND:X, or none for pure copies")] = "balanced:1",
+    widths: Annotated[tuple[int, ...], arg(help="growth of d_model, d_ff and the heads")] = (2, 4),
+    starts: Annotated[
+        tuple[str, ...],
+        arg(
+            help="what to compare: scratch, or OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]; "
+            "operators as in `mupscale grow`. Default: all of them but aki",
+        ),
+    ] = (),
+    lrs: Annotated[tuple[float, ...], arg(help="rates to tune over, times the narrow one's")] = (
+        1.0,
+        0.5,
+        0.25,
+    ),
+    seeds: Annotated[int, arg(help="repetitions, each with other noise, weights and text")] = 3,
+    steps: Annotated[int, arg(help="steps of the wide model")] = 300,
+    cooldown_fraction: Annotated[float, arg(help="share of the steps in the cooldown")] = 0.2,
     data: Annotated[
         Path | None, arg(help="text file or folder; without it, Python's standard library source")
     ] = None,
     held_out: Annotated[float, arg(help="share of the text kept for evaluation")] = 0.05,
-    steps: Annotated[int, arg(help="steps of the grown model")] = 300,
     lr: Annotated[
         float | None, arg(help="the narrow model's learning rate; default: as it was trained")
     ] = None,
@@ -177,41 +188,32 @@ def compare(
     block_size: Annotated[int | None, arg(help="tokens in a sequence; default: likewise")] = None,
     weight_decay: Annotated[float | None, arg(help="AdamW's, of the narrow model; default: likewise")] = None,
     warmup_steps: Annotated[int | None, arg(help="steps of linear warmup; default: likewise")] = None,
-    grown_lr: Annotated[float, arg(help="the grown model's learning rate, times the narrow one's")] = 0.5,
-    scratch_lrs: Annotated[tuple[float, ...], arg(help="learning rates from scratch, likewise")] = (1.0, 0.5),
-    scratch_lengths: Annotated[tuple[float, ...], arg(help="lengths from scratch, times the grown steps")] = (
-        1.0,
-        2.0,
-    ),
-    fresh_optimizer: Annotated[bool, arg(help="do not carry the optimizer over")] = False,
-    seed: Annotated[int, arg(help="of the noise, the weights from scratch and the data order")] = 0,
-    json: Annotated[bool, arg(help="print results.json, without the curves")] = False,
+    jobs: Annotated[int, arg(help="runs side by side, each on one CPU thread; 1 on a GPU")] = 1,
+    json: Annotated[bool, arg(help="print comparison.json, without the curves")] = False,
 ) -> int:
-    """Grow SRC and train it on, train the same wide model from scratch, and report what growing saved.
+    """Compare growth operators with each other and with μP from scratch: losses, FLOPs to reach, a picture.
 
-    All runs have the same data order and the same schedule. Given again, the command goes on where it
-    stopped.
+    All runs of a width have the same steps, blocks and schedules; each side's learning rate is tuned over the
+    same grid. Given again, the command goes on where it stopped.
 
-    Example: mupscale compare narrow comparison --width 2 --steps 300
+    Example: mupscale compare narrow comparison --widths 2 4 --starts scratch duplicate zero_pad,shrink=0.4
     """
     _need_extras()
-    from mupscale.study.comparison import CompareConfig, training_like
+    from mupscale.study.comparison import STARTS, CompareConfig
     from mupscale.study.comparison import compare as run
+    from mupscale.study.comparison_report import comparison_table, write_comparison
     from mupscale.study.corpus import DataConfig
     from mupscale.study.data import load_tokens
     from mupscale.study.description import load_model
     from mupscale.study.progress import make_progress
-    from mupscale.study.report import write_report
+    from mupscale.study.training import training_like
 
     settings = CompareConfig(
-        width=width,
-        axes=parse_axes(axes),
-        noise=None if noise == "none" else noise,
-        carry_optimizer=not fresh_optimizer,
-        grown_lr=grown_lr,
-        scratch_lrs=scratch_lrs,
-        scratch_lengths=scratch_lengths,
-        seed=seed,
+        widths=widths,
+        starts=starts or STARTS,
+        lr_factors=lrs,
+        seeds=seeds,
+        cooldown_fraction=cooldown_fraction,
     )
     given = {
         "lr": lr,
@@ -221,9 +223,7 @@ def compare(
         "warmup_steps": warmup_steps,
     }
     load_model(source)  # a broken checkpoint should fail before the text is read
-    training = training_like(
-        source, steps=steps, seed=seed, **{k: v for k, v in given.items() if v is not None}
-    )
+    training = training_like(source, steps=steps, **{k: v for k, v in given.items() if v is not None})
     tokens = load_tokens(
         DataConfig(path=data, held_out=held_out),
         tokenizer=_tokenizer(source, required=True),
@@ -231,8 +231,12 @@ def compare(
     )
     _say(f"text: {tokens.about}")
     with make_progress() as progress:
-        results = run(source, out, tokens, training, settings, progress=progress)
-    _conclude(results, out, write_report(results, out), json)
+        results = run(source, out, tokens, training, settings, jobs=jobs, progress=progress)
+    text = write_comparison(results, out)
+    brief = {**results, "table": comparison_table(results), "out": str(out)}
+    brief["runs"] = [{k: v for k, v in run.items() if k != "curve"} for run in results["runs"]]
+    brief["narrow"] = {k: v for k, v in results["narrow"].items() if k not in ("curve", "settings")}
+    _tell(json, brief, f"{text}\nThe table, the numbers and a picture are in {out}.")
     return 0
 
 

@@ -1,18 +1,20 @@
-"""Grown against trained from scratch: same text, same order, same schedule, same evaluation.
+"""Which start for the wide model? Growth operators against each other and against μP from scratch.
 
-Knows training and growth; nothing of pictures or pages.
+For each width every start trains on the same blocks in the same order, for the same number of steps and so of
+tokens and FLOPs, under two schedules: a constant learning rate, and the same with a linear cooldown at the
+end, which leaves the constant run where it begins. (A smaller constant rate alone looks better at the end; a
+cooldown takes that advantage away.) The learning rate of every start is tuned over the same small grid, with
+the first seed; the other seeds run at the best rate only.
 
-From scratch every length has its own cooldown. Up to its cooldown a run does not depend on its length, so all
-lengths at one learning rate share a trunk, the longest run, and leave it where their cooldown begins. The
-result is the one of separate runs, and is counted as theirs.
+Knows training and growth; nothing of tables and pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.progress import Progress
@@ -20,78 +22,139 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.growth import grow_checkpoint
-from mupscale.study.data import Tokens, held_out_blocks
-from mupscale.study.description import (
-    Narrow,
-    checksum,
-    describe_data,
-    describe_narrow,
-    describe_run,
-    describe_wide,
-    load_model,
-)
-from mupscale.study.flops import training_flops
-from mupscale.study.history import History, write_json
-from mupscale.study.recipe import TrainConfig, carried_optimizer
-from mupscale.study.savings import savings
-from mupscale.study.training import seen_blocks, train
-from mupscale.tables import plan_rows
+from mupscale.operators import DEFAULT_SHRINK, OPERATORS
+from mupscale.planning import MANIFEST
+from mupscale.study.data import Tokens
+from mupscale.study.description import Narrow, checksum, describe_narrow, load_model
+from mupscale.study.history import History
+from mupscale.study.recipe import TrainConfig, build_optimizer
+from mupscale.study.training import drop_weights, train
+from mupscale.study.trials import run_trials
 
-RESULTS_FILE = "results.json"
+SCRATCH = "scratch"
+STARTS = (
+    SCRATCH,
+    "duplicate",
+    "duplicate,noise=gaussian:0.3",
+    "zero_pad",
+    "zero_pad,shrink=1",
+    "hyperclone",
+    "net2net",
+)
+SCHEDULES = ("constant", "cooldown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One way to begin: an operator with its options, or ``scratch``, a fresh initialization under μP.
+
+    Attributes:
+        operator: of `mupscale.operators.OPERATORS`, or ``scratch``.
+        noise: as `mupscale.grow` takes it.
+        shrink: λ of zero_pad.
+        carried: go on with the narrow model's optimizer state. By default `duplicate` does, and the others
+            start afresh, as their papers do.
+    """
+
+    operator: str
+    noise: str = "default"
+    shrink: float = DEFAULT_SHRINK
+    carried: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]``.
+
+        Raises:
+            GrowthError: an unknown operator, option or value.
+
+        >>> Start.parse("duplicate,noise=gaussian:0.3").noise
+        'gaussian:0.3'
+        """
+        operator, *options = text.split(",")
+        if operator != SCRATCH and operator not in OPERATORS:
+            raise GrowthError(f"start {text!r}: expected {SCRATCH} or one of {', '.join(OPERATORS)}")
+        given = dict(option.partition("=")[::2] for option in options)
+        if unknown := given.keys() - {"noise", "shrink", "optimizer"}:
+            raise GrowthError(
+                f"start {text!r}: unknown option {min(unknown)!r}; there are noise, shrink, optimizer"
+            )
+        optimizer = given.get("optimizer", "carried" if operator == "duplicate" else "fresh")
+        if optimizer not in ("carried", "fresh") or (operator == SCRATCH and options):
+            raise GrowthError(f"start {text!r}: optimizer is carried or fresh, and {SCRATCH} has no options")
+        try:
+            shrink = float(given.get("shrink", DEFAULT_SHRINK))
+        except ValueError:
+            raise GrowthError(f"start {text!r}: shrink is {given['shrink']!r}, expected a number") from None
+        if operator in OPERATORS:
+            OPERATORS[operator].noise(given.get("noise", "default"))
+        return cls(
+            operator=operator,
+            noise=given.get("noise", "default"),
+            shrink=shrink,
+            carried=optimizer == "carried",
+        )
+
+    def __str__(self) -> str:
+        if self.operator == SCRATCH:
+            return "from scratch, μP"
+        noise = OPERATORS[self.operator].noise(self.noise)
+        words = [f"{self.operator} λ={self.shrink:g}" if self.operator == "zero_pad" else self.operator]
+        if noise is not None and noise.kind != "fresh":
+            words.append(f"{noise} dB" if noise.kind == "paired" else str(noise))
+        return ", ".join([*words, "optimizer carried" if self.carried else "optimizer fresh"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One start, at one rate (times the narrow model's), with one seed."""
+
+    width: int
+    start: Start
+    lr_factor: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs lie, under the folder of the comparison."""
+        s = self.start
+        name = "-".join(
+            [s.operator, s.noise.replace(":", ""), f"{s.shrink:g}", "carried" if s.carried else "fresh"]
+        )
+        return Path(f"width{self.width}") / name / f"lr{self.lr_factor:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What is compared, and how.
+    """What is compared.
 
     Attributes:
-        width: growth of d_model, d_ff and the heads; None with `axes` alone.
-        axes: growth by named axis; overrides `width`.
-        noise: added on growing; None for pure copies.
-        carry_optimizer: go on with the narrow model's optimizer state where the checkpoint holds one.
-        grown_lr: the grown model's learning rate, as a multiple of the narrow one's.
-        scratch_lrs: learning rates from scratch, likewise; of each length the better run counts.
-        scratch_lengths: lengths from scratch, as multiples of the grown model's steps.
-        match_compute: also train from scratch for exactly the compute of narrow training and grown training
-            together, where that is known and within the longest length.
-        seed: of the noise and of the initialization from scratch.
+        widths: growth of d_model, d_ff and the heads.
+        starts: in the notation of `Start.parse`.
+        lr_factors: learning rates to tune over, times the narrow model's.
+        seeds: repetitions. Each has its own noise, fresh weights and part of the text.
+        cooldown_fraction: share of the steps, at the end, of the cooldown.
     """
 
-    width: int | None = 2
-    axes: Mapping[str, int] | None = None
-    noise: str | None = "balanced:1"
-    carry_optimizer: bool = True
-    grown_lr: float = 0.5
-    scratch_lrs: tuple[float, ...] = (1.0, 0.5)
-    scratch_lengths: tuple[float, ...] = (1.0, 2.0)
-    match_compute: bool = True
-    seed: int = 0
+    widths: tuple[int, ...] = (2, 4)
+    starts: tuple[str, ...] = STARTS
+    lr_factors: tuple[float, ...] = (1.0, 0.5, 0.25)
+    seeds: int = 3
+    cooldown_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("scratch_lrs", "scratch_lengths"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise GrowthError(f"{name} is {getattr(self, name)}, expected one or more numbers above 0")
-
-
-def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
-    """The settings that a narrow model was trained with, for `steps` more on the text that follows.
-
-    Args:
-        source: narrow checkpoint directory.
-        steps: length of the grown model's training.
-        changes: settings to replace, such as `lr`, the narrow model's learning rate.
-
-    Raises:
-        GrowthError: the checkpoint has no history and `lr` is not given.
-    """
-    history = History.load(source)
-    if history is None and "lr" not in changes:
-        raise GrowthError(f"{source}: no history.json that says its learning rate; give it (--lr)")
-    known = dict(history.settings["config"]) if history else {}
-    if "betas" in known:
-        known["betas"] = tuple(known["betas"])
-    return TrainConfig(**{**known, "skip_blocks": seen_blocks(source), **changes, "steps": steps})
+        if not self.widths or min(self.widths) < 2:
+            raise GrowthError(f"widths {self.widths}: expected whole factors of at least 2")
+        if not self.lr_factors or min(self.lr_factors) <= 0:
+            raise GrowthError(f"lr_factors {self.lr_factors}: expected numbers above 0")
+        if self.seeds < 1:
+            raise GrowthError(f"seeds is {self.seeds}, expected at least 1")
+        if not 0 < self.cooldown_fraction < 1:
+            raise GrowthError(
+                f"cooldown_fraction is {self.cooldown_fraction}, expected a fraction between 0 and 1"
+            )
+        for start in self.starts:
+            Start.parse(start)
 
 
 def compare(
@@ -99,185 +162,154 @@ def compare(
     out: Path,
     tokens: Tokens,
     training: TrainConfig,
-    config: CompareConfig | None = None,
+    config: CompareConfig,
     *,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Grow a checkpoint, train it on, train the same wide model from scratch, and say what growing saved.
+    """Train every start at every width; return all runs as plain data, for `comparison_table` and JSON.
 
-    Runs that are already finished under `out` with the same settings are not repeated, and one that was cut
-    off is resumed.
+    Finished runs under ``out`` are not repeated, and one that was cut off is resumed.
 
     Args:
         source: narrow checkpoint directory; `train` leaves one with its history, which says what it cost.
-        out: folder for the runs and `results.json`.
+        out: folder for the runs (their curves; weights are not kept).
         tokens: the text, encoded with the narrow model's tokenizer.
-        training: settings of the grown model's training, with the *narrow* model's learning rate; the runs
-            from scratch differ in learning rate and length alone.
+        training: settings with the *narrow* model's learning rate, as `training_like` gives them.
         config: what to compare.
-
-    Returns:
-        The contents of `results.json`.
+        jobs: runs side by side.
+        progress: a display to share, from `make_progress`.
 
     Raises:
-        GrowthError: as `mupscale.plan`, `mupscale.growth.grow_checkpoint` and `train`.
-
-    Example, on what `mupscale train narrow` left:
-        >>> from transformers import AutoTokenizer
-        >>> from mupscale.study.corpus import DataConfig
-        >>> from mupscale.study.data import load_tokens
-        >>> narrow = Path("narrow")
-        >>> tokenizer = AutoTokenizer.from_pretrained(narrow)  # doctest: +SKIP
-        >>> tokens = load_tokens(DataConfig(), tokenizer=tokenizer)  # doctest: +SKIP
-        >>> results = compare(narrow, Path("out"), tokens, training_like(narrow, steps=300))  # doctest: +SKIP
+        GrowthError: as `mupscale.plan`, `mupscale.grow` and `train`.
     """
-    config = config or CompareConfig()
     narrow = Narrow.load(source)
-    plan = mupscale.plan(narrow.model.config, width=config.width, axes=config.axes)
-    grown_path = out / "grown"
-    carry = config.carry_optimizer and (source / "optimizer.pt").is_file()
-    grow_checkpoint(
-        source, grown_path, plan, noise=config.noise, seed=config.seed, optimizer=carry, overwrite=True
-    )
-    verification = _verify(narrow.model, grown_path, plan, tokens, training)
-
-    lengths = _lengths(narrow, plan, training, config)
-    origin = {
-        "source": checksum(source),
-        "growth": {a: str(g) for a, g in plan.growth.items()},
-        "seed": config.seed,
-    }
-    runs = [
-        _train_grown(
-            grown_path, out / "runs" / "grown", plan, tokens, training, config, carry, origin, progress
+    starts = [Start.parse(text) for text in config.starts]
+    if any(start.carried for start in starts) and not (source / "optimizer.pt").is_file():
+        raise GrowthError(
+            f"{source}: no optimizer.pt to carry; add optimizer=fresh to the starts that carry it"
         )
+    run = partial(run_trial, source, checksum(source), tokens, out, training, config.cooldown_fraction)
+    more = {"jobs": jobs, "progress": progress, "describe": _describe}
+    sides = [(width, start) for width in sorted(config.widths, reverse=True) for start in starts]
+    tuning = [
+        Trial(width=width, start=start, lr_factor=factor, seed=0)
+        for width, start in sides
+        for factor in config.lr_factors
     ]
-    for factor in config.scratch_lrs:
-        runs += _train_scratch(
-            out / "runs", plan, tokens, training, config, factor, lengths, origin, progress
+    found = run_trials(run, tuning, title="tuning", **more)  # type: ignore[arg-type]
+    best = {
+        side: min(
+            (t for t in tuning if (t.width, t.start) == side), key=lambda t: found[t]["cooldown"].final_loss
         )
-    _mark_best(runs)
-
-    results = {
+        for side in sides
+    }
+    seeds = [replace(best[side], seed=seed) for side in sides for seed in range(1, config.seeds)]
+    found |= run_trials(run, seeds, title="other seeds", **more)  # type: ignore[arg-type]
+    return {
         "mupscale": mupscale.__version__,
         "narrow": describe_narrow(narrow),
-        "wide": describe_wide(plan, runs[0]),
-        "grown_checkpoint": str(grown_path),
-        "plan": plan_rows(plan),
-        "verification": verification,
-        "settings": {"compare": asdict(config), "training": asdict(training), "optimizer_carried": carry},
-        "data": describe_data(narrow, tokens, training, max(lengths)),
-        "runs": runs,
-        "savings": savings(runs, narrow.history.flops if narrow.history else None),
+        "data": tokens.about,
+        "settings": {"compare": asdict(config), "training": asdict(training)},
+        "runs": [
+            _row(trial, schedule, history, chosen=trial.lr_factor == best[trial.width, trial.start].lr_factor)
+            for trial, histories in found.items()
+            for schedule, history in histories.items()
+        ],
     }
-    write_json(out / RESULTS_FILE, results)
-    return results
 
 
-def _lengths(narrow: Narrow, plan: mupscale.Plan, training: TrainConfig, config: CompareConfig) -> list[int]:
-    """Steps of the runs from scratch, shortest first."""
-    lengths = {round(training.steps * length) for length in config.scratch_lengths}
-    if config.match_compute and narrow.history:
-        wide = training_flops(plan.config, batch_size=training.batch_size, block_size=training.block_size)
-        matched = training.steps + round(narrow.history.flops / wide)
-        if matched <= max(lengths):
-            lengths.add(matched)
-    return sorted(lengths)
-
-
-def _verify(
-    narrow: PreTrainedModel, grown: Path, plan: mupscale.Plan, tokens: Tokens, training: TrainConfig
-) -> dict[str, Any]:
-    """Equality of the narrow and the grown model, on held-out text."""
-    blocks = held_out_blocks(tokens, training.block_size, 8)
-    inputs = {
-        "input_ids": torch.stack(
-            [block["input_ids"] for block in blocks.__getitems__(list(range(len(blocks))))]
-        )
-    }
-    report = mupscale.verify(narrow, load_model(grown), plan, inputs=inputs)
-    return {**report.to_dict(), "text": str(report)}
-
-
-def _train_grown(
-    start: Path,
-    out: Path,
-    plan: mupscale.Plan,
+def run_trial(
+    source: Path,
+    weights: str,
     tokens: Tokens,
+    out: Path,
     training: TrainConfig,
-    config: CompareConfig,
-    carry: bool,
-    origin: dict[str, Any],
-    progress: Progress | None,
-) -> dict[str, Any]:
-    settings = replace(training, lr=training.lr * config.grown_lr)
-    model = load_model(start)
-    optimizer = carried_optimizer(model, settings, plan, start) if carry else None
-    history = train(
+    cooldown_fraction: float,
+    trial: Trial,
+) -> dict[str, History]:
+    """Both schedules of one trial.
+
+    Args:
+        weights: checksum of the narrow model's; another model makes another run.
+    """
+    narrow = load_model(source)
+    plan = mupscale.plan(narrow.config, width=trial.width)
+    constant = replace(
+        training,
+        lr=training.lr * trial.lr_factor,
+        cooldown_fraction=0.0,
+        # Other seeds see other text, which the narrow model has not seen either.
+        skip_blocks=training.skip_blocks + trial.seed * training.steps * training.batch_size,
+    )
+    cooldown = replace(constant, cooldown_fraction=cooldown_fraction)
+    folder, begun = out / trial.folder, {**asdict(trial), "source": weights}
+    model, optimizer = begin(source, narrow, plan, trial, constant)
+    trunk = train(
         model,
         tokens,
-        out,
-        settings,
+        folder / "constant",
+        constant,
         plan=plan,
         optimizer=optimizer,
-        start={**origin, "kind": "grown", "noise": config.noise, "optimizer_carried": carry},
-        overwrite=True,
-        name="grown",
-        progress=progress,
+        start=begun,
+        keep_at=[cooldown.cooldown_start],
     )
-    return describe_run(
-        history, kind="grown", name="grown", label=f"grown, {history.steps} steps", lr_factor=config.grown_lr
+    branch = train(
+        AutoModelForCausalLM.from_config(plan.config),
+        tokens,
+        folder / "cooldown",
+        cooldown,
+        plan=plan,
+        start=begun,
+        branch_from=folder / "constant" / "checkpoints" / f"checkpoint-{cooldown.cooldown_start}",
     )
+    for schedule in SCHEDULES:
+        drop_weights(folder / schedule)
+    return {"constant": trunk, "cooldown": branch}
 
 
-def _train_scratch(
-    out: Path,
-    plan: mupscale.Plan,
-    tokens: Tokens,
-    training: TrainConfig,
-    config: CompareConfig,
-    factor: float,
-    lengths: list[int],
-    origin: dict[str, Any],
-    progress: Progress | None,
-) -> list[dict[str, Any]]:
-    """All lengths at one learning rate: the longest first, the others from its checkpoints."""
-    settings = {steps: replace(training, steps=steps, lr=training.lr * factor) for steps in lengths}
-    branches = {steps: settings[steps].cooldown_start for steps in lengths}
-    trunk = out / f"scratch-lr{factor:g}-{lengths[-1]}"
-    described = []
-    for steps in reversed(lengths):
+def begin(
+    source: Path, narrow: PreTrainedModel, plan: mupscale.Plan, trial: Trial, config: TrainConfig
+) -> tuple[PreTrainedModel, torch.optim.AdamW]:
+    """The wide model as a trial starts it, and its optimizer."""
+    start = trial.start
+    if start.operator == SCRATCH:
         model = AutoModelForCausalLM.from_config(plan.config)
-        mupscale.init_(model, plan, seed=config.seed)
-        name = f"scratch-lr{factor:g}-{steps}"
-        is_trunk = steps == lengths[-1]
-        left_at = [branches[s] for s in lengths[:-1]] if is_trunk else []
-        history = train(
-            model,
-            tokens,
-            out / name,
-            settings[steps],
-            plan=plan,
-            start={**origin, "kind": "scratch", "left_at": left_at},
-            branch_from=None if is_trunk else trunk / "checkpoints" / f"checkpoint-{branches[steps]}",
-            keep_at=left_at,
-            overwrite=True,
-            name=f"from scratch, {factor:g}× lr, {steps} steps",
-            progress=progress,
+        mupscale.init_(model, plan, seed=trial.seed)
+    else:
+        model = mupscale.grow(
+            narrow, plan, operator=start.operator, noise=start.noise, shrink=start.shrink, seed=trial.seed
         )
-        run = describe_run(
-            history,
-            kind="scratch",
-            name=name,
-            label=f"from scratch, {steps} steps (lr × {factor:g})",
-            lr_factor=factor,
-        )
-        described.append({**run, "length": lengths.index(steps)})
-    return described[::-1]
+    optimizer = build_optimizer(model, config, plan)
+    if start.carried:
+        # The narrow model may itself have been grown, with more groups than a plain one.
+        before = mupscale.Plan.load(source) if (source / MANIFEST).is_file() else None
+        saved = build_optimizer(narrow, config, before)
+        saved.load_state_dict(torch.load(source / "optimizer.pt", map_location="cpu", weights_only=True))
+        carried = mupscale.carry_optimizer(saved, narrow, model, plan, operator=start.operator)
+        optimizer.state.update(carried.state)
+    return model, optimizer
 
 
-def _mark_best(runs: list[dict[str, Any]]) -> None:
-    """Mark, of the runs from scratch of each length, the one that ended lowest."""
-    for run in runs:
-        rivals = [r["final_loss"] for r in runs if r["kind"] == run["kind"] and r["steps"] == run["steps"]]
-        run["best"] = run["final_loss"] == min(rivals)
+def _describe(trial: Trial, histories: dict[str, History]) -> str:
+    loss = histories["cooldown"].final_loss
+    return f"width ×{trial.width}, {trial.start}, lr ×{trial.lr_factor:g}, seed {trial.seed}: {loss:.3f}"
+
+
+def _row(trial: Trial, schedule: str, history: History, *, chosen: bool) -> dict[str, Any]:
+    """One run as plain data. The cooldown's first points are the constant run's."""
+    return {
+        "width": trial.width,
+        "start": str(trial.start),
+        "lr_factor": trial.lr_factor,
+        "seed": trial.seed,
+        "schedule": schedule,
+        "chosen": chosen,
+        "steps": history.steps,
+        "flops": history.flops,
+        "tokens": history.steps * history.tokens_per_step,
+        "initial_loss": history.held_out[0].loss,
+        "final_loss": history.final_loss,
+        "curve": [row for row in history.rows() if row["held_out_loss"] is not None],
+    }

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mupscale.study.comparison import RESULTS_FILE, CompareConfig, compare
 from mupscale.study.corpus import DataConfig
 from mupscale.study.data import load_tokens
 from mupscale.study.history import write_json
@@ -22,6 +21,7 @@ from mupscale.study.progress import make_progress
 from mupscale.study.recipe import TrainConfig
 from mupscale.study.report import write_report
 from mupscale.study.training import train
+from mupscale.study.warmstart import RESULTS_FILE, WarmstartConfig, warmstart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DemoConfig:
         default_factory=lambda: TrainConfig(steps=500, batch_size=12, lr=4e-3, eval_every=35, eval_blocks=96)
     )
     wide_steps: int = 140
-    compare: CompareConfig = field(default_factory=lambda: CompareConfig(scratch_lengths=(1.0, 3.75)))
+    compare: WarmstartConfig = field(default_factory=lambda: WarmstartConfig(scratch_lengths=(1.0, 3.75)))
 
 
 def demo(out: Path, config: DemoConfig | None = None, *, threads: int | None = None) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _demo(out: Path, config: DemoConfig) -> dict[str, Any]:
         skip_blocks=config.narrow.skip_blocks + config.narrow.steps * config.narrow.batch_size,
     )
     with make_progress() as progress:
-        results = compare(narrow, out, tokens, training, config.compare, progress=progress)
+        results = warmstart(narrow, out, tokens, training, config.compare, progress=progress)
     results["demo"] = {
         "config": asdict(config),
         "seconds_of_last_call": round(time.perf_counter() - began, 1),

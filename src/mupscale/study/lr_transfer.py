@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import csv
 import math
-import multiprocessing
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.progress import Progress
 from transformers import PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.data import Tokens
-from mupscale.study.history import HISTORY_FILE
 from mupscale.study.models import fresh_model
 from mupscale.study.recipe import TrainConfig
-from mupscale.study.training import RUN_FILE, train
+from mupscale.study.training import drop_weights, train
+from mupscale.study.trials import run_trials
 
 PARAMETRIZATIONS = {
     "standard": "standard parametrization",
@@ -129,28 +127,14 @@ def sweep(
         for lr in config.lrs
         for seed in range(config.seeds)
     ]
-    task = progress.add_task("learning-rate sweep", total=len(trials), note="") if progress else None
-    losses: Losses = {}
-
-    def done(trial: Trial, loss: float) -> None:
-        losses[trial] = loss
-        if progress is not None and task is not None:
-            progress.update(task, advance=1, note=(note := f"{trial.name}: {loss:.3f}"))
-            if not progress.console.is_terminal:
-                progress.console.print(f"{len(losses)} of {len(trials)}, {note}")
-
-    if jobs == 1:
-        for trial in trials:
-            done(trial, run_trial(narrow, tokens, out, config.training, trial))
-        return losses
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = {pool.submit(run_trial, narrow, tokens, out, config.training, t): t for t in trials}
-        for future in as_completed(futures):
-            done(futures[future], future.result())
-    return losses
+    return run_trials(
+        partial(run_trial, narrow, tokens, out, config.training),
+        trials,
+        jobs=jobs,
+        title="learning-rate sweep",
+        describe=lambda trial, loss: f"{trial.name}: {loss:.3f}",
+        progress=progress,
+    )
 
 
 def run_trial(
@@ -174,9 +158,7 @@ def run_trial(
         plan=plan if trial.parametrization == "mup" else None,
         start={**asdict(trial), "narrow": narrow.to_dict()},
     )
-    for path in folder.iterdir():  # weights: what counts is the loss
-        if path.name not in (HISTORY_FILE, RUN_FILE):
-            path.unlink()
+    drop_weights(folder)
     return history.final_loss if math.isfinite(history.final_loss) else math.inf
 
 

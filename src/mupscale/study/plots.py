@@ -1,6 +1,6 @@
 """Pictures of a comparison, and the numbers behind each beside it.
 
-Knows matplotlib (its objects, never its global state) and the results of `mupscale.study.comparison`.
+Knows matplotlib (its objects, never its global state) and the results of `mupscale.study.warmstart`.
 """
 
 from __future__ import annotations

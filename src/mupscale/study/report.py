@@ -1,6 +1,6 @@
 """One self-contained page about a comparison: `report.html`, which needs no network and no other file.
 
-Knows HTML, the results of `mupscale.study.comparison` and its plots. Every sentence with a figure in it is
+Knows HTML, the results of `mupscale.study.warmstart` and its plots. Every sentence with a figure in it is
 made from `results.json`, also where growing did not pay.
 """
 

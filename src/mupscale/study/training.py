@@ -84,6 +84,26 @@ def seen_blocks(checkpoint: Path) -> int:
         return 0
 
 
+def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
+    """The settings that a narrow model was trained with, for `steps` more on the text that follows.
+
+    Args:
+        source: narrow checkpoint directory.
+        steps: length of the grown model's training.
+        changes: settings to replace, such as `lr`, the narrow model's learning rate.
+
+    Raises:
+        GrowthError: the checkpoint has no history and `lr` is not given.
+    """
+    history = History.load(source)
+    if history is None and "lr" not in changes:
+        raise GrowthError(f"{source}: no history.json that says its learning rate; give it (--lr)")
+    known = dict(history.settings["config"]) if history else {}
+    if "betas" in known:
+        known["betas"] = tuple(known["betas"])
+    return TrainConfig(**{**known, "skip_blocks": seen_blocks(source), **changes, "steps": steps})
+
+
 def train(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -274,3 +294,12 @@ def _finish(out: Path, history: History, keep_at: Collection[int]) -> None:
     shutil.rmtree(out / "checkpoints" / f"checkpoint-{history.steps}", ignore_errors=True)
     if not any((out / "checkpoints").iterdir()):
         (out / "checkpoints").rmdir()
+
+
+def drop_weights(out: Path) -> None:
+    """Of a finished run keep what says how it went, not the model: for sweeps, whose losses alone count."""
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (RUN_FILE, HISTORY_FILE):
+            path.unlink()
