@@ -235,6 +235,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": study.train,
     "compare": study.compare,
     "coord-check": study.coord_check,
+    "advise": study.advise,
     "demo": study.demo,
 }
 

@@ -330,6 +330,37 @@ def coord_check(
     return 1 if grows else 0
 
 
+def advise(
+    *,
+    params: Annotated[str, arg(metavar="N", help="parameters of the narrow model, such as 5M")],
+    to: Annotated[str, arg(metavar="N", help="parameters of the wide model")],
+    tokens: Annotated[str, arg(metavar="D", help="tokens to train the wide model on, such as 1.4B")],
+    narrow_tokens: Annotated[
+        str | None, arg(metavar="D", help="what the narrow model saw; default: as many a parameter")
+    ] = None,
+    compare: Annotated[
+        Path | None, arg(help="comparison.json that `mupscale compare` wrote, to go by your own runs")
+    ] = None,
+    json: Annotated[bool, arg(help="print one JSON object")] = False,
+) -> int:
+    """Say whether to grow, in how many stages and by how much, with reasons, sources and what is not known.
+
+    Example: mupscale advise --params 5M --to 70M --tokens 1.4B
+    """
+    from mupscale.study.advice import advise as judge
+    from mupscale.study.advice import parse_count
+
+    advice = judge(
+        parse_count(params, "--params"),
+        parse_count(to, "--to"),
+        parse_count(tokens, "--tokens"),
+        narrow_tokens=None if narrow_tokens is None else parse_count(narrow_tokens, "--narrow-tokens"),
+        comparison=compare,
+    )
+    _tell(json, advice.to_dict(), str(advice))
+    return 0
+
+
 # ---- shared ------------------------------------------------------------------------------------------------
 
 
