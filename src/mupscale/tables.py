@@ -92,16 +92,16 @@ def describe(plan: Plan) -> str:
     return f"{axes or 'nothing grows'}: {count(narrow)} → {count(wide)} parameters"
 
 
-def count(n: int) -> str:
-    """A number of parameters, short.
+def count(n: float) -> str:
+    """A number of parameters or tokens, short.
 
-    >>> count(124_439_808)
-    '124M'
+    >>> count(124_439_808), count(1.4e9)
+    ('124M', '1.4B')
     """
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if n >= size:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if n >= 0.9995 * size:
             return f"{n / size:.3g}{unit}"
-    return str(n)
+    return f"{n:.3g}"
 
 
 def collapse(name: str) -> str:

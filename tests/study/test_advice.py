@@ -7,7 +7,7 @@ import pytest
 
 from mupscale import GrowthError
 from mupscale.cli import main
-from mupscale.study.advice import A, ALPHA, B, BETA, advise, count, head_start, parse_count, staged_flops
+from mupscale.study.advice import ALPHA, BETA, A, B, advise, count, head_start, parse_count, staged_flops
 
 
 def loss(parameters: float, tokens: float) -> float:

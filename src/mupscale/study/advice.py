@@ -1,8 +1,8 @@
 """Should one grow, in how many stages and by how much? Compute accounting and published findings, in words.
 
 The estimate rests on a scaling law. With L(N, D) = E + A/N^α + B/D^β the loss of N parameters after D
-tokens, a narrow model's loss L(N₀, D₀) is one that the wide model would itself reach after some D* tokens. That
-is the head start of a growth that loses nothing and then learns as from scratch. Training FLOPs are 6·N·D.
+tokens, a narrow model's loss L(N₀, D₀) is one that the wide model would itself reach after some D* tokens: the
+head start of a growth that loses nothing and then learns as from scratch. Training FLOPs are 6·N·D.
 
 Knows arithmetic and the literature; trains nothing.
 """
@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
+from mupscale.tables import count
 
 # Hoffmann et al. 2022, Approach 3.
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
@@ -101,18 +103,6 @@ def parse_count(text: str, what: str = "count") -> float:
     return value
 
 
-def count(value: float) -> str:
-    """A number of parameters or tokens, short.
-
-    >>> count(70e6), count(1.4e9)
-    ('70M', '1.4B')
-    """
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
 def head_start(narrow: float, narrow_tokens: float, wide: float) -> float:
     """D*: the tokens after which the wide model, from scratch, has the narrow one's loss, by the law.
 
@@ -124,10 +114,9 @@ def head_start(narrow: float, narrow_tokens: float, wide: float) -> float:
 
 
 def staged_flops(sizes: tuple[float, ...], tokens_per_parameter: float, narrow_tokens: float) -> float:
-    """FLOPs of training every size but the first from its head start to its own budget, one after the "
-    "other."""
+    """FLOPs of training every size but the first from its head start to its budget, one after the other."""
     flops, before = 0.0, narrow_tokens
-    for narrow, wide in zip(sizes, sizes[1:], strict=False):
+    for narrow, wide in pairwise(sizes):
         tokens = tokens_per_parameter * wide
         flops += 6 * wide * max(0.0, tokens - head_start(narrow, before, wide))
         before = tokens
