@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench example transfer clean
+.PHONY: demo test test-slow check bench example transfer comparison clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -31,6 +31,12 @@ example: $(VENV)/installed $(VENV)/smollm2
 transfer: $(VENV)/installed
 	$(BIN)/python examples/lr_transfer.py --out lr-transfer
 
+# Every growth operator against μP from scratch, at 2 and 4 times the width, 3 seeds: about an hour on 2 cores.
+comparison: $(VENV)/installed
+	$(BIN)/mupscale train comparison/narrow --config llama-tiny --steps 600 --batch-size 16 --block-size 64 \
+	  --eval-every 25 --eval-blocks 96 --seed 0
+	$(BIN)/mupscale compare comparison/narrow comparison --widths 2 4 --steps 300 --seeds 3 --jobs 2
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
@@ -43,4 +49,4 @@ $(VENV)/smollm2: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo lr-transfer
+	rm -rf $(VENV) demo lr-transfer comparison

@@ -1,7 +1,7 @@
 """Should one grow, in how many stages and by how much? Compute accounting and published findings, in words.
 
 The estimate rests on a scaling law. With L(N, D) = E + A/N^α + B/D^β the loss of N parameters after D
-tokens, a narrow model's loss L(N₀, D₀) is one that the wide model would itself reach after some D* tokens: the
+tokens, a narrow model's loss L(N₀, D₀) is one that the wide model would reach by itself after D* tokens: the
 head start of a growth that loses nothing and then learns as from scratch. Training FLOPs are 6·N·D.
 
 Knows arithmetic and the literature; trains nothing.
