@@ -22,6 +22,12 @@ def scales(plan, name):
     return float(p.copies), p.weight_scale, p.grad_scale, ADAM.lr_scale(p), SGD.lr_scale(p), p.init_scale
 
 
+def test_a_wide_gpt2_may_spell_out_its_d_ff():
+    narrow, wide = CONFIGS["gpt2"](), CONFIGS["gpt2"]()
+    wide.n_embd, wide.n_head, wide.n_inner = 64, 4, 384
+    assert mupscale.plan(narrow, to=wide).growth == {"d_model": 2, "d_ff": 3, "heads": 2}
+
+
 def test_scales_are_the_mup_tables():
     """Yang et al. 2021, Tables 3 and 8, at width ratio k: (m, s, c, Adam lr, SGD lr, init std)."""
     k = 4

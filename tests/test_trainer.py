@@ -37,7 +37,8 @@ class StopAt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+        if state.global_step >= self.step:
+            control.should_training_stop = control.should_save = True
 
 
 def trainer(model, out, *, optimizer=None, stop=None, plan=None, **arguments):
@@ -127,6 +128,40 @@ def test_a_grown_optimizer_grows_again(narrow_run, tmp_path):
     for index, state in once["state"].items():
         for key, value in state.items():
             torch.testing.assert_close(twice["state"][index][key], value, rtol=1e-6, atol=0)
+
+
+def test_training_between_two_growths_is_still_the_narrow_ones(narrow_run, tmp_path):
+    """Groups split at the second growth and come in another order; learning rates are the first model's."""
+    checkpoint, _, on = narrow_run
+    middle = STOP + 3
+    axes = {"d_ff": 3}
+    grow_checkpoint(checkpoint, tmp_path / "once", axes=axes, noise=None)
+    model, plan = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "once"),
+        mupscale.Plan.load(tmp_path / "once"),
+    )
+    run = trainer(model, tmp_path / "out", plan=plan, stop=middle)
+    run.train(resume_from_checkpoint=str(tmp_path / "once"))
+    last = grow_checkpoint(tmp_path / f"out/checkpoint-{middle}", tmp_path / "twice", width=2, noise=None)
+    assert mupscale.Plan.load(tmp_path / "twice", last_growth=True).growth == last.growth
+    assert mupscale.Plan.load(tmp_path / "twice").growth == {**last.growth, "d_ff": 6}
+    again = resumed(tmp_path / "twice", tmp_path / "out2", by_argument=True)
+    again.train(resume_from_checkpoint=str(tmp_path / "twice"))
+    assert losses(again) == pytest.approx(losses(on), abs=1e-4)
+
+
+def test_state_of_another_model_is_refused(narrow_run, tmp_path):
+    checkpoint, _, _ = narrow_run
+    grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+    model, plan = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "wide"),
+        mupscale.Plan.load(tmp_path / "wide"),
+    )
+    names = [n for n, _ in model.named_parameters()][:-1]
+    groups = mupscale.param_groups(model, plan, torch.optim.AdamW, lr=1e-3, only=names)
+    optimizer = mupscale.load_by_name(torch.optim.AdamW(groups))
+    with pytest.raises(GrowthError, match="only in one of the saved optimizer and this one"):
+        optimizer.load_state_dict(torch.load(tmp_path / "wide/optimizer.pt"))
 
 
 def test_state_dtypes_and_step_counts_are_kept(narrow_run, tmp_path):

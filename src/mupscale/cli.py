@@ -173,7 +173,7 @@ def verify(
     """
     narrow, wide = Checkpoint(source), Checkpoint(destination)
     known = (destination / MANIFEST).is_file()
-    made = Plan.load(destination) if known else mupscale.plan(narrow.config, to=wide.config)
+    made = Plan.load(destination, last_growth=True) if known else mupscale.plan(narrow.config, to=wide.config)
     manifest = json_module.loads((destination / MANIFEST).read_text()) if known else {}
     operator, noise = manifest.get("operator", "duplicate"), Noise.parse(manifest.get("noise"))
     report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator)

@@ -318,9 +318,18 @@ def grow_checkpoint(
             "optimizer": carried,
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
             "plan": plan.to_dict(),
+            "from_first": _from_first(checkpoint.path, plan).to_dict(),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return plan
+
+
+def _from_first(source: Path, plan: Plan) -> Plan:
+    """The plan from the first model of the line, to which hyperparameters stay relative."""
+    if not (source / MANIFEST).is_file():
+        return plan
+    first = Plan.load(source).narrow_config
+    return make_plan(first, to=plan.config) if first is not None else plan
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

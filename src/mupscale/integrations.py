@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mupscale.errors import GrowthError
-from mupscale.optim import clip_grad_norm_, param_groups
+from mupscale.optim import clip_grad_norm_, load_by_name, param_groups
 from mupscale.planning import Plan
 
 
@@ -74,6 +74,10 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         if max_norm > 0:
             self.add_callback(ClipGradNorm(plan, max_norm))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.plan.save(output_dir or self.args.output_dir)  # where this model stands, if it is to grow again
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the arguments name, with the plan's groups.
 
@@ -93,6 +97,6 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 weight_decay=self.args.weight_decay,
                 **values,
             )
-            self.optimizer = optimizer_class(groups, **values)
+            self.optimizer = load_by_name(optimizer_class(groups, **values))
         assert self.optimizer is not None
         return self.optimizer

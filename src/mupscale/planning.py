@@ -220,21 +220,34 @@ class Plan:
         return Plan.from_dict(json.loads(text))
 
     @staticmethod
-    def load(directory: str | Path) -> Plan:
+    def load(directory: str | Path, *, last_growth: bool = False) -> Plan:
         """The plan by which a checkpoint directory was grown, from its ``mupscale.json``.
+
+        A model that was grown several times has its hyperparameters relative to the first of the line, which
+        is what one trains by; so that is the plan from there.
+
+        Args:
+            directory: what `mupscale grow` wrote, or `Plan.save`.
+            last_growth: only the last of several growths, to compare with the checkpoint before it.
 
         Raises:
             GrowthError: the directory holds no readable manifest.
         """
         path = Path(directory) / MANIFEST
         try:
-            return Plan.from_dict(json.loads(path.read_text())["plan"])
+            manifest = json.loads(path.read_text())
+            return Plan.from_dict(manifest["plan" if last_growth else "from_first"])
         except OSError:
             raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
         except (ValueError, KeyError, TypeError) as error:
             raise GrowthError(
                 f"{path}: not a mupscale manifest ({error}); grow the checkpoint again"
             ) from None
+
+    def save(self, directory: str | Path) -> None:
+        """Write a ``mupscale.json`` beside a checkpoint's weights, so that `load` finds the plan there."""
+        data = self.to_dict()
+        (Path(directory) / MANIFEST).write_text(json.dumps({"plan": data, "from_first": data}, indent=1))
 
     def __str__(self) -> str:
         from mupscale.tables import plan_text  # the table needs the optimizer rules, which need this module

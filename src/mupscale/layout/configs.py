@@ -56,9 +56,12 @@ def growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str
     sizes, wide_of = family.sizes(narrow), family.sizes(wide)
     # One may shrink where a dim that it is part of does not: 2 heads of 24 become 6 of 16.
     growth = {axis: Fraction(wide_of[axis], size) for axis, size in sizes.items()}
-    # With the narrow sizes put back, nothing else may differ.
-    back = type(wide).from_dict({**wide.to_dict(), **family.fields(wide, sizes)}).to_dict()
-    for key, value in narrow.to_dict().items():
+    # With the narrow sizes put into both, nothing may differ.
+    back, same = (
+        type(config).from_dict({**config.to_dict(), **family.fields(config, sizes)}).to_dict()
+        for config in (wide, narrow)
+    )
+    for key, value in same.items():
         if key not in _CONFIG_NOTES and back.get(key) != value:
             raise GrowthError(
                 f"config field {key!r}: {value!r} in the narrow model, "

@@ -111,6 +111,37 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["initial_lr"] = value
 
 
+def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Let an optimizer with our groups load saved state by the names in the groups, in whatever order.
+
+    torch goes by position alone. A model that was grown twice may have the same groups in another order.
+
+    Returns:
+        The optimizer, whose ``load_state_dict`` now raises GrowthError for state of other parameters.
+    """
+
+    def by_name(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any] | None:
+        if not all("param_names" in group for group in saved["param_groups"]):
+            return None
+        saved_groups = {name: g for g in saved["param_groups"] for name in g["param_names"]}
+        index = {
+            n: i for g in saved["param_groups"] for n, i in zip(g["param_names"], g["params"], strict=True)
+        }
+        names = [name for group in optimizer.param_groups for name in group["param_names"]]
+        if differing := index.keys() ^ set(names):
+            raise GrowthError(f"{min(differing)}: only in one of the saved optimizer and this one")
+        place = {name: i for i, name in enumerate(names)}
+        groups = [
+            {**saved_groups[mine[0]], "param_names": mine, "params": [place[name] for name in mine]}
+            for mine in (group["param_names"] for group in optimizer.param_groups)
+        ]
+        state = {place[name]: saved["state"][i] for name, i in index.items() if i in saved["state"]}
+        return {**saved, "param_groups": groups, "state": state}
+
+    optimizer.register_load_state_dict_pre_hook(by_name)
+    return optimizer
+
+
 def merge_groups(params: Iterable[tuple[str, Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Collect (name, parameter, values) into groups of equal values, in order of first appearance."""
     groups: dict[Hashable, dict[str, Any]] = {}

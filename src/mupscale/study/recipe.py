@@ -110,7 +110,10 @@ def build_optimizer(
             {"params": [p for name, p in named if name in decay], "weight_decay": config.weight_decay},
             {"params": [p for name, p in named if name not in decay], "weight_decay": 0.0},
         ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], **hyper)
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], **hyper)
+    if plan is not None:
+        mupscale.load_by_name(optimizer)
+    return optimizer
 
 
 def carried_optimizer(

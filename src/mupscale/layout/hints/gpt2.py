@@ -30,7 +30,7 @@ def _fields(config: PreTrainedConfig, wide: Mapping[str, int]) -> dict[str, Any]
             f"gpt2 has d_model = heads × head_dim, but the growth asked for gives {wide['d_model']} ≠ "
             f"{wide['heads']} × {wide['head_dim']}; grow heads (or head_dim) by the same factor as d_model"
         )
-    d_ff = None if config.n_inner is None and wide["d_ff"] == 4 * wide["d_model"] else wide["d_ff"]
+    d_ff = None if wide["d_ff"] == 4 * wide["d_model"] else wide["d_ff"]
     return {"n_embd": wide["d_model"], "n_head": wide["heads"], "n_inner": d_ff}
 
 
