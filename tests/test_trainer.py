@@ -147,7 +147,8 @@ def test_training_between_two_growths_is_still_the_narrow_ones(narrow_run, tmp_p
     assert mupscale.Plan.load(tmp_path / "twice").growth == {**last.growth, "d_ff": 6}
     again = resumed(tmp_path / "twice", tmp_path / "out2", by_argument=True)
     again.train(resume_from_checkpoint=str(tmp_path / "twice"))
-    assert losses(again) == pytest.approx(losses(on), abs=1e-4)
+    # In float32 Adam blows rounding up where gradients are next to nothing; test_lockstep.py has it in float64.
+    assert losses(again) == pytest.approx(losses(on), abs=1e-3)
 
 
 def test_state_of_another_model_is_refused(narrow_run, tmp_path):
