@@ -138,7 +138,7 @@ class CompareConfig:
 
     widths: tuple[int, ...] = (2, 4)
     starts: tuple[str, ...] = STARTS
-    lr_factors: tuple[float, ...] = (1.0, 0.5, 0.25)
+    lr_factors: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25)
     seeds: int = 3
     cooldown_fraction: float = 0.2
 
