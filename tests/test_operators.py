@@ -21,7 +21,7 @@ def difference(name, operator, *, width=None, axes=None, **kwargs):
     plan = mupscale.plan(narrow, width=width, axes=axes)
     wide = mupscale.grow(narrow, plan, operator=operator, **kwargs)
     report = mupscale.verify(narrow, wide, plan, operator=operator)
-    assert report.by_weight == (operator in ("duplicate", "hyperclone"))
+    assert report.by_weight == OPERATORS[operator].copies_evenly
     assert report.equal == (report.max_abs_diff <= 1e-10 * max(1, report.logits_std))
     return report.max_abs_diff / report.logits_std
 
@@ -128,7 +128,7 @@ def test_every_operator_says_where_it_comes_from(operator):
     [
         ("zero_pad", "balanced:1", "balanced:1' does not go with the operator zero_pad"),
         ("duplicate", "fresh:1", "fresh:1' does not go with the operator duplicate"),
-        ("net2net", "balanced:1", "expected none or one of relative, gaussian"),
+        ("net2net", "balanced:1", "expected none, or one of relative, gaussian"),
         ("stretch", "none", "operator 'stretch' is unknown"),
     ],
 )
@@ -136,3 +136,70 @@ def test_what_does_not_go_together_is_refused(operator, noise, message):
     narrow = build("llama")
     with pytest.raises(GrowthError, match=message):
         mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator=operator, noise=noise)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("name", [*LMS, "qwen3"])
+def test_identity_blocks_keep_the_function_and_plain_stacks_do_not(name, times):
+    axes = {"layers": times}
+    assert difference(name, "stack_identity", axes=axes) < 1e-10
+    assert difference(name, "stack", axes=axes) > 1e-2
+
+
+def test_stacking_puts_the_whole_stack_on_top_of_itself():
+    narrow = build("gpt2")
+    plan = mupscale.plan(narrow, axes={"layers": 3})
+    wide = mupscale.grow(narrow, plan, operator="stack")
+    assert wide.config.n_layer == len(wide.transformer.h) == 6
+    for i, block in enumerate(wide.transformer.h):
+        for key, value in block.named_parameters():
+            assert torch.equal(value, narrow.transformer.h[i % 2].get_parameter(key)), (i, key)
+    assert "layers 2 → 6" in str(plan)
+
+
+def test_every_new_block_learns_from_the_first_step():
+    """Zero projections of the identity still get gradients, and their groups are the narrow model's."""
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, axes={"layers": 2})
+    wide = mupscale.grow(narrow, plan, operator="stack_identity")
+    groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1e-3, 0.1)]
+    wide(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    for i in (2, 3):
+        assert wide.model.layers[i].self_attn.o_proj.weight.grad.abs().max() > 0
+
+
+def test_init_of_a_deeper_model_draws_every_layer_by_itself():
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, axes={"layers": 2})
+    wide = mupscale.init_(mupscale.grow(narrow, plan, operator="stack"), plan, seed=0)
+    weights = [layer.mlp.up_proj.weight for layer in wide.model.layers]
+    assert not any(torch.equal(weights[0], other) for other in weights[1:])
+
+
+@pytest.mark.parametrize(
+    ("operator", "axes", "message"),
+    [
+        ("duplicate", {"layers": 2}, "axis 'layers': is no width: only the operator stack"),
+        ("zero_pad", {"layers": 2}, "only the operator stack"),
+        ("stack", {"layers": 2, "d_ff": 2}, "deeper and no wider"),
+        ("stack", {"d_ff": 2}, "deeper and no wider"),
+    ],
+)
+def test_depth_and_width_grow_one_after_the_other(operator, axes, message):
+    narrow = build("llama")
+    with pytest.raises(GrowthError, match=message):
+        mupscale.grow(narrow, mupscale.plan(narrow, axes=axes), operator=operator)
+
+
+def test_a_deeper_config_is_only_for_stacking():
+    narrow = build("llama")
+    config = narrow.config.from_dict({**narrow.config.to_dict(), "num_hidden_layers": 3})
+    plan = mupscale.plan(narrow, to=config)
+    for operator in ("duplicate", "zero_pad", "net2net"):
+        with pytest.raises(GrowthError, match="only the operator stack makes a model deeper"):
+            mupscale.grow(narrow, plan, operator=operator)
+    with pytest.raises(GrowthError, match="layers grows by 3/2: expected a whole factor"):
+        mupscale.grow(narrow, plan, operator="stack")
+    fresh = type(narrow)(config).double()
+    assert mupscale.init_(fresh, plan).config.num_hidden_layers == 3  # from scratch any depth goes

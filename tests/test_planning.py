@@ -104,8 +104,8 @@ def test_plan_prints_as_a_table():
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"q_per_kv": 3}), "llama cannot be this wide: .*multiple"),
         (lambda: mupscale.plan(CONFIGS["llama"](), to=CONFIGS["gpt2"]()), "narrow model is 'llama', the wide 'gpt2'"),
         (
-            lambda: mupscale.plan(CONFIGS["llama"](), to=LlamaConfig(**{**CONFIGS["llama"]().to_dict(), "num_hidden_layers": 3})),
-            "num_hidden_layers.*2.*3.*only widths",
+            lambda: mupscale.plan(CONFIGS["llama"](), to=LlamaConfig(**{**CONFIGS["llama"]().to_dict(), "rms_norm_eps": 0.1})),
+            "rms_norm_eps.*1e-06.*0.1.*only widths",
         ),
         (lambda: mupscale.plan(make_mlp(1)), "plan\\(narrow, to=wide\\)"),
         (lambda: mupscale.plan(make_mlp), "with width alone"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -41,7 +40,7 @@ from mupscale.operators import (
     zero_pad,
 )
 from mupscale.optim.carry import state_is_padded
-from mupscale.planning import MANIFEST, Plan
+from mupscale.planning import MANIFEST, Plan, renumbered
 from mupscale.planning import plan as make_plan
 
 ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
@@ -91,15 +90,30 @@ class Grower:
         Raises:
             GrowthError: the name or shape is not the plan's.
         """
-        name = self.plan.layout.ties.get(name, name)
+        wide_name, name = name, self.plan.canonical(name)
         narrow = self._narrow(name)
-        if self.operator.name == "zero_pad":
+        if self.operator.name.startswith("stack"):
+            is_new = wide_name != name
+            wide = narrow.clone()
+            if is_new and self.operator.name == "stack_identity" and self._writes_residual(name):
+                wide.zero_()
+        elif self.operator.name == "zero_pad":
             wide = self._zero_pad(name, narrow)
         else:
             wide = self._copies(name, narrow)
             if self.noise is not None and name in self.plan.layout.params:
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)
+
+    def _writes_residual(self, name: str) -> bool:
+        """Whether a parameter belongs to a projection whose output is added to the residual stream."""
+        params, weight = self.plan.layout.params, name.rpartition(".")[0] + ".weight"
+        axes = params.get(weight)
+        return (
+            axes is not None
+            and any(dim.contracted for dim in axes.dims)
+            and [axis for dim in axes.dims if not dim.contracted for axis in dim.names] == ["d_model"]
+        )
 
     def _narrow(self, name: str) -> Tensor:
         narrow, scaling = self._read(name), self.plan[name]
@@ -114,7 +128,7 @@ class Grower:
         scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
         if self.operator.copies_evenly:
             return duplicate_scaled(narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale)
-        above = next_layer(name) if self.operator.name == "aki" else name
+        above = renumbered(name, 1)[0] if self.operator.name == "aki" else name
         return random_copies(
             narrow,
             scaling.axes,
@@ -156,15 +170,6 @@ class Grower:
             fresh=fresh_value(scaling, law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength),
             fresh_mean=law.mean,
         )
-
-
-def next_layer(name: str) -> str:
-    """The name of the same parameter one layer up.
-
-    >>> next_layer("model.layers.3.mlp.up_proj.weight")
-    'model.layers.4.mlp.up_proj.weight'
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.)", lambda number: str(int(number[0]) + 1), name, count=1)
 
 
 def grow(
@@ -211,9 +216,9 @@ def grow(
             f"{name}: not in the {'plan' if name in tensors else 'model'}; make the plan from this model"
         )
     with torch.no_grad():
-        wide = _fill(model, plan, {name: grower(name) for name in tensors})
+        wide = _fill(model, plan, {name: grower(name) for name in plan.wide_names})
     for name, param in wide.named_parameters():
-        param.requires_grad_(tensors[name].requires_grad)
+        param.requires_grad_(tensors[plan.canonical(name)].requires_grad)
     return wide.train(model.training)
 
 
@@ -277,7 +282,7 @@ def grow_checkpoint(
     padded = optimizer and state_is_padded(operator)
 
     def spec(name: str) -> TensorSpec:
-        kept = checkpoint.spec(stored[name])[0]
+        kept = checkpoint.spec(stored[plan.canonical(name)])[0]
         return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
 
     def grown(name: str) -> Tensor:
@@ -285,7 +290,7 @@ def grow_checkpoint(
         advance(wide.nbytes)
         return wide
 
-    specs = {name: spec(name) for name in stored}
+    specs = {name: spec(name) for name in plan.wide_names}
     state_bytes = training_state_bytes(checkpoint.path, plan) if optimizer else 0
     done, total = 0, sum(s.nbytes for s in specs.values()) + state_bytes
 

@@ -135,8 +135,8 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
                 raise GrowthError(
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
                 )
-            canonical = plan.canonical(name)
-            value = fresh_value(scaling, laws[canonical], seed=seed, name=canonical, dtype=param.dtype)
+            law, own = laws[plan.canonical(name)], plan.own_name(name)
+            value = fresh_value(scaling, law, seed=seed, name=own, dtype=param.dtype)
             param.copy_(placed_like(value, param))
     return wide
 

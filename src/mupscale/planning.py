@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -44,6 +45,7 @@ from mupscale.layout import (
 )
 
 MANIFEST = "mupscale.json"
+DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
 
 # Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -136,19 +138,51 @@ class Plan:
         return self.params.get(name) or self._scaling(name, self.layout.axes_of(name))
 
     def canonical(self, name: str) -> str:
-        """The plan's own name of a tensor: without what torch.compile, DDP and the like put before it."""
+        """The narrow model's name of a tensor: of tied ones the first, of a stacked layer the one below."""
+        name = self.unwrapped(name)
         if not self.layout.knows(name):
-            words = [word for word in name.split(".") if word not in _WRAPPERS]
-            stripped = ".".join(words)
-            name = stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
+            name = self.wide_names.get(name, name)
         return self.layout.ties.get(name, name)
+
+    def unwrapped(self, name: str) -> str:
+        """The name of a tensor without what torch.compile, DDP and the like put before it."""
+        if self.layout.knows(name) or name in self.wide_names:
+            return name
+        stripped = ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+        return stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
+
+    def own_name(self, name: str) -> str:
+        """A tensor's name as random numbers go by it: the first of tied ones, a stacked layer its own."""
+        name = self.unwrapped(name)
+        return self.layout.ties.get(name, name)
+
+    @cached_property
+    def wide_names(self) -> dict[str, str]:
+        """Every parameter and buffer of the wide model, with the one of the narrow model that it comes from.
+
+        They have the same names, but for a deeper model's new layers: layer i comes from layer i mod L.
+        """
+        names = (*self.layout.params, *self.layout.buffers)
+        if DEPTH not in self.growth:
+            return {name: name for name in names}
+        depth = self.layout.sizes[DEPTH]
+        wide_depth = depth * self.growth[DEPTH]
+        found = {}
+        for name in names:
+            for first in range(0, math.ceil(wide_depth), depth):
+                wide, layer = renumbered(name, first)
+                if layer is None or layer < wide_depth:
+                    found[wide] = name
+        return found
 
     @cached_property
     def inexact(self) -> dict[str, str]:
         """Axes whose growth copies cannot express, only padding, each with the reason."""
         reasons = {}
         for axis, factor in self.growth.items():
-            if factor < 1:
+            if axis == DEPTH:
+                reasons[axis] = "is no width: only the operator stack makes a model deeper"
+            elif factor < 1:
                 beside = [a for a in self._merged_with(axis) if a != axis]
                 reasons[axis] = (
                     f"shrinks by {factor}, so that {', '.join(beside)} and it can only be padded as one axis"
@@ -253,6 +287,19 @@ class Plan:
         from mupscale.tables import plan_text  # the table needs the optimizer rules, which need this module
 
         return plan_text(self)
+
+
+def renumbered(name: str, shift: int) -> tuple[str, int | None]:
+    """A tensor's name some layers up, and the number of that layer; None for one that is in no layer.
+
+    >>> renumbered("model.layers.3.mlp.up_proj.weight", 1)
+    ('model.layers.4.mlp.up_proj.weight', 4)
+    """
+    number = re.search(r"(?<=\.)\d+(?=\.)", name)
+    if number is None:
+        return name, None
+    layer = int(number[0]) + shift
+    return f"{name[: number.start()]}{layer}{name[number.end() :]}", layer
 
 
 def plan(

@@ -88,7 +88,9 @@ def describe(plan: Plan) -> str:
     sizes = plan.layout.sizes
     axes = ", ".join(f"{axis} {sizes[axis]} → {int(sizes[axis] * g)}" for axis, g in plan.growth.items())
     narrow = sum(math.prod(p.axes.shape(sizes)) for p in plan.params.values())
-    wide = sum(math.prod(plan.wide_shape(name)) for name in plan.params)
+    wide = sum(
+        math.prod(plan.wide_shape(name)) for name, source in plan.wide_names.items() if source in plan.params
+    )
     return f"{axes or 'nothing grows'}: {count(narrow)} → {count(wide)} parameters"
 
 

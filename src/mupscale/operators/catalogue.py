@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mupscale.errors import GrowthError
 from mupscale.operators.noise import Noise
-from mupscale.planning import Plan
+from mupscale.planning import DEPTH, Plan
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Operator:
         if noise is not None and noise.kind not in self.noises:
             raise GrowthError(
                 f"noise {str(noise)!r} does not go with the operator {self.name}; "
-                f"expected none or one of {', '.join(self.noises)}, such as {self.default_noise}"
+                f"expected none{', or one of ' * bool(self.noises)}{', '.join(self.noises)}"
             )
         return noise
 
@@ -49,9 +49,19 @@ class Operator:
         Raises:
             GrowthError: names the axis, the reason and what to do.
         """
-        if self.name == "zero_pad":
+        if self.name.startswith("stack"):
+            if differing := plan.growth.keys() ^ {DEPTH}:
+                raise GrowthError(
+                    f"operator {self.name} makes a model deeper and no wider: plan it with "
+                    f"axes={{{DEPTH!r}: 2}} "
+                    f"alone, without {min(differing - {DEPTH}, default='width')!r}"
+                )
+            if plan.growth[DEPTH].denominator != 1:
+                raise GrowthError(f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor")
             return
         for axis, reason in plan.inexact.items():
+            if self.name == "zero_pad" and axis != DEPTH:
+                continue
             # Copies of randomly chosen units can be any number.
             fraction = plan.growth[axis] > 1 and plan.growth[axis].denominator != 1
             if self.copies_evenly or not fraction:
@@ -96,6 +106,20 @@ OPERATORS = {
             "as net2net, new outputs copy units of the layer above: does not keep the function",
             "Chen et al. 2022, arXiv 2110.07143",
             ("relative", "gaussian"),
+            "none",
+        ),
+        Operator(
+            "stack",
+            "depth: the whole stack of layers again on top of itself; does not keep the function",
+            "Du et al. 2024, arXiv 2405.15319",
+            (),
+            "none",
+        ),
+        Operator(
+            "stack_identity",
+            "depth: as stack, with new blocks that start as the identity: keeps the function",
+            "Du et al. 2024, arXiv 2405.15319, with the zero projections of Wu et al. 2024, arXiv 2401.02415",
+            (),
             "none",
         ),
     )

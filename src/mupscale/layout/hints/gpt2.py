@@ -21,6 +21,7 @@ def _sizes(config: PreTrainedConfig) -> dict[str, int]:
         "head_dim": config.n_embd // config.n_head,
         "vocab": config.vocab_size,
         "positions": config.n_positions,
+        "layers": config.n_layer,
     }
 
 
@@ -31,7 +32,12 @@ def _fields(config: PreTrainedConfig, wide: Mapping[str, int]) -> dict[str, Any]
             f"{wide['heads']} × {wide['head_dim']}; grow heads (or head_dim) by the same factor as d_model"
         )
     d_ff = None if wide["d_ff"] == 4 * wide["d_model"] else wide["d_ff"]
-    return {"n_embd": wide["d_model"], "n_head": wide["heads"], "n_inner": d_ff}
+    return {
+        "n_embd": wide["d_model"],
+        "n_head": wide["heads"],
+        "n_inner": d_ff,
+        "n_layer": wide["layers"],
+    }
 
 
 def _folds(config: PreTrainedConfig, tied: bool) -> Folds:

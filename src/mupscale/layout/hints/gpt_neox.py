@@ -20,6 +20,7 @@ def _sizes(config: PreTrainedConfig) -> dict[str, int]:
         "heads": config.num_attention_heads,
         "head_dim": config.hidden_size // config.num_attention_heads,
         "vocab": config.vocab_size,
+        "layers": config.num_hidden_layers,
     }
 
 
@@ -33,6 +34,7 @@ def _fields(config: PreTrainedConfig, wide: Mapping[str, int]) -> dict[str, Any]
         "hidden_size": wide["d_model"],
         "num_attention_heads": wide["heads"],
         "intermediate_size": wide["d_ff"],
+        "num_hidden_layers": wide["layers"],
     }
 
 

@@ -24,11 +24,16 @@ def _sizes(config: PreTrainedConfig) -> dict[str, int]:
         "q_per_kv": heads // kv_heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "vocab": config.vocab_size,
+        "layers": config.num_hidden_layers,
     }
 
 
 def _fields(config: PreTrainedConfig, wide: Mapping[str, int]) -> dict[str, Any]:
+    kinds = getattr(config, "layer_types", None)
+    repeats = wide["layers"] // len(kinds) + 1 if kinds else 0
     return {
+        "num_hidden_layers": wide["layers"],
+        **({"layer_types": (kinds * repeats)[: wide["layers"]]} if kinds else {}),
         "hidden_size": wide["d_model"],
         "intermediate_size": wide["d_ff"],
         "num_attention_heads": wide["kv_heads"] * wide["q_per_kv"],
