@@ -63,7 +63,7 @@ class Operator:
             if self.name == "zero_pad" and axis != DEPTH:
                 continue
             # Copies of randomly chosen units can be any number.
-            fraction = plan.growth[axis] > 1 and plan.growth[axis].denominator != 1
+            fraction = axis != DEPTH and plan.growth[axis] > 1 and plan.growth[axis].denominator != 1
             if self.copies_evenly or not fraction:
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
 
