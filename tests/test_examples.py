@@ -41,3 +41,27 @@ def test_lr_transfer_prints_tables_or_json(tmp_path):
     result = json.loads(again.stdout)
     assert len(result["trials"]) == 12
     assert result["passed"] == (ran.returncode == 0) == (again.returncode == 0)
+
+
+def test_shrink_dynamics_makes_a_picture_each_and_a_sentence(tmp_path):
+    small = [
+        "--widths",
+        2,
+        4,
+        "--shrinks",
+        0,
+        1,
+        "--narrow-steps",
+        12,
+        "--steps",
+        6,
+        "--jobs",
+        1,
+        "--out",
+        tmp_path,
+    ]
+    result = json.loads(run("shrink_dynamics.py", *small, "--json"))
+    assert len(result["losses"]) == 4
+    assert "mean activations go with width" in result["sentence"]
+    pictures = {f"{kind}s_over_time.png" for kind in ("activation", "weight", "gradient")}
+    assert {*pictures, "activations_over_width.png", "losses.csv"} <= {p.name for p in tmp_path.iterdir()}

@@ -13,20 +13,18 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.optim import optimizer_names
+from mupscale.study.norms import watch_activations
 from mupscale.tables import collapse
 
 PARAMETRIZATIONS = {
@@ -174,8 +172,11 @@ def _run(
     )
     folds = {} if parametrization == "standard" else _folds(plan)
     for step in range(check.steps + 1):
-        with _sizes(model) as sizes:
+        with watch_activations(model) as activations:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        sizes: dict[str, list[float]] = defaultdict(list)  # layers together
+        for name, calls in activations.items():
+            sizes[collapse(f"{name}.").rstrip(".")] += [l1 for l1, _ in calls]
         yield {module: float(np.mean(values)) / folds.get(module, 1.0) for module, values in sizes.items()}
         if step < check.steps:
             optimizer.zero_grad()
@@ -190,31 +191,6 @@ def _folds(plan: mupscale.Plan) -> dict[str, float]:
         for name in plan.layout.folds
         if name.endswith(".weight") and plan.params[name].fold != 1
     }
-
-
-@contextmanager
-def _sizes(model: nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Mean absolute outputs of the modules that hold parameters, by name without the layer number."""
-    sizes: dict[str, list[float]] = defaultdict(list)
-
-    def hook(kind: str) -> Any:
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            if isinstance(value, Tensor) and value.is_floating_point():
-                sizes[kind].append(value.detach().abs().mean().item())
-
-        return after
-
-    handles = [
-        module.register_forward_hook(hook(collapse(f"{name}.").rstrip(".")))
-        for name, module in model.named_modules()
-        if name and any(True for _ in module.parameters())
-    ]
-    try:
-        yield sizes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def slopes(coordinates: Iterable[Coordinate]) -> list[Slope]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ def train(
     branch_from: Path | None = None,
     keep_at: Collection[int] = (),
     overwrite: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
     name: str = "training",
     progress: Progress | None = None,
 ) -> History:
@@ -135,6 +136,7 @@ def train(
         branch_from: a checkpoint of a longer run to leave from, which must lie before this run's cooldown.
         keep_at: steps whose checkpoints stay in `out/checkpoints`.
         overwrite: throw away a run with other settings in `out` instead of refusing.
+        callbacks: of the Trainer's, besides our own; they see only what is trained in this call.
         name: what to call the run while it shows progress.
         progress: a display to share, from `make_progress`.
 
@@ -184,7 +186,7 @@ def train(
         data_collator=default_data_collator,  # blocks are full: nothing to pad
         processing_class=tokens.tokenizer,
         optimizers=(optimizer or build_optimizer(model, config, plan), None),
-        callbacks=[_Keep(folder, keep_at)],
+        callbacks=[_Keep(folder, keep_at), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None:  # the Trainer has moved the model to its device: let the state follow
