@@ -43,9 +43,10 @@ def test_a_checkpoint_grows_as_the_module_does(name, tmp_path):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_checkpoint_grows_by_any_operator_as_the_module_does(operator, source, tmp_path):
     growth = {"axes": {"layers": 2}} if operator.startswith("stack") else {"width": 2}
-    plan = grow_checkpoint(source, tmp_path / "wide", **growth, operator=operator, shrink=0.7, seed=5)
+    options = {"operator": operator, "seed": 5, **({"shrink": 0.7} if operator == "zero_pad" else {})}
+    plan = grow_checkpoint(source, tmp_path / "wide", **growth, **options)
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
-    wide = mupscale.grow(build("llama").float(), plan, operator=operator, shrink=0.7, seed=5)
+    wide = mupscale.grow(build("llama").float(), plan, **options)
     for (n, a), (_, b) in zip(stored.named_parameters(), wide.named_parameters(), strict=True):
         assert torch.equal(a, b), n
 

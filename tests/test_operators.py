@@ -138,6 +138,12 @@ def test_what_does_not_go_together_is_refused(operator, noise, message):
         mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator=operator, noise=noise)
 
 
+def test_shrink_is_for_zero_pad_alone():
+    narrow = build("llama")
+    with pytest.raises(GrowthError, match=r"shrink 0\.2 is for the operator zero_pad, not for duplicate"):
+        mupscale.grow(narrow, mupscale.plan(narrow, width=2), shrink=0.2)
+
+
 @pytest.mark.parametrize("times", [2, 3])
 @pytest.mark.parametrize("name", [*LMS, "qwen3"])
 def test_identity_blocks_keep_the_function_and_plain_stacks_do_not(name, times):

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,149 +26,14 @@ from mupscale.checkpoint import (
     write_weights,
 )
 from mupscale.errors import GrowthError
-from mupscale.initialization import Law, fresh_laws, fresh_value
+from mupscale.grower import Grower, ShrinkLike
 from mupscale.layout import skeleton, transformers_config
-from mupscale.operators import (
-    DEFAULT_SHRINK,
-    Noise,
-    Shrink,
-    add_noise_,
-    duplicate_scaled,
-    operator_named,
-    random_copies,
-    zero_pad,
-)
+from mupscale.operators import DEFAULT_SHRINK, Noise
 from mupscale.optim.carry import state_is_padded
-from mupscale.planning import MANIFEST, Plan, renumbered
+from mupscale.planning import MANIFEST, Plan
 from mupscale.planning import plan as make_plan
 
-ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
 Progress = Callable[[int, int], None]
-
-
-class Grower:
-    """Grows any tensor of a model by name, as a plan, an operator, a noise and a seed say.
-
-    The result for one name depends on nothing else: tensors can be grown in any order, process or place.
-
-    Args:
-        plan: how to grow.
-        read: gives a tensor of the narrow model by name.
-        operator: one of `mupscale.operators.OPERATORS`.
-        noise: ``"default"`` for the operator's own, None for none.
-        shrink: λ of zero_pad, by pattern too (see `mupscale.operators.Shrink`).
-
-    Raises:
-        GrowthError: an unknown operator or noise, or one that does not go with the plan.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        read: Callable[[str], Tensor],
-        *,
-        operator: str = "duplicate",
-        noise: str | Noise | None = "default",
-        shrink: ShrinkLike = DEFAULT_SHRINK,
-        seed: int = 0,
-    ) -> None:
-        self.plan = plan
-        self.operator = operator_named(operator)
-        self.operator.check(plan)
-        self.noise = self.operator.noise(noise)
-        self.shrink = Shrink.parse(shrink)
-        self.shrink.check_patterns(tuple(plan.layout.params))
-        self.seed = seed
-        self._read = read
-        # Asked where something fresh is added only, and then once.
-        self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(plan))
-
-    def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
-
-        Raises:
-            GrowthError: the name or shape is not the plan's.
-        """
-        wide_name, name = name, self.plan.canonical(name)
-        narrow = self._narrow(name)
-        if self.operator.name.startswith("stack"):
-            is_new = wide_name != name
-            wide = narrow.clone()
-            if is_new and self.operator.name == "stack_identity" and self._writes_residual(name):
-                wide.zero_()
-        elif self.operator.name == "zero_pad":
-            wide = self._zero_pad(name, narrow)
-        else:
-            wide = self._copies(name, narrow)
-            if self.noise is not None and name in self.plan.layout.params:
-                self._add_noise_(wide, narrow, name, self.noise)
-        return wide.to(dtype or narrow.dtype)
-
-    def _writes_residual(self, name: str) -> bool:
-        """Whether a parameter belongs to a projection whose output is added to the residual stream."""
-        params, weight = self.plan.layout.params, name.rpartition(".")[0] + ".weight"
-        axes = params.get(weight)
-        return (
-            axes is not None
-            and any(dim.contracted for dim in axes.dims)
-            and [axis for dim in axes.dims if not dim.contracted for axis in dim.names] == ["d_model"]
-        )
-
-    def _narrow(self, name: str) -> Tensor:
-        narrow, scaling = self._read(name), self.plan[name]
-        if tuple(narrow.shape) != scaling.shape:
-            raise GrowthError(
-                f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
-                f"found {tuple(narrow.shape)}"
-            )
-        return narrow
-
-    def _copies(self, name: str, narrow: Tensor) -> Tensor:
-        scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
-        if self.operator.copies_evenly:
-            return duplicate_scaled(narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale)
-        above = renumbered(name, 1)[0] if self.operator.name == "aki" else name
-        return random_copies(
-            narrow,
-            scaling.axes,
-            layout.sizes,
-            growth,
-            seed=self.seed,
-            folds=layout.folds.get(name, ()),
-            above=self._narrow(above) if above != name and above in layout.params else None,
-        )
-
-    def _add_noise_(self, wide: Tensor, narrow: Tensor, name: str, noise: Noise) -> None:
-        layout, growth, scaling = self.plan.layout, self.plan.growth, self.plan[name]
-        evenly = self.operator.copies_evenly
-        add_noise_(
-            wide,
-            narrow,
-            scaling,
-            scaling.axes.expand_copies(layout.sizes, growth) if evenly else None,
-            noise,
-            seed=self.seed,
-            name=name,
-            fresh_std=lambda: self._fresh()[name].std,
-        )
-
-    def _zero_pad(self, name: str, narrow: Tensor) -> Tensor:
-        scaling, law = self.plan[name], self._fresh().get(name)
-        if law is None:
-            raise GrowthError(
-                f"{name}: cannot tell what a fresh one holds; give the module that owns it a "
-                "reset_parameters() method that fills it"
-            )
-        strength = self.noise.strength if self.noise is not None else 0.0
-        return zero_pad(
-            narrow,
-            scaling,
-            self.plan.layout.sizes,
-            self.plan.growth,
-            shrink=self.shrink.of(name),
-            fresh=fresh_value(scaling, law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength),
-            fresh_mean=law.mean,
-        )
 
 
 def grow(

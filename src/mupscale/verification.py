@@ -114,6 +114,8 @@ def verify(
     call = _as_call(inputs if inputs is not None else _random_tokens(model))
     dtype = next(wide.parameters()).dtype
     by_weight = operator_named(operator).copies_evenly and not plan.inexact
+    if steps and not by_weight:
+        raise GrowthError(f"operator {operator!r}: only even copies train in lockstep; verify without steps")
     broken = _broken_parameters(model, wide, plan) if by_weight else {}
     with Float64(), torch.no_grad():
         narrow64, wide64 = _float64(model), _float64(wide)

@@ -141,6 +141,8 @@ def test_a_carried_optimizer_needs_one(comparison: Path, tokens: Tokens, tmp_pat
         ("zero_pad,shrink=half", "shrink is 'half', expected a number"),
         ("zero_pad,optimizer=old", "optimizer is carried or fresh"),
         ("scratch,shrink=1", "scratch has no options"),
+        ("duplicate,shrink=1", "shrink is for zero_pad"),
+        ("stack", "makes a model deeper"),
     ],
 )
 def test_starts_are_read_with_care(text: str, message: str) -> None:

@@ -20,6 +20,7 @@ class Operator:
         noises: kinds of noise that go with it.
         default_noise: unless one is chosen.
         copies_evenly: θ↑ = s · dup(θ) but for noise: the function is kept, and the optimizer can be carried.
+        deepens: it adds layers and widens nothing.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Operator:
     noises: tuple[str, ...]
     default_noise: str
     copies_evenly: bool = False
+    deepens: bool = False
 
     def noise(self, given: str | Noise | None) -> Noise | None:
         """The noise to add; ``"default"`` stands for the operator's own.
@@ -49,12 +51,11 @@ class Operator:
         Raises:
             GrowthError: names the axis, the reason and what to do.
         """
-        if self.name.startswith("stack"):
-            if differing := plan.growth.keys() ^ {DEPTH}:
+        if self.deepens:
+            if plan.growth.keys() != {DEPTH}:
                 raise GrowthError(
-                    f"operator {self.name} makes a model deeper and no wider: plan it with "
-                    f"axes={{{DEPTH!r}: 2}} "
-                    f"alone, without {min(differing - {DEPTH}, default='width')!r}"
+                    f"operator {self.name} makes a model deeper and no wider: grow {DEPTH} alone, "
+                    f"axes={{{DEPTH!r}: 2}} or --axes {DEPTH}=2, and the widths in a step of their own"
                 )
             if plan.growth[DEPTH].denominator != 1:
                 raise GrowthError(f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor")
@@ -114,6 +115,7 @@ OPERATORS = {
             "Du et al. 2024, arXiv 2405.15319",
             (),
             "none",
+            deepens=True,
         ),
         Operator(
             "stack_identity",
@@ -121,6 +123,7 @@ OPERATORS = {
             "Du et al. 2024, arXiv 2405.15319, with the zero projections of Wu et al. 2024, arXiv 2401.02415",
             (),
             "none",
+            deepens=True,
         ),
     )
 }

@@ -88,6 +88,10 @@ class Start:
             raise GrowthError(f"start {text!r}: shrink is {given['shrink']!r}, expected a number") from None
         if operator in OPERATORS:
             OPERATORS[operator].noise(given.get("noise", "default"))
+            if OPERATORS[operator].deepens:
+                raise GrowthError(f"start {text!r}: widths are compared here, and it makes a model deeper")
+        if "shrink" in given and operator != "zero_pad":
+            raise GrowthError(f"start {text!r}: shrink is for zero_pad")
         return cls(
             operator=operator,
             noise=given.get("noise", "default"),
