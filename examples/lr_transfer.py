@@ -23,13 +23,13 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig
 
 from mupscale.errors import GrowthError
 from mupscale.study import lr_transfer as transfer
 from mupscale.study.corpus import DataConfig
 from mupscale.study.data import load_tokens
 from mupscale.study.lr_transfer_plot import save_picture
+from mupscale.study.models import small_llama
 from mupscale.study.progress import make_progress
 from mupscale.study.recipe import TrainConfig
 
@@ -66,22 +66,6 @@ class Options:
     """print one JSON object instead of the tables"""
 
 
-def narrow_config(options: Options) -> LlamaConfig:
-    """A two-layer Llama with grouped queries, untied."""
-    heads = options.d_model // options.head_dim
-    return LlamaConfig(
-        vocab_size=options.vocab_size,
-        hidden_size=options.d_model,
-        intermediate_size=8 * options.d_model // 3 // 8 * 8,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        head_dim=options.head_dim,
-        max_position_embeddings=options.block_size,
-        tie_word_embeddings=False,
-    )
-
-
 def loss_table(losses: transfer.Losses, parametrization: str, d_model: int) -> Table:
     """Mean losses, a row each width; the best of a row in bold with a star."""
     best = {b.width: b.lr for b in transfer.optima(losses) if b.parametrization == parametrization}
@@ -116,7 +100,13 @@ def main(options: Options) -> int:
     tokens = load_tokens(data, cache=options.out / "tokens")
     with make_progress() as progress:
         losses = transfer.sweep(
-            narrow_config(options),
+            small_llama(
+                options.d_model,
+                layers=2,
+                vocab_size=options.vocab_size,
+                positions=options.block_size,
+                head_dim=options.head_dim,
+            ),
             tokens,
             options.out / "trials",
             config,

@@ -27,14 +27,13 @@ import torch
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from transformers import LlamaConfig
 
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.corpus import DataConfig
 from mupscale.study.data import Tokens, load_tokens
 from mupscale.study.description import load_model
-from mupscale.study.models import fresh_model
+from mupscale.study.models import fresh_model, small_llama
 from mupscale.study.norms import Norm, RecordNorms, read_norms
 from mupscale.study.progress import make_progress
 from mupscale.study.recipe import TrainConfig
@@ -150,18 +149,7 @@ def slope(points: dict[int, float]) -> float:
 
 
 def main(options: Options) -> int:
-    heads = options.d_model // 8
-    narrow_config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=options.d_model,
-        intermediate_size=8 * options.d_model // 3 // 8 * 8,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-    )
+    narrow_config = small_llama(options.d_model, layers=2, vocab_size=512, positions=64, head_dim=8)
     tokens = load_tokens(DataConfig(max_bytes=4_000_000, vocab_size=512), cache=options.out / "tokens")
     base = TrainConfig(
         steps=options.narrow_steps, block_size=64, lr=options.lr, weight_decay=0.0, warmup_steps=10,

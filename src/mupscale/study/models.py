@@ -29,14 +29,21 @@ def preset(name: str, *, vocab_size: int, positions: int = 256) -> LlamaConfig:
         64
     """
     d_model, layers = PRESETS[name]
+    return small_llama(d_model, layers, vocab_size=vocab_size, positions=positions)
+
+
+def small_llama(
+    d_model: int, layers: int, *, vocab_size: int, positions: int, head_dim: int = _HEAD_DIM
+) -> LlamaConfig:
+    """A Llama with two queries to a key, a gated MLP of 8/3 · d_model, and embeddings that are not tied."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=d_model,
         intermediate_size=8 * d_model // 3 // 8 * 8,
         num_hidden_layers=layers,
-        num_attention_heads=d_model // _HEAD_DIM,
-        num_key_value_heads=d_model // _HEAD_DIM // 2,
-        head_dim=_HEAD_DIM,
+        num_attention_heads=d_model // head_dim,
+        num_key_value_heads=d_model // head_dim // 2,
+        head_dim=head_dim,
         max_position_embeddings=positions,
         tie_word_embeddings=False,
         bos_token_id=0,

@@ -45,7 +45,8 @@ def run_trials(
         if progress is not None and task is not None:
             progress.update(task, advance=1, note=(note := describe(trial, result)))
             if not progress.console.is_terminal:
-                progress.console.print(f"{title}: {len(results)} of {len(trials)}, {note}", highlight=False)
+                said = f"{title}: {len(results)} of {len(trials)}, {note}"
+                progress.console.print(said, highlight=False, soft_wrap=True)
 
     if jobs == 1:
         for trial in trials:
