@@ -191,7 +191,15 @@ def save_picture(results: dict[str, Any], path: Path) -> None:
         axes.set_title(f"width × {width}", fontsize=10)
         axes.set_xlabel("FLOPs of the wide training")
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=7.5, title="start: loss after cooldown (◆)", title_fontsize=7.5)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.1),
+            ncols=2,
+            frameon=False,
+            fontsize=7.5,
+            title="start: loss after cooldown (◆)",
+            title_fontsize=7.5,
+        )
         axes.set_ylabel("held-out loss (nats per token), constant rate")
     FigureCanvasAgg(figure).print_png(str(path))
     with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
