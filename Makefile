@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench example transfer comparison clean
+.PHONY: demo test test-slow check bench example transfer comparison dynamics clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -37,6 +37,10 @@ comparison: $(VENV)/installed
 	  --eval-every 25 --eval-blocks 96 --seed 0
 	$(BIN)/mupscale compare comparison/narrow comparison --widths 2 4 --steps 300 --seeds 3 --jobs 2
 
+# Activations, weights and gradients of zero-padded models over time and width: about 3 minutes on 2 cores.
+dynamics: $(VENV)/installed
+	$(BIN)/python examples/shrink_dynamics.py --out shrink-dynamics
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
@@ -49,4 +53,4 @@ $(VENV)/smollm2: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo lr-transfer comparison
+	rm -rf $(VENV) demo lr-transfer comparison shrink-dynamics

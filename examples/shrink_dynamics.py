@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import shutil
 import sys
@@ -43,7 +42,6 @@ from mupscale.study.trials import run_trials
 # Module and parameter names without the layer number, as panels of the pictures.
 ACTIVATIONS = ("model.embed_tokens", "self_attn", "mlp", "lm_head")
 WEIGHTS = ("embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight", "lm_head.weight")
-TOLERANCE = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +136,14 @@ def picture(
         axes.set_title(panel, fontsize=10)
         axes.set_xlabel(x)
         axes.grid(True, which="both", color="#e6e6e6", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize=11)
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def slope(points: dict[int, float]) -> float:
-    """Of log₂ size over log₂ width."""
-    return float(np.polyfit([math.log2(w) for w in points], [math.log2(v) for v in points.values()], 1)[0])
+def in_words(factors: dict[float, float]) -> str:
+    """Factors by λ, as ×2.1 (λ = 0.4)."""
+    return ", ".join(f"×{factor:.2g} (λ = {shrink:g})" for shrink, factor in factors.items())
 
 
 def main(options: Options) -> int:
@@ -213,22 +211,35 @@ def main(options: Options) -> int:
         writer = csv.writer(file)
         writer.writerow(["width", "shrink", "held_out_loss"])
         writer.writerows((t.width, t.shrink, loss) for t, loss in losses.items())
-    slopes = {
-        shrink: max((slope(over_width[m][shrink]) for m in ACTIVATIONS), key=abs)
+    change = {
+        shrink: max(
+            max(sizes.values()) / min(sizes.values())
+            for sizes in (over_width[module][shrink] for module in ACTIVATIONS)
+        )
         for shrink in options.shrinks
     }
-    best = min(losses, key=lambda trial: (trial.width != widest, losses[trial]))
-    kept = [f"{shrink:g}" for shrink, value in slopes.items() if abs(value) <= TOLERANCE]
+    overshoot = {}
+    for shrink in options.shrinks:
+        sizes = [*layer_mean(norms[Run(width=widest, shrink=shrink)], "activation", "self_attn").values()]
+        overshoot[shrink] = max(sizes) / sizes[-1]
+    best = {
+        width: min(options.shrinks, key=lambda shrink: losses[Run(width=width, shrink=shrink)])
+        for width in widths
+    }
     sentence = (
-        f"After {options.steps} steps mean activations go with width by no more than a power of "
-        f"±{TOLERANCE:g} for "
-        f"λ = {', '.join(kept) or 'none'} (largest slopes: "
-        + ", ".join(f"λ = {shrink:g}: {value:+.2f}" for shrink, value in slopes.items())
-        + f"); at width × {widest} the lowest loss has λ = {best.shrink:g}, {losses[best]:.3f}."
+        f"Over widths × {widths[0]} to × {widest}, mean activations after {options.steps} steps change by at "
+        f"most {in_words(change)}; on the way there, at width × {widest}, attention outputs overshoot the "
+        f"size they end at by {in_words(overshoot)}. The lowest loss has "
+        + ", ".join(f"λ = {shrink:g} at width × {width}" for width, shrink in best.items())
+        + "."
     )
     if options.json:
         rows = [{**asdict(trial), "held_out_loss": loss} for trial, loss in losses.items()]
-        print(json.dumps({"sentence": sentence, "slopes": slopes, "losses": rows}, indent=1))
+        print(
+            json.dumps(
+                {"sentence": sentence, "change": change, "overshoot": overshoot, "losses": rows}, indent=1
+            )
+        )
     else:
         print("held-out loss   " + "  ".join(f"λ = {shrink:<5g}" for shrink in options.shrinks))
         for width in widths:

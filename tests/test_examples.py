@@ -62,6 +62,6 @@ def test_shrink_dynamics_makes_a_picture_each_and_a_sentence(tmp_path):
     ]
     result = json.loads(run("shrink_dynamics.py", *small, "--json"))
     assert len(result["losses"]) == 4
-    assert "mean activations go with width" in result["sentence"]
+    assert "attention outputs overshoot the size they end at by ×" in result["sentence"]
     pictures = {f"{kind}s_over_time.png" for kind in ("activation", "weight", "gradient")}
     assert {*pictures, "activations_over_width.png", "losses.csv"} <= {p.name for p in tmp_path.iterdir()}
