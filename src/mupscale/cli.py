@@ -69,7 +69,7 @@ def plan(
     """
     made = _make_plan(Checkpoint(source), width, axes, to)
     if json:
-        _print_json({"rows": plan_rows(made), **made.to_dict()})
+        _print_json({"rows": plan_rows(made), "inexact": made.inexact, **made.to_dict()})
     else:
         _print_table(functools.partial(plan_table, made))
     return 0
