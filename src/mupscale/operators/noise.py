@@ -9,9 +9,9 @@ root mean square of the narrow parameter and ε standard normal, the term added 
     paired:d     RMS(s·θ) · 10^(−d/20) · ±ε, opposite in every pair of copies of the contracted axis, none in
                  an odd last one: a signal-to-noise ratio of d dB (Samragh et al. 2024, arXiv 2409.12903)
 
-each times the parameter's fold. Balanced and paired noise leave the function exactly as it was: balanced at
-σ = 1 the wide matrix has the size that a μP-consistent one has (RMS · √fan_in kept). (``fresh:σ``, σ times the
-random part of `mupscale.init_`, belongs to zero_pad and is made there.)
+each times the parameter's fold. Balanced and paired noise leave the function exactly as it was; with
+``balanced:1`` the wide matrix has the size that a μP-consistent one has (RMS · √fan_in kept). (``fresh:σ``,
+σ times the random part of `mupscale.init_`, belongs to zero_pad and is made there.)
 """
 
 from __future__ import annotations
