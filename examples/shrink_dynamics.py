@@ -150,9 +150,15 @@ def main(options: Options) -> int:
     narrow_config = small_llama(options.d_model, layers=2, vocab_size=512, positions=64, head_dim=8)
     tokens = load_tokens(DataConfig(max_bytes=4_000_000, vocab_size=512), cache=options.out / "tokens")
     base = TrainConfig(
-        steps=options.narrow_steps, block_size=64, lr=options.lr, weight_decay=0.0, warmup_steps=10,
-        cooldown_fraction=0.0, eval_every=options.narrow_steps, save_every=options.narrow_steps,
-    )  # fmt: skip
+        steps=options.narrow_steps,
+        block_size=64,
+        lr=options.lr,
+        weight_decay=0.0,
+        warmup_steps=min(10, options.steps // 8),
+        cooldown_fraction=0.0,
+        eval_every=options.narrow_steps,
+        save_every=options.narrow_steps,
+    )
     narrow = options.out / "narrow"
     trials = [
         Run(width=width, shrink=shrink)
