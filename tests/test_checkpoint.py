@@ -266,3 +266,25 @@ def test_a_killed_run_leaves_no_destination_and_can_be_repeated(source, tmp_path
     assert not (tmp_path / "wide").exists()
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 0
     assert main(["verify", str(source), str(tmp_path / "wide")]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}  # nor anything else
+
+
+def test_killed_between_two_renames_the_old_destination_comes_back(source, tmp_path):
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    before = (tmp_path / "wide/model.safetensors").read_bytes()
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from mupscale import growth\n"
+        "rename = pathlib.Path.rename\n"
+        "def once(path, target):\n"
+        "    rename(path, target)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.rename = once\n"
+        "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=3, overwrite=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "wide").exists()
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "3"]) == 2  # it is there again
+    assert (tmp_path / "wide/model.safetensors").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}

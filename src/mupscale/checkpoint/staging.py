@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ _WEIGHT_SUFFIXES = (
     ".ckpt",
     ".pt",
 )
+# Whose a half-made directory is: other machines may write to the same file system.
+_HOST = socket.gethostname()
 _TRAINING_STATE = ("trainer_state.json", "training_args.bin")
 
 
@@ -32,6 +36,7 @@ def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path
         GrowthError: the destination exists and may not be replaced, or lies around the source.
     """
     destination, source = Path(destination).absolute(), source.absolute()
+    _sweep(destination)
     if source.resolve().is_relative_to(destination.resolve()):
         raise GrowthError(f"{destination}: is or contains the source {source}; choose another destination")
     if destination.exists():
@@ -43,12 +48,13 @@ def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path
         if not replaceable:
             raise GrowthError(f"{destination}: not a checkpoint directory, so --overwrite will not remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    mine = f"{_HOST}-{os.getpid()}"
+    partial = destination.with_name(f".{destination.name}.partial-{mine}")
     try:
         partial.mkdir()
         yield partial
         if destination.exists():
-            old = destination.with_name(f".{destination.name}.old-{os.getpid()}")
+            old = destination.with_name(f".{destination.name}.old-{mine}")
             destination.rename(old)
             partial.rename(destination)
             shutil.rmtree(old)
@@ -56,6 +62,28 @@ def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path
             partial.rename(destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(destination: Path) -> None:
+    """Remove what runs that were killed left of this destination; put back what one had just set aside."""
+    for path in destination.parent.glob(glob.escape(f".{destination.name}.") + f"*-{_HOST}-*"):
+        kind, _, pid = path.name.removeprefix(f".{destination.name}.").rpartition(f"-{_HOST}-")
+        if kind not in ("partial", "old") or not pid.isdecimal() or _is_running(int(pid)):
+            continue
+        if kind == "old" and not destination.exists():
+            path.rename(destination)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def copy_companions(source: Path, destination: Path, *, training_state: bool) -> None:
