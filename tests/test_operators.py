@@ -209,3 +209,15 @@ def test_a_deeper_config_is_only_for_stacking():
         mupscale.grow(narrow, plan, operator="stack")
     fresh = type(narrow)(config).double()
     assert mupscale.init_(fresh, plan).config.num_hidden_layers == 3  # from scratch any depth goes
+
+
+def test_muon_takes_the_matrices_of_new_layers_too():
+    plan = mupscale.plan(build("llama"), axes={"layers": 2})
+    assert len(mupscale.hidden_matrices(plan)) == 4 * 7
+
+
+def test_fractions_of_a_head_are_not_copied_under_rotary_positions():
+    narrow = build("llama")
+    config = narrow.config.from_dict({**narrow.config.to_dict(), "head_dim": 12})
+    with pytest.raises(GrowthError, match="rotary positions"):
+        mupscale.grow(narrow, mupscale.plan(narrow, to=config), operator="net2net")

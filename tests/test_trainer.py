@@ -151,6 +151,36 @@ def test_training_between_two_growths_is_still_the_narrow_ones(narrow_run, tmp_p
     assert losses(again) == pytest.approx(losses(on), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "growths", [({"d_model": 2, "kv_heads": 2}, {"d_ff": 4}), ({"d_ff": 3}, {"d_model": 4, "kv_heads": 2})]
+)
+def test_grown_twice_groups_and_scheduler_have_the_order_of_param_groups(growths, tmp_path):
+    model = build("llama").float()
+    run = trainer(model, tmp_path, stop=STOP)
+    run.train()
+    source = tmp_path / f"checkpoint-{STOP}"
+    for i, axes in enumerate(growths):
+        grow_checkpoint(source, tmp_path / str(i), axes=axes, noise=None)
+        source = tmp_path / str(i)
+    wide, plan = AutoModelForCausalLM.from_pretrained(source), mupscale.Plan.load(source)
+    decay = Trainer.get_decay_parameter_names(None, wide)
+    groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=5e-3, weight_decay=0.1, decay=decay)
+    saved = torch.load(source / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [g["param_names"] for g in saved] == [g["param_names"] for g in groups]
+    scheduler = torch.load(source / "scheduler.pt", weights_only=True)
+    assert scheduler["base_lrs"] == pytest.approx([g["lr"] for g in groups])
+
+
+def test_state_saved_in_other_groups_is_refused(narrow_run, tmp_path):
+    checkpoint, _, _ = narrow_run
+    grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    names, params = zip(*model.named_parameters(), strict=True)
+    optimizer = mupscale.load_by_name(torch.optim.AdamW([{"params": params, "param_names": list(names)}]))
+    with pytest.raises(GrowthError, match="saved with other values than"):
+        optimizer.load_state_dict(torch.load(tmp_path / "wide/optimizer.pt"))
+
+
 def test_state_of_another_model_is_refused(narrow_run, tmp_path):
     checkpoint, _, _ = narrow_run
     grow_checkpoint(checkpoint, tmp_path / "wide", width=2)

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig
 import mupscale
 from models import CONFIGS, NAMES, VOCAB, batch, build, loss_of, plan_source
 from mupscale import GrowthError
+from mupscale.growth import grow_checkpoint
 from mupscale.operators import Shrink
 
 # d_model, heads and about how many parameters (Mallik et al. 2024, Table 1).
@@ -119,6 +120,25 @@ def test_shrink_by_pattern():
         assert torch.equal(wide.get_parameter(key)[: before.shape[0], : before.shape[1]], factor * before)
     with pytest.raises(GrowthError, match=r"shrink pattern '\*\.ffn\.\*' matches no parameter"):
         padded(narrow, plan, shrink={"*.ffn.*": 0.5})
+
+
+def test_padded_again_what_is_fresh_has_the_size_from_the_first_model(tmp_path):
+    build("llama").float().save_pretrained(tmp_path / "one")
+    for source, destination in (("one", "two"), ("two", "four")):
+        grow_checkpoint(
+            tmp_path / source, tmp_path / destination, width=2, operator="zero_pad", shrink=0, seed=3
+        )
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "four")
+    fresh = AutoModelForCausalLM.from_config(again.config)
+    mupscale.init_(fresh, mupscale.Plan.load(tmp_path / "four"), seed=3)
+    for (name, a), (_, b) in zip(again.named_parameters(), fresh.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_shrink_as_a_word_is_a_number():
+    assert Shrink.parse("0.4") == Shrink.parse(0.4)
+    with pytest.raises(GrowthError, match="two values for the same parameters"):
+        Shrink.parse(["0.4", "0.6"])
 
 
 @pytest.mark.parametrize("wrong", [-0.1, float("nan"), ["0.4", "mlp=much"], ["half"]])

@@ -5,6 +5,7 @@ Knows plans, operators and fresh laws; nothing of modules or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
@@ -39,6 +40,8 @@ class Grower:
         operator: one of `mupscale.operators.OPERATORS`.
         noise: ``"default"`` for the operator's own, None for none.
         shrink: λ of zero_pad, by pattern too (see `mupscale.operators.Shrink`).
+        from_first: the plan from the first model of the line, where this one has itself been grown: what is
+            fresh has the size that μP gives it from there.
 
     Raises:
         GrowthError: an unknown operator or noise, or one that does not go with the plan or each other.
@@ -53,8 +56,10 @@ class Grower:
         noise: str | Noise | None = "default",
         shrink: ShrinkLike = DEFAULT_SHRINK,
         seed: int = 0,
+        from_first: Plan | None = None,
     ) -> None:
         self.plan = plan
+        self.from_first = from_first or plan
         self.operator = operator_named(operator)
         self.operator.check(plan)
         self.noise = self.operator.noise(noise)
@@ -65,7 +70,7 @@ class Grower:
         self.seed = seed
         self._read = read
         # Asked where something fresh is added only, and then once.
-        self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(plan))
+        self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
 
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
@@ -132,7 +137,9 @@ class Grower:
             noise,
             seed=self.seed,
             name=name,
-            fresh_std=lambda: self._fresh()[name].std,
+            fresh_std=lambda: (
+                self._fresh()[name].std * math.sqrt(scaling.fan_in / self.from_first[name].fan_in)
+            ),
         )
 
     def _zero_pad(self, name: str, narrow: Tensor) -> Tensor:
@@ -143,7 +150,9 @@ class Grower:
                 "reset_parameters() method that fills it"
             )
         strength = self.noise.strength if self.noise is not None else 0.0
-        fresh = fresh_value(scaling, law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength)
+        fresh = fresh_value(
+            self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength
+        )
         return zero_pad(
             narrow,
             scaling,

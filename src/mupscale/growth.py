@@ -141,7 +141,8 @@ def grow_checkpoint(
             )
         return tensor
 
-    grower = Grower(plan, read, operator=operator, noise=noise, shrink=shrink, seed=seed)
+    first = from_first(checkpoint.path, plan)
+    grower = Grower(plan, read, operator=operator, noise=noise, shrink=shrink, seed=seed, from_first=first)
     optimizer = grower.operator.copies_evenly if optimizer is None else optimizer
     padded = optimizer and state_is_padded(operator)
 
@@ -187,14 +188,19 @@ def grow_checkpoint(
             "optimizer": carried,
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
             "plan": plan.to_dict(),
-            "from_first": _from_first(checkpoint.path, plan).to_dict(),
+            "from_first": first.to_dict(),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return plan
 
 
-def _from_first(source: Path, plan: Plan) -> Plan:
-    """The plan from the first model of the line, to which hyperparameters stay relative."""
+def from_first(source: Path, plan: Plan) -> Plan:
+    """The plan from the first model of the line that ``source`` is in: hyperparameters are relative to it.
+
+    Args:
+        source: the checkpoint that grows; its ``mupscale.json`` says where it comes from.
+        plan: how it grows.
+    """
     if not (source / MANIFEST).is_file():
         return plan
     first = Plan.load(source).narrow_config

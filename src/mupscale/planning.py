@@ -177,8 +177,19 @@ class Plan:
 
     @cached_property
     def inexact(self) -> dict[str, str]:
-        """Axes whose growth copies cannot express, only padding, each with the reason."""
-        reasons = {}
+        """Axes whose growth even copies cannot express, each with the reason."""
+        fractions = {
+            axis: f"grows by {factor}, but even copies are made a whole number of times"
+            for axis, factor in self.growth.items()
+            if factor.denominator != 1
+        }
+        return fractions | self.not_copied
+
+    @cached_property
+    def not_copied(self) -> dict[str, str]:
+        """Axes whose growth no copies can express, uneven ones neither, each with the reason."""
+        known = family_of(self.narrow_config).inexact if self.narrow_config is not None else {}
+        reasons = {axis: known[axis] for axis in self.growth if axis in known}
         for axis, factor in self.growth.items():
             if axis == DEPTH:
                 reasons[axis] = "is no width: only the operator stack makes a model deeper"
@@ -187,11 +198,6 @@ class Plan:
                 reasons[axis] = (
                     f"shrinks by {factor}, so that {', '.join(beside)} and it can only be padded as one axis"
                 )
-            elif factor.denominator != 1:
-                reasons[axis] = f"grows by {factor}, but even copies are made a whole number of times"
-            elif self.narrow_config is not None:
-                known = family_of(self.narrow_config).inexact
-                reasons |= {axis: known[axis]} if axis in known else {}
         return reasons
 
     def _merged_with(self, axis: str) -> tuple[str, ...]:

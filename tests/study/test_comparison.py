@@ -9,9 +9,10 @@ import pytest
 
 from conftest import TRAINING
 from mupscale import GrowthError
+from mupscale.growth import grow_checkpoint
 from mupscale.study import comparison as module
 from mupscale.study.comparison import STARTS, CompareConfig, Start, compare
-from mupscale.study.comparison_report import comparison_table, markdown, steps_to_reach
+from mupscale.study.comparison_report import comparison_table, markdown, steps_to_reach, write_comparison
 from mupscale.study.data import Tokens
 from mupscale.study.training import train, training_like
 
@@ -148,6 +149,41 @@ def test_a_carried_optimizer_needs_one(comparison: Path, tokens: Tokens, tmp_pat
 def test_starts_are_read_with_care(text: str, message: str) -> None:
     with pytest.raises(GrowthError, match=message):
         Start.parse(text)
+
+
+def test_a_narrow_model_that_was_grown_goes_by_its_first(comparison: Path, tmp_path: Path) -> None:
+    grow_checkpoint(comparison / "narrow", tmp_path / "grown", width=2)
+    narrow = module.load_model(tmp_path / "grown")
+    plan = module.mupscale.plan(narrow.config, width=2)
+    for text in ("scratch", "duplicate", "zero_pad"):
+        trial = module.Trial(width=2, start=Start.parse(text), lr_factor=1.0, seed=0)
+        _, optimizer = module.begin(tmp_path / "grown", narrow, plan, trial, TRAINING)
+        assert min(group["lr_scale"] for group in optimizer.param_groups) == 1 / 4
+
+
+def test_labels_tell_starts_apart() -> None:
+    texts = [
+        "zero_pad",
+        "zero_pad,noise=none",
+        "zero_pad,noise=fresh:0.5",
+        "duplicate",
+        "duplicate,noise=none",
+        "net2net",
+    ]
+    assert len({str(Start.parse(text)) for text in texts}) == len(texts)
+    assert Start.parse("duplicate") == Start.parse("duplicate,noise=balanced:1")
+    with pytest.raises(GrowthError, match="the same one twice"):
+        CompareConfig(starts=("duplicate", "duplicate,noise=balanced:1"))
+
+
+def test_a_rate_that_diverges_is_not_chosen(comparison: Path, tokens: Tokens, tmp_path: Path) -> None:
+    narrow = comparison / "narrow"
+    config = CompareConfig(widths=(2,), starts=("scratch", "zero_pad"), lr_factors=(1e30, 1.0), seeds=1)
+    found = compare(narrow, tmp_path, tokens, training(narrow), config)
+    assert {run["lr_factor"] for run in found["runs"] if run["chosen"]} == {1.0}
+    write_comparison(found, tmp_path)
+    with pytest.raises(GrowthError, match="diverged at every rate; give lower ones"):
+        compare(narrow, tmp_path / "b", tokens, training(narrow), replace(config, lr_factors=(1e30,)))
 
 
 @pytest.mark.parametrize(

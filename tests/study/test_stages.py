@@ -131,6 +131,55 @@ def test_a_file_says_more_about_each_stage(words: list[str], tmp_path: Path) -> 
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/stage2").config.hidden_size == 24
 
 
+def test_another_stage_two_grows_anew(words: list[str], tmp_path: Path) -> None:
+    """With --overwrite the changed stage starts from the grown model, not from what the old one had learned."""
+    for folder, stages in (("line", ["1:8", "2:8"]), ("line", ["1:8", "2:12"]), ("fresh", ["1:8", "2:12"])):
+        assert main(["train", str(tmp_path / folder), *words, *stages, "--overwrite"]) == 0
+    assert curve(tmp_path / "line") == curve(tmp_path / "fresh")
+
+
+def test_a_line_that_starts_grown_goes_by_its_first_model(
+    line: Path, words: list[str], tmp_path: Path
+) -> None:
+    for start in (line / "stage2", tmp_path / "grown"):
+        if start.name == "grown":
+            assert main(["grow", str(line / "stage1"), str(start), "--width", "2"]) == 0
+        out = str(tmp_path / f"from-{start.name}")
+        given = [word for word in words if word not in ("--config", words[1])]
+        assert main(["train", out, "--from", str(start), *given, "1:4", "2:4"]) == 0
+        assert mupscale.Plan.load(f"{out}/stage2").growth == {"d_model": 4, "d_ff": 4, "kv_heads": 4}
+
+
+def test_killed_before_its_manifest_was_written_a_stage_is_not_lost(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ["train", str(tmp_path), *words, "1:4", "2:6"]
+    monkeypatch.setattr("mupscale.study.stages.shutil.copy", killed)
+    assert main(command) == 130
+    monkeypatch.undo()
+    assert (tmp_path / "stage2/history.json").is_file()
+    assert main(command) == 0
+    assert mupscale.Plan.load(tmp_path / "stage2").growth["d_model"] == 2
+
+
+def test_a_later_stage_is_checked_before_the_first_step(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line, message in (
+        ("operator = 'stretch'", "stage 2: operator 'stretch' is unknown"),
+        ("lr = 'high'", "stage 2: "),
+        ("warmup_steps = 50", "stage 2: warmup_steps 50 and a cooldown"),
+        ("noise = 1", "noise and optimizer are words"),
+    ):
+        (tmp_path / "s.toml").write_text(f"[[stages]]\nsteps = 5\n[[stages]]\nsteps = 5\nwidth = 2\n{line}\n")
+        assert main(["train", str(tmp_path / "out"), *words, str(tmp_path / "s.toml")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out/stage1").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -50,13 +50,17 @@ def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path
     destination.parent.mkdir(parents=True, exist_ok=True)
     mine = f"{_HOST}-{os.getpid()}"
     partial = destination.with_name(f".{destination.name}.partial-{mine}")
+    old = destination.with_name(f".{destination.name}.old-{mine}")
+    partial.mkdir()
     try:
-        partial.mkdir()
         yield partial
         if destination.exists():
-            old = destination.with_name(f".{destination.name}.old-{mine}")
             destination.rename(old)
-            partial.rename(destination)
+            try:
+                partial.rename(destination)
+            except OSError:
+                old.rename(destination)
+                raise
             shutil.rmtree(old)
         else:
             partial.rename(destination)
@@ -68,7 +72,7 @@ def _sweep(destination: Path) -> None:
     """Remove what runs that were killed left of this destination; put back what one had just set aside."""
     for path in destination.parent.glob(glob.escape(f".{destination.name}.") + f"*-{_HOST}-*"):
         kind, _, pid = path.name.removeprefix(f".{destination.name}.").rpartition(f"-{_HOST}-")
-        if kind not in ("partial", "old") or not pid.isdecimal() or _is_running(int(pid)):
+        if kind not in ("partial", "old") or not pid.isdecimal() or _is_another(int(pid)):
             continue
         if kind == "old" and not destination.exists():
             path.rename(destination)
@@ -76,7 +80,10 @@ def _sweep(destination: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def _is_another(pid: int) -> bool:
+    """Whether another process runs under this number; in a container it may be ours again every time."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

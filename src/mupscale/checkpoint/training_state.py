@@ -70,6 +70,7 @@ def grow_training_state(
                 pairs.append((name, index, rule.group(plan[name], group)))
     except GrowthError as error:
         raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
+    pairs.sort(key=_place(saved["param_groups"], names, skeleton))
     wide_groups = merge_groups(pairs)
     order = [index for group in wide_groups for index in group["params"]]
     for group in wide_groups:
@@ -176,6 +177,28 @@ def _names(saved: Mapping[str, Any], skeleton: nn.Module) -> dict[int, str]:
             f"{[len(e) for e in expected]}; it is not of this model"
         )
     return {i: n for g, e in zip(groups, expected, strict=True) for i, n in zip(g["params"], e, strict=True)}
+
+
+def _place(
+    groups: list[dict[str, Any]], names: Mapping[int, str], skeleton: nn.Module
+) -> Callable[[tuple[str, int, Any]], tuple[bool, int]]:
+    """Where `mupscale.param_groups` has a parameter: decaying ones first, each in the order of the model.
+
+    A scheduler goes by that order alone, so it has to be the same however often the model has grown.
+    """
+    order = {name: i for i, (name, _) in enumerate(skeleton.named_parameters())}
+    members = [{names[i] for i in group["params"]} for group in groups]
+    last = {
+        name
+        for group, mine in zip(groups, members, strict=True)
+        if not group.get("weight_decay")
+        for name in mine
+    }
+    if len(last) == len(order):  # nothing decays: as a Trainer splits them, if it was one
+        decaying = set(transformers.Trainer.get_decay_parameter_names(None, skeleton))
+        mixed = any(mine & decaying and mine - decaying for mine in members)
+        last = set() if mixed else last - decaying
+    return lambda pair: (pair[0] in last, order[pair[0]])
 
 
 def _grow_scheduler(

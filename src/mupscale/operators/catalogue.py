@@ -60,12 +60,9 @@ class Operator:
             if plan.growth[DEPTH].denominator != 1:
                 raise GrowthError(f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor")
             return
-        for axis, reason in plan.inexact.items():
-            if self.name == "zero_pad" and axis != DEPTH:
-                continue
-            # Copies of randomly chosen units can be any number.
-            fraction = axis != DEPTH and plan.growth[axis] > 1 and plan.growth[axis].denominator != 1
-            if self.copies_evenly or not fraction:
+        # Copies of randomly chosen units can be any number.
+        for axis, reason in (plan.inexact if self.copies_evenly else plan.not_copied).items():
+            if self.name != "zero_pad" or axis == DEPTH:
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
 
 

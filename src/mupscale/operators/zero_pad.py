@@ -46,7 +46,12 @@ class Shrink:
             return given
         if isinstance(given, int | float):
             return cls(_checked(given))
+        if isinstance(given, str):
+            given = [given]
         if not isinstance(given, Mapping):
+            patterns = [word.rpartition("=")[0] for word in given]
+            if len(set(patterns)) != len(patterns):
+                raise GrowthError(f"shrink {' '.join(given)}: two values for the same parameters")
             given = {pattern or "*": value for pattern, _, value in (word.rpartition("=") for word in given)}  # type: ignore[misc]
         values = {pattern: _checked(value) for pattern, value in given.items()}
         return cls(values.pop("*", DEFAULT_SHRINK), values)

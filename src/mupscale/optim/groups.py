@@ -93,7 +93,8 @@ def hidden_matrices(plan: Plan) -> list[str]:
     >>> len(names), "lm_head.weight" in names
     (7, False)
     """
-    return [name for name, p in plan.params.items() if p.has_noise and len(p.shape) == 2]
+    matrices = {name for name, p in plan.params.items() if p.has_noise and len(p.shape) == 2}
+    return [wide for wide, name in plan.wide_names.items() if name in matrices]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -130,6 +131,16 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
         if differing := index.keys() ^ set(names):
             raise GrowthError(f"{min(differing)}: only in one of the saved optimizer and this one")
+        for mine in (group["param_names"] for group in optimizer.param_groups):
+            values = [
+                {k: v for k, v in saved_groups[name].items() if k not in ("params", "param_names")}
+                for name in (mine[0], *mine)
+            ]
+            if other := next((n for n, v in zip(mine, values[1:], strict=True) if v != values[0]), None):
+                raise GrowthError(
+                    f"{other}: saved with other values than {mine[0]}, but both are in one group here; "
+                    "make the groups with the plan that the optimizer was saved under"
+                )
         place = {name: i for i, name in enumerate(names)}
         groups = [
             {**saved_groups[mine[0]], "param_names": mine, "params": [place[name] for name in mine]}

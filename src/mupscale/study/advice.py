@@ -167,7 +167,7 @@ def advise(
         "stacked ×4. They can be smaller, too. [stack, when]",
     ]
     if factor <= _RELIABLE_FACTOR * 1.5:
-        verdict = "grow"
+        verdict, sizes = "grow", (narrow, wide)
         reasons.append(f"×{factor:.3g} is near the factor that was found most reliable, 2. [when]")
     elif stages <= 4 and wide <= _LARGEST_PUBLISHED:
         verdict = "grow in stages"
@@ -243,19 +243,27 @@ def _measured(path: Path, ratio: float) -> tuple[str, ...]:
         rows, narrow = results["table"], results["narrow"]
         sentences = []
         for width in sorted({row["width"] for row in rows}):
+            mine = [row for row in rows if row["width"] == width]
+            if not any("saved" in row for row in mine):
+                sentences.append(f"Width ×{width}: nothing from scratch was run beside it.")
+                continue
+            # From scratch itself saves nothing, by definition.
             grown = [
-                row for row in rows if row["width"] == width and row.get("saved_counting_narrow") is not None
+                row
+                for row in mine
+                if row["saved"] is not None and not row["start"].startswith("from scratch")
             ]
             if not grown:
                 sentences.append(f"Width ×{width}: no start reached the loss from scratch within its budget.")
                 continue
             best = max(grown, key=lambda row: row["saved"])
-            lowest = min((row for row in rows if row["width"] == width), key=lambda row: row["cooldown"])
+            lowest = min(mine, key=lambda row: row["cooldown"])
+            counting = best["saved_counting_narrow"]
+            with_narrow = "" if counting is None else f" ({counting:.0%} with the narrow model's training)"
             sentences.append(
                 f"Width ×{width}, {best['tokens'] / 1e6:.3g}M tokens: {best['start']} reached the loss from "
-                f"scratch with {best['saved']:.0%} fewer FLOPs ({best['saved_counting_narrow']:.0%} with the "
-                "narrow "
-                f"model's training counted in); the lowest loss after the cooldown had {lowest['start']}."
+                f"scratch with {best['saved']:.0%} fewer FLOPs{with_narrow}; the lowest loss after the "
+                f"cooldown had {lowest['start']}."
             )
         sentences.append(
             f"There the narrow model had {count(narrow['parameters'])} parameters; the budget asked about is "

@@ -11,6 +11,7 @@ Knows training and growth; nothing of tables and pictures.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.growth import from_first
 from mupscale.operators import DEFAULT_SHRINK, OPERATORS
 from mupscale.planning import MANIFEST
 from mupscale.study.data import Tokens
@@ -86,15 +88,16 @@ class Start:
             shrink = float(given.get("shrink", DEFAULT_SHRINK))
         except ValueError:
             raise GrowthError(f"start {text!r}: shrink is {given['shrink']!r}, expected a number") from None
+        noise = given.get("noise", "default")
         if operator in OPERATORS:
-            OPERATORS[operator].noise(given.get("noise", "default"))
+            noise = str(OPERATORS[operator].noise(noise) or "none")
             if OPERATORS[operator].deepens:
                 raise GrowthError(f"start {text!r}: widths are compared here, and it makes a model deeper")
         if "shrink" in given and operator != "zero_pad":
             raise GrowthError(f"start {text!r}: shrink is for zero_pad")
         return cls(
             operator=operator,
-            noise=given.get("noise", "default"),
+            noise=noise,
             shrink=shrink,
             carried=optimizer == "carried",
         )
@@ -102,10 +105,11 @@ class Start:
     def __str__(self) -> str:
         if self.operator == SCRATCH:
             return "from scratch, μP"
-        noise = OPERATORS[self.operator].noise(self.noise)
         words = [f"{self.operator} λ={self.shrink:g}" if self.operator == "zero_pad" else self.operator]
-        if noise is not None and noise.kind != "fresh":
-            words.append(f"{noise} dB" if noise.kind == "paired" else str(noise))
+        if self.noise == "none" and OPERATORS[self.operator].default_noise != "none":
+            words.append("no noise")
+        elif self.noise not in ("none", "fresh:1"):
+            words.append(f"{self.noise} dB" if self.noise.startswith("paired") else self.noise)
         return ", ".join([*words, "optimizer carried" if self.carried else "optimizer fresh"])
 
 
@@ -157,8 +161,10 @@ class CompareConfig:
             raise GrowthError(
                 f"cooldown_fraction is {self.cooldown_fraction}, expected a fraction between 0 and 1"
             )
-        for start in self.starts:
-            Start.parse(start)
+        parsed = [str(Start.parse(start)) for start in self.starts]
+        for name, values in (("starts", parsed), ("widths", self.widths), ("lr_factors", self.lr_factors)):
+            if len(set(values)) != len(values):
+                raise GrowthError(f"{name}: {', '.join(map(str, values))}: the same one twice")
 
 
 def compare(
@@ -204,10 +210,15 @@ def compare(
     found = run_trials(run, tuning, title="tuning", **more)  # type: ignore[arg-type]
     best = {
         side: min(
-            (t for t in tuning if (t.width, t.start) == side), key=lambda t: found[t]["cooldown"].final_loss
+            (t for t in tuning if (t.width, t.start) == side), key=lambda t: _loss(found[t]["cooldown"])
         )
         for side in sides
     }
+    for trial in best.values():
+        if not math.isfinite(_loss(found[trial]["cooldown"])):
+            raise GrowthError(
+                f"{trial.start}, width ×{trial.width}: diverged at every rate; give lower ones (--lrs)"
+            )
     seeds = [replace(best[side], seed=seed) for side in sides for seed in range(1, config.seeds)]
     found |= run_trials(run, seeds, title="other seeds", **more)  # type: ignore[arg-type]
     return {
@@ -238,7 +249,10 @@ def run_trial(
         weights: checksum of the narrow model's; another model makes another run.
     """
     narrow = load_model(source)
-    plan = mupscale.plan(narrow.config, width=trial.width)
+    growth = mupscale.plan(narrow.config, width=trial.width)
+    plan = from_first(
+        source, growth
+    )  # rates are said as the first model's, if this one has itself been grown
     constant = replace(
         training,
         lr=training.lr * trial.lr_factor,
@@ -248,7 +262,7 @@ def run_trial(
     )
     cooldown = replace(constant, cooldown_fraction=cooldown_fraction)
     folder, begun = out / trial.folder, {**asdict(trial), "source": weights}
-    model, optimizer = begin(source, narrow, plan, trial, constant)
+    model, optimizer = begin(source, narrow, growth, trial, constant)
     trunk = train(
         model,
         tokens,
@@ -274,16 +288,16 @@ def run_trial(
 
 
 def begin(
-    source: Path, narrow: PreTrainedModel, plan: mupscale.Plan, trial: Trial, config: TrainConfig
+    source: Path, narrow: PreTrainedModel, growth: mupscale.Plan, trial: Trial, config: TrainConfig
 ) -> tuple[PreTrainedModel, torch.optim.AdamW]:
     """The wide model as a trial starts it, and its optimizer."""
-    start = trial.start
+    start, plan = trial.start, from_first(source, growth)
     if start.operator == SCRATCH:
         model = AutoModelForCausalLM.from_config(plan.config)
         mupscale.init_(model, plan, seed=trial.seed)
     else:
         model = mupscale.grow(
-            narrow, plan, operator=start.operator, noise=start.noise, shrink=start.shrink, seed=trial.seed
+            narrow, growth, operator=start.operator, noise=start.noise, shrink=start.shrink, seed=trial.seed
         )
     optimizer = build_optimizer(model, config, plan)
     if start.carried:
@@ -291,9 +305,14 @@ def begin(
         before = mupscale.Plan.load(source) if (source / MANIFEST).is_file() else None
         saved = build_optimizer(narrow, config, before)
         saved.load_state_dict(torch.load(source / "optimizer.pt", map_location="cpu", weights_only=True))
-        carried = mupscale.carry_optimizer(saved, narrow, model, plan, operator=start.operator)
+        carried = mupscale.carry_optimizer(saved, narrow, model, growth, operator=start.operator)
         optimizer.state.update(carried.state)
     return model, optimizer
+
+
+def _loss(history: History) -> float:
+    """The final loss, infinite where the run diverged."""
+    return history.final_loss if math.isfinite(history.final_loss) else math.inf
 
 
 def _describe(trial: Trial, histories: dict[str, History]) -> str:

@@ -6,6 +6,7 @@ Knows the results of `mupscale.study.comparison`; runs nothing.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -185,9 +186,9 @@ def save_picture(results: dict[str, Any], path: Path) -> None:
                 for x, m, low, high in zip(flops, losses.mean(0), losses.min(0), losses.max(0), strict=True)
             ]
         mine = [row for row in rows if row["width"] == width]
-        lowest, highest = min(row["cooldown"] for row in mine), max(row["constant"] for row in mine)
-        initial = min(row["initial_loss"] for row in mine)
-        axes.set_ylim(lowest - 0.05, max(highest, initial) + 0.4 * (max(highest, initial) - lowest))
+        ends = [row[key] for row in mine for key in ("cooldown", "constant") if math.isfinite(row[key])]
+        lowest, highest = min(ends), max(*ends, min(row["initial_loss"] for row in mine))
+        axes.set_ylim(lowest - 0.05, highest + 0.4 * (highest - lowest))
         axes.set_title(f"width × {width}", fontsize=10)
         axes.set_xlabel("FLOPs of the wide training")
         axes.grid(True, color="#e6e6e6", linewidth=0.6)

@@ -130,9 +130,22 @@ def carried_optimizer(
             f"{path}: not there; grow the checkpoint with its optimizer, or start with a fresh one"
         )
     optimizer = build_optimizer(model, config, plan)
+    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if all("param_names" in group for group in saved["param_groups"]):
+            params = dict(model.named_parameters())
+            for group in saved["param_groups"]:
+                for index, name in zip(group["params"], group["param_names"], strict=True):
+                    if index in saved["state"]:
+                        optimizer.state[params[name]] = saved["state"][index]
+        else:
+            optimizer.load_state_dict(saved)
     except (ValueError, KeyError, RuntimeError) as error:
         raise GrowthError(f"{path}: does not fit the model ({error}); start with a fresh optimizer") from None
-    mupscale.set_lr(optimizer, config.lr)
+    for group, values in zip(optimizer.param_groups, ours, strict=True):
+        # The state is carried; learning rate, weight decay and the rest are this run's.
+        params = group["params"]
+        group.clear()
+        group.update(params=params, **values)
     return optimizer

@@ -27,13 +27,14 @@ import mupscale
 from mupscale.checkpoint import Checkpoint
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.operators import DEFAULT_SHRINK
+from mupscale.operators import DEFAULT_SHRINK, Shrink, operator_named
+from mupscale.optim.carry import state_is_padded
 from mupscale.planning import MANIFEST
 from mupscale.study.data import Tokens
 from mupscale.study.description import checksum, load_model
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.recipe import TrainConfig, carried_optimizer
-from mupscale.study.training import train
+from mupscale.study.training import finished, train
 
 Row = dict[str, Any]
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed"}
@@ -119,7 +120,13 @@ def _from_toml(path: Path) -> list[Stage]:
         raise GrowthError(f"{path}: no [[stages]] to read there ({error})") from None
     own = {f.name for f in fields(Stage)} - {"training"}
     stages = []
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise GrowthError(f"{path}: stages: expected a table [[stages]] for each")
     for number, table in enumerate(tables, start=1):
+        if "to" in table and "width" in table:
+            raise GrowthError(f"{path}: stage {number}: give either to or width")
+        if not all(isinstance(table.get(key, ""), str) for key in ("to", "operator", "noise", "optimizer")):
+            raise GrowthError(f"{path}: stage {number}: to, operator, noise and optimizer are words")
         if unknown := table.keys() - own - _TRAINING:
             raise GrowthError(
                 f"{path}: stage {number}: unknown key {min(unknown)!r}; expected "
@@ -166,9 +173,13 @@ def train_stages(
     """
     rows: list[Row] = []
     seen = training.skip_blocks
+    for number, stage in enumerate(
+        stages, start=1
+    ):  # what is wrong with a later stage should be said at once
+        _settings(training, stage, number, seen)
     for number, stage in enumerate(stages, start=1):
         folder, grown = out / f"stage{number}", out / f"grown{number}"
-        config = replace(training, steps=stage.steps, skip_blocks=seen, **stage.training)
+        config = _settings(training, stage, number, seen)
         origin: dict[str, Any] = {**start, "stage": number}
         model: PreTrainedModel
         if not stage.grows:
@@ -176,12 +187,13 @@ def train_stages(
         else:
             before = out / f"stage{number - 1}"
             origin |= {"growth": asdict(stage), "source": checksum(before)}
-            finished = History.load(folder) is not None
-            if not finished:
+            done = finished(folder, tokens, config, origin)
+            if not done:
                 _grow(before, grown, stage, training.seed)
-            model = load_model(folder if finished else grown)
-            plan = mupscale.Plan.load(folder if finished else grown)
-            carried = not finished and (grown / "optimizer.pt").is_file()
+            # Killed after its last step, a stage may not have its manifest yet.
+            at = folder if (folder / MANIFEST).is_file() and done else grown
+            model, plan = load_model(at), mupscale.Plan.load(at)
+            carried = not done and (grown / "optimizer.pt").is_file()
             optimizer = carried_optimizer(model, config, plan, grown) if carried else None
         history = train(
             model,
@@ -198,10 +210,24 @@ def train_stages(
         if stage.grows and grown.is_dir():
             shutil.copy(grown / MANIFEST, folder / MANIFEST)
             shutil.rmtree(grown)
+        elif plan is not None and not stage.grows:
+            plan.save(folder)  # the first stage's model has itself been grown: the line begins before it
         rows += _rows(number, sum(p.numel() for p in model.parameters()), history, rows[-1] if rows else None)
         seen += config.steps * config.batch_size
         _write(out, rows, {"stages": [asdict(s) for s in stages], "training": asdict(training), **start})
     return rows
+
+
+def _settings(training: TrainConfig, stage: Stage, number: int, seen: int) -> TrainConfig:
+    try:
+        operator = operator_named(stage.operator)
+        operator.noise(stage.noise)
+        Shrink.parse(stage.shrink)
+        if stage.carries:
+            state_is_padded(stage.operator)
+        return replace(training, steps=stage.steps, skip_blocks=seen, **stage.training)
+    except (GrowthError, TypeError, AttributeError) as error:
+        raise GrowthError(f"stage {number}: {error}") from None
 
 
 def _grow(before: Path, grown: Path, stage: Stage, seed: int) -> None:

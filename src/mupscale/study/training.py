@@ -29,6 +29,7 @@ from transformers import (
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
+from mupscale.planning import MANIFEST
 from mupscale.study.data import Tokens, held_out_blocks, training_blocks
 from mupscale.study.flops import training_flops
 from mupscale.study.history import HISTORY_FILE, History, write_json
@@ -164,11 +165,10 @@ def train(
             f"the tokenizer has {len(tokens.tokenizer)} entries, but the model's vocab_size is "
             f"{model.config.vocab_size}; train with the model's own tokenizer"
         )
-    settings = {"config": asdict(config), "start": start or {}, "data": tokens.about}
-    settings = json.loads(json.dumps(settings))  # as it will be read back
-    finished = _prepare(out, settings, overwrite)
-    if finished is not None:
-        return finished
+    settings = _settings(tokens, config, start)
+    done = _prepare(out, settings, overwrite)
+    if done is not None:
+        return done
 
     folder = out / "checkpoints"
     resume = next(reversed(saved_checkpoints(folder).values()), branch_from)
@@ -211,6 +211,20 @@ def train(
     )
     _finish(out, history, keep_at)
     return history
+
+
+def finished(out: Path, tokens: Tokens, config: TrainConfig, start: dict[str, Any]) -> bool:
+    """Whether `train` would find this very run in ``out``, all done."""
+    try:
+        known = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(known == _settings(tokens, config, start) and History.load(out))
+
+
+def _settings(tokens: Tokens, config: TrainConfig, start: dict[str, Any] | None) -> dict[str, Any]:
+    settings = {"config": asdict(config), "start": start or {}, "data": tokens.about}
+    return dict(json.loads(json.dumps(settings)))  # as it will be read back
 
 
 def _arguments(config: TrainConfig, folder: Path, *, first: bool) -> TrainingArguments:
@@ -267,7 +281,8 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | 
         raise GrowthError(f"{out}: holds a checkpoint that this command did not write; {_MEND}")
     if overwrite:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        (out / HISTORY_FILE).unlink(missing_ok=True)
+        for stale in (HISTORY_FILE, MANIFEST, "optimizer.pt"):
+            (out / stale).unlink(missing_ok=True)
     write_json(run_file, settings)
     return None
 

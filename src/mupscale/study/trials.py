@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from rich.progress import Progress
 
+from mupscale.errors import GrowthError
+
 Trial = TypeVar("Trial")
 Result = TypeVar("Result")
 
@@ -37,6 +39,8 @@ def run_trials(
         >>> run_trials(lambda n: n * n, [3, 1, 2])
         {3: 9, 1: 1, 2: 4}
     """
+    if jobs < 1:
+        raise GrowthError(f"jobs is {jobs}, expected at least 1")
     task = progress.add_task(title, total=len(trials), note="") if progress is not None else None
     results: dict[Trial, Result] = {}
 
