@@ -12,7 +12,6 @@ from mupscale.operators import OPERATORS
 from mupscale.operators.net2net import chosen_units
 
 LMS = ["gpt2", "gpt2_untied", "llama", "llama_tied", "gpt_neox"]
-HEADS = {"gpt2": "heads", "gpt2_untied": "heads", "gpt_neox": "heads"}
 
 
 def difference(name, operator, *, width=None, axes=None, **kwargs):

@@ -21,7 +21,8 @@ from mupscale.optim import (
     register_optimizer,
     set_lr,
 )
-from mupscale.planning import Plan, plan
+from mupscale.planner import plan
+from mupscale.planning import Plan
 from mupscale.verification import Report, verify
 
 __version__ = "0.1.0"

@@ -30,8 +30,9 @@ from mupscale.grower import Grower, ShrinkLike
 from mupscale.layout import skeleton, transformers_config
 from mupscale.operators import DEFAULT_SHRINK, Noise
 from mupscale.optim.carry import state_is_padded
+from mupscale.planner import from_first
+from mupscale.planner import plan as make_plan
 from mupscale.planning import MANIFEST, Plan
-from mupscale.planning import plan as make_plan
 
 Progress = Callable[[int, int], None]
 
@@ -192,19 +193,6 @@ def grow_checkpoint(
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return plan
-
-
-def from_first(source: Path, plan: Plan) -> Plan:
-    """The plan from the first model of the line that ``source`` is in: hyperparameters are relative to it.
-
-    Args:
-        source: the checkpoint that grows; its ``mupscale.json`` says where it comes from.
-        plan: how it grows.
-    """
-    if not (source / MANIFEST).is_file():
-        return plan
-    first = Plan.load(source).narrow_config
-    return make_plan(first, to=plan.config) if first is not None else plan
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

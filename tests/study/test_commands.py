@@ -11,7 +11,7 @@ import tyro
 from conftest import TRAINING, tiny_llama
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.planning import plan
+from mupscale.planner import plan
 from mupscale.study import commands
 from mupscale.study.corpus import DataConfig
 from mupscale.study.demo import DemoConfig, demo

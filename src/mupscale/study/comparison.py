@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.growth import from_first
 from mupscale.operators import DEFAULT_SHRINK, OPERATORS
+from mupscale.planner import from_first
 from mupscale.planning import MANIFEST
 from mupscale.study.data import Tokens
 from mupscale.study.description import Narrow, checksum, describe_narrow, load_model
