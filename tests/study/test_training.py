@@ -3,25 +3,53 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, Trainer
+from safetensors.torch import load_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 import mupscale
 from mupscale import GrowthError
+from mupscale.growth import grow_checkpoint
+from mupscale.optim import Together
 from mupscale.study.data import Tokens
 from mupscale.study.flops import training_flops
 from mupscale.study.history import History
+from mupscale.study.labelled import Labelled
 from mupscale.study.models import fresh_model
-from mupscale.study.recipe import TrainConfig, build_optimizer, carried_optimizer
+from mupscale.study.networks import Classifier, mlp, resnet18
+from mupscale.study.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
 from mupscale.study.training import seen_blocks, train
 
 
 class Killed(Exception):
     pass
+
+
+class KillAt(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == self.step:
+            raise Killed
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -181,3 +209,135 @@ def test_bad_input_is_named(
     small = LlamaConfig(**{**model.config.to_dict(), "vocab_size": 200})
     with pytest.raises(GrowthError, match="the tokenizer has 300 entries"):
         train(fresh_model(small, 0), tokens, tmp_path / "c", training)
+
+
+# ---- other models, other data, other optimizers ------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Labelled:
+    """Six inputs, three classes: which of three directions an item points to."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(250, 6, generator=generator)
+    y = (x @ torch.randn(6, 3, generator=generator)).argmax(dim=1)
+    return Labelled(x[:200], y[:200], x[200:], y[200:], "clusters")
+
+
+def network(factor: int = 1) -> Classifier:
+    torch.manual_seed(0)
+    return mlp(8 * factor, inputs=6, classes=3)
+
+
+CLASSIFY = TrainConfig(
+    steps=40, batch_size=16, lr=2e-2, warmup_steps=2, eval_every=10, eval_blocks=None, weight_decay=0.01
+)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 2e-2)])
+def test_a_plain_module_trains_and_is_resumed(
+    optimizer: str, lr: float, clusters: Labelled, tmp_path: Path
+) -> None:
+    config = replace(CLASSIFY, optimizer=optimizer, lr=lr)
+    whole = train(network(), clusters, tmp_path / "whole", config)
+    assert whole.final_loss < whole.held_out[0].loss - 0.2
+    assert whole.tokens_per_step == 16
+    assert whole.flops_per_step == 3 * 2 * 16 * (6 * 8 + 2 * 8 * 8 + 8 * 3) - 2 * 16 * 6 * 8
+    with pytest.raises(Killed):
+        train(network(), clusters, tmp_path / "cut", config, callbacks=[KillAt(22)])
+    assert train(network(), clusters, tmp_path / "cut", config) == whole
+    (tmp_path / "whole" / "run.json").unlink()
+    with pytest.raises(GrowthError, match="did not write"):
+        train(network(), clusters, tmp_path / "whole", config)
+    saved = network()
+    load_model(saved, tmp_path / "whole" / "model.safetensors")
+    with torch.no_grad():
+        loss = saved(clusters.x_held_out, clusters.y_held_out)["loss"].item()
+    # 50 items in batches of 13, 13, 13 and 11, which the Trainer counts alike
+    assert loss == pytest.approx(whole.final_loss, rel=0.05)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 2e-2)])
+def test_a_grown_plain_module_trains_in_lockstep(
+    optimizer: str, lr: float, clusters: Labelled, tmp_path: Path
+) -> None:
+    """The second phase, of the narrow model and of its copy, with the optimizer carried."""
+    first = replace(CLASSIFY, optimizer=optimizer, lr=lr, cooldown_fraction=0.0)
+    narrow = network()
+    train(narrow, clusters, tmp_path / "first", first)
+    plan = mupscale.plan(network, width=3)
+    second = replace(first, steps=20, skip_blocks=40 * 16, max_grad_norm=0.05)
+    saved = carried_optimizer(narrow, second, None, tmp_path / "first")
+    wide = mupscale.grow(narrow, plan, noise=None)
+    fresh = build_optimizer(wide, second, plan)
+    carried = mupscale.carry_optimizer(saved, narrow, wide, plan)
+    assert [g["lr"] for g in carried.param_groups] == [g["lr"] for g in fresh.param_groups]
+    left = train(wide, clusters, tmp_path / "wide", second, plan=plan, optimizer=carried)
+    right = train(narrow, clusters, tmp_path / "narrow", second, optimizer=saved)
+    assert [p.loss for p in left.held_out] == pytest.approx([p.loss for p in right.held_out], abs=1e-5)
+    assert left.final_loss < left.held_out[0].loss
+
+
+def test_muon_trains_is_resumed_and_carried(
+    model_config: LlamaConfig, tokens: Tokens, training: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(training, optimizer="muon", cooldown_fraction=0.0)
+    model = fresh_model(model_config, 0)
+    whole = train(model, tokens, tmp_path / "whole", config)
+    assert whole.final_loss < whole.held_out[0].loss - 0.3
+    with pytest.raises(Killed):
+        train(fresh_model(model_config, 0), tokens, tmp_path / "cut", config, callbacks=[KillAt(13)])
+    assert train(fresh_model(model_config, 0), tokens, tmp_path / "cut", config) == whole
+
+    second = replace(config, steps=10, skip_blocks=80)
+    saved = carried_optimizer(model, second, None, tmp_path / "whole")
+    assert len(saved.state) == len(list(model.parameters()))
+    plan = mupscale.plan(model, width=2)
+    wide = mupscale.grow(model, plan, noise=None)
+    carried = mupscale.carry_optimizer(saved, model, wide, plan)
+    assert isinstance(carried, Together)
+    fresh = build_optimizer(wide, second, plan)
+    assert {(g["lr"], g["weight_decay"]) for g in carried.param_groups} == {
+        (g["lr"], g["weight_decay"]) for g in fresh.param_groups
+    }
+    grow_checkpoint(tmp_path / "whole", tmp_path / "grown", plan, noise=None)
+    from_file = carried_optimizer(wide, second, plan, tmp_path / "grown")
+    assert from_file.state.keys() == carried.state.keys()
+    for param, state in carried.state.items():
+        torch.testing.assert_close(from_file.state[param], state)
+    rates = torch.load(tmp_path / "grown" / "scheduler.pt", weights_only=True)["base_lrs"]
+    assert rates == pytest.approx([group["lr"] for group in from_file.param_groups])
+    left = train(wide, tokens, tmp_path / "wide", second, plan=plan, optimizer=carried)
+    right = train(model, tokens, tmp_path / "narrow", second, optimizer=saved)
+    # Muon's iteration is in bfloat16
+    assert [p.loss for p in left.held_out] == pytest.approx([p.loss for p in right.held_out], abs=0.02)
+
+
+def test_muon_takes_the_hidden_matrices(model: PreTrainedModel) -> None:
+    optimizer = build_optimizer(model, TrainConfig(optimizer="muon"))
+    names = {id(p): n for n, p in model.named_parameters()}
+    muon = [names[id(p)] for g in optimizer.param_groups if "adjust_lr_fn" in g for p in g["params"]]
+    assert len(muon) == 7
+    assert all(name.startswith("model.layers.0.") for name in muon)
+    plan = mupscale.plan(network, width=2)
+    wide = build_optimizer(network(2), TrainConfig(optimizer="muon"), plan)
+    shapes = [tuple(p.shape) for g in wide.param_groups if "adjust_lr_fn" in g for p in g["params"]]
+    assert shapes == [(16, 6), (16, 16), (16, 16)]
+
+
+def test_batch_norms_do_not_decay() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    assert decaying(module) == {"0.weight"}
+
+
+def test_what_cannot_be_trained_is_named(tokens: Tokens, tmp_path: Path) -> None:
+    with pytest.raises(GrowthError, match="optimizer is 'adam', expected one of adamw, sgd, muon"):
+        TrainConfig(optimizer="adam")
+    with pytest.raises(GrowthError, match="momentum is 1, expected at least 0 and less than 1"):
+        TrainConfig(momentum=1)
+    with pytest.raises(GrowthError, match="optimizer muon: only a plan tells hidden matrices"):
+        build_optimizer(network(), TrainConfig(optimizer="muon"))
+    make = partial(resnet18, channels=1, classes=2)
+    with pytest.raises(GrowthError, match="no hidden matrices"):
+        build_optimizer(make(2), TrainConfig(optimizer="muon"), mupscale.plan(make, width=2))
+    with pytest.raises(GrowthError, match="a Classifier does not train on text"):
+        train(network(), tokens, tmp_path, CLASSIFY)

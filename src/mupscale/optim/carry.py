@@ -15,6 +15,7 @@ from mupscale.operators import duplicate_scaled, operator_named
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_for
 from mupscale.optim.rules import Rule
+from mupscale.optim.together import Together
 from mupscale.planning import Plan, Scaling
 from mupscale.sharding import local, placed_like, whole
 
@@ -44,6 +45,10 @@ def carry_optimizer(
         GrowthError: the optimizer has no rule, holds a parameter that is not the narrow model's, or holds
             state that the rule does not know or that the operator cannot grow.
     """
+    if isinstance(optimizer, Together):
+        return Together(
+            carry_optimizer(part, narrow, wide, plan, operator=operator) for part in optimizer.parts
+        )
     pad_state = state_is_padded(operator)
     names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}

@@ -66,23 +66,23 @@ def optimizer_names() -> dict[str, type[optim.Optimizer]]:
     return {c.__name__.lower(): c for c in _REGISTRY}
 
 
-def rule_of_state(groups: list[Mapping[str, Any]]) -> Rule:
-    """The rule of a saved optimizer, which does not name its class, from the values that its groups hold.
+def rule_of_state(group: Mapping[str, Any]) -> Rule:
+    """The rule of a saved optimizer, which does not name its class, from the values that a group of it holds.
 
     Raises:
-        GrowthError: the groups are of no optimizer that has a rule, or of Adam or AdamW without a sign which.
+        GrowthError: the group is of no optimizer that has a rule, or of Adam or AdamW without a sign which.
     """
-    keys = set(groups[0]) - {"params", "param_names", "lr_scale", "initial_lr"} if groups else set()
+    keys = set(group) - {"params", "param_names", "lr_scale", "initial_lr"}
     if "amsgrad" in keys and "decoupled_weight_decay" not in keys:
-        if any(g["weight_decay"] for g in groups):
+        if group["weight_decay"]:
             raise GrowthError(
                 "saved by a torch too old to say whether it is Adam or AdamW, whose weight decay scales "
                 "differently; save it again with torch 2.7 or later"
             )
-        return rule_for(optim.Adam, groups[0])
+        return rule_for(optim.Adam, group)
     for optimizer_class in _REGISTRY:
         if keys == _default_values(optimizer_class).keys():
-            return rule_for(optimizer_class, groups[0])
+            return rule_for(optimizer_class, group)
     raise GrowthError(
         f"not the state of an optimizer that has a scaling rule ({', '.join(sorted(optimizer_names()))})"
     )

@@ -289,7 +289,7 @@ def run_trial(
 
 def begin(
     source: Path, narrow: PreTrainedModel, growth: mupscale.Plan, trial: Trial, config: TrainConfig
-) -> tuple[PreTrainedModel, torch.optim.AdamW]:
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
     """The wide model as a trial starts it, and its optimizer."""
     start, plan = trial.start, from_first(source, growth)
     if start.operator == SCRATCH:

@@ -1,6 +1,6 @@
-"""Text to blocks of tokens: the tokenizer, the encoded corpus, and the order of training.
+"""What a run trains on, and text as such: the tokenizer, the encoded corpus, and the order of training.
 
-Knows tokenizers; nothing of models or growth.
+Knows tokenizers, and of models only what text asks of them; nothing of growth.
 """
 
 from __future__ import annotations
@@ -9,37 +9,113 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, default_data_collator
 
 from mupscale.errors import GrowthError
+from mupscale.layout import transformers_config
 from mupscale.study.corpus import DataConfig, Document, digest, read_corpus
+from mupscale.study.flops import training_flops
+from mupscale.study.recipe import TrainConfig
 
 END_OF_TEXT = "<|endoftext|>"
 TokenArray = npt.NDArray[np.uint32]
+Batch = dict[str, torch.Tensor]
+
+
+class Data(Protocol):
+    """What `train` trains on: items that a model's ``forward(**batch)`` takes, with ``labels`` among them.
+
+    A data set may have ``__getitems__(places)`` return one whole batch instead of a list of items: `collate`.
+    """
+
+    @property
+    def about(self) -> str:
+        """What it is, for people; part of what must match for a run to be resumed."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """Saved beside every checkpoint; None where there is none."""
+
+    def check(self, model: nn.Module, config: TrainConfig) -> None:
+        """Raise `GrowthError` where the model cannot be trained on it."""
+
+    def training(self, config: TrainConfig) -> Dataset[Batch]:
+        """The ``steps · batch_size`` items of the run, in its order."""
+
+    def held_out(self, config: TrainConfig) -> Dataset[Batch]:
+        """What to evaluate on."""
+
+    def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
+        """Floating point operations of one training step, forward and backward."""
+
+
+def collate(items: Sequence[Batch] | Batch) -> Batch:
+    """A batch of items, which are of one size, or one that was fetched as a whole."""
+    return items if isinstance(items, dict) else dict(default_data_collator(list(items)))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """An encoded corpus.
+    """An encoded corpus: `Data` for causal language models.
 
     Attributes:
-        train: token ids of the training text, in one row.
-        held_out: token ids of the held-out text.
+        train_ids: token ids of the training text, in one row.
+        held_out_ids: token ids of the held-out text.
         tokenizer: what encoded them; saved beside every checkpoint.
         about: what was read, for the report.
     """
 
-    train: TokenArray
-    held_out: TokenArray
+    train_ids: TokenArray
+    held_out_ids: TokenArray
     tokenizer: PreTrainedTokenizerFast
     about: str
+
+    def check(self, model: nn.Module, config: TrainConfig) -> None:
+        """See that the model reads text, in blocks of this size and with this vocabulary.
+
+        Raises:
+            GrowthError: it does not.
+        """
+        known = transformers_config(model)
+        if known is None:
+            raise GrowthError(
+                f"a {type(model).__name__} does not train on text; give a causal language model"
+            )
+        longest = getattr(known, "max_position_embeddings", config.block_size)
+        if config.block_size > longest:
+            raise GrowthError(
+                f"block_size is {config.block_size}, but the model has only {longest} positions"
+            )
+        if len(self.tokenizer) > known.vocab_size:
+            raise GrowthError(
+                f"the tokenizer has {len(self.tokenizer)} entries, but the model's vocab_size is "
+                f"{known.vocab_size}; train with the model's own tokenizer"
+            )
+
+    def training(self, config: TrainConfig) -> Blocks:
+        """The blocks of the run."""
+        count = config.steps * config.batch_size
+        return training_blocks(
+            self, config.block_size, start=config.skip_blocks, count=count, seed=config.seed
+        )
+
+    def held_out(self, config: TrainConfig) -> Blocks:
+        """The blocks to evaluate on."""
+        return held_out_blocks(self, config.block_size, config.eval_blocks)
+
+    def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
+        """By `training_flops`."""
+        known = transformers_config(model)
+        assert known is not None  # checked
+        return training_flops(known, batch_size=config.batch_size, block_size=config.block_size)
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------
@@ -87,7 +163,7 @@ def load_tokens(
 
     Example:
         >>> tokens = load_tokens(DataConfig(max_bytes=200_000, vocab_size=512))
-        >>> bool(tokens.train.max() < 512)
+        >>> bool(tokens.train_ids.max() < 512)
         True
     """
     corpus = read_corpus(config)
@@ -104,8 +180,8 @@ def load_tokens(
     if stored is not None:
         stored.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(stored)
-        np.save(stored / "train.npy", tokens.train)
-        np.save(stored / "held_out.npy", tokens.held_out)
+        np.save(stored / "train.npy", tokens.train_ids)
+        np.save(stored / "held_out.npy", tokens.held_out_ids)
         # Written last: its presence says that the rest is whole.
         (stored / "about.json").write_text(json.dumps({"about": corpus.about}) + "\n")
     return tokens
@@ -184,15 +260,15 @@ def training_order(blocks: int, *, start: int, count: int, seed: int) -> npt.NDA
 
 def training_blocks(tokens: Tokens, block_size: int, *, start: int, count: int, seed: int) -> Blocks:
     """The training blocks of one run, in its order; `start` skips what an earlier run has seen."""
-    available = len(tokens.train) // block_size
+    available = len(tokens.train_ids) // block_size
     order = training_order(available, start=start, count=count, seed=seed) if available else None
-    return Blocks(tokens.train, block_size, order, name=f"training text ({tokens.about})")
+    return Blocks(tokens.train_ids, block_size, order, name=f"training text ({tokens.about})")
 
 
 def held_out_blocks(tokens: Tokens, block_size: int, limit: int | None = None) -> Blocks:
     """The held-out blocks, spread evenly over the held-out text when `limit` takes only some of them."""
-    everything = Blocks(tokens.held_out, block_size, name=f"held-out text ({tokens.about})")
+    everything = Blocks(tokens.held_out_ids, block_size, name=f"held-out text ({tokens.about})")
     if limit is None or limit >= len(everything):
         return everything
     order = np.linspace(0, len(everything) - 1, limit).astype(np.int64)
-    return Blocks(tokens.held_out, block_size, order)
+    return Blocks(tokens.held_out_ids, block_size, order)

@@ -111,7 +111,7 @@ def _count(plan: mupscale.Plan) -> int:
 
 def describe_data(narrow: Narrow, tokens: Tokens, training: TrainConfig, longest: int) -> dict[str, Any]:
     """Which blocks of the stream each side saw. Grown and from scratch see the same ones."""
-    blocks = len(tokens.train) // training.block_size
+    blocks = len(tokens.train_ids) // training.block_size
     seen = None
     if narrow.history and narrow.history.settings["data"] == tokens.about:
         theirs = narrow.history.settings["config"]

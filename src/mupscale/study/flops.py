@@ -1,14 +1,17 @@
 """How many floating point operations a training step costs.
 
-Knows torch's flop counter and transformers configs; nothing of data, growth or training loops.
+Knows torch's flop counter, transformers configs and plain modules; nothing of growth or training loops.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -55,5 +58,32 @@ def _count(config_json: str, model_type: str, batch_size: int, block_size: int) 
         loss = model(
             input_ids=input_ids_BT, attention_mask=mask_B1TT, labels=input_ids_BT, use_cache=False
         ).loss
+        loss.backward()
+    return int(counter.get_total_flops())
+
+
+def module_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Count the FLOPs of one training step of a module whose ``forward(**batch)`` returns a ``"loss"``.
+
+    As `training_flops` counts them, on the `meta` device: matrix products and convolutions, forward and
+    backward.
+
+    Args:
+        model: stays as it is.
+        batch: of the training step's shapes, best on the `meta` device itself; values do not matter.
+
+    Returns:
+        Floating point operations in one step.
+
+    Example:
+        >>> from mupscale.study.networks import mlp
+        >>> batch = {"inputs": torch.empty(10, 8), "labels": torch.empty(10, dtype=torch.long)}
+        >>> forward = 2 * 10 * (8 * 16 + 16 * 3)
+        >>> module_flops(mlp(16, inputs=8, classes=3, layers=2), batch) == 3 * forward - 2 * 10 * 8 * 16
+        True
+    """
+    on_meta = copy.deepcopy(model).to("meta").train()
+    with FlopCounterMode(display=False) as counter:
+        loss = on_meta(**{name: value.to("meta") for name, value in batch.items()})["loss"]
         loss.backward()
     return int(counter.get_total_flops())

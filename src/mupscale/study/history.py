@@ -23,7 +23,7 @@ class Point:
 
     Attributes:
         step: optimizer steps done.
-        loss: cross-entropy per token, in nats.
+        loss: cross-entropy per token (or other item), in nats.
     """
 
     step: int
@@ -37,9 +37,9 @@ class History:
     Attributes:
         settings: everything that fixes the run: the `TrainConfig`, how the model started, the data.
         flops_per_step: floating point operations of one step, forward and backward.
-        tokens_per_step: tokens in one step.
+        tokens_per_step: tokens in one step; of other data, items.
         train: mean training loss since the point before.
-        held_out: loss on the held-out blocks; the first point is at step 0, before any training.
+        held_out: loss on the held-out data; the first point is at step 0, before any training.
         seconds: wall time of the last uninterrupted stretch.
     """
 

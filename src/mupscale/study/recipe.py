@@ -5,6 +5,7 @@ Knows the optimizer side of the core; nothing of data or of the training loop.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,38 @@ from transformers import Trainer
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.layout import transformers_config
+from mupscale.optim import Together
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "muon": torch.optim.Muon,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that fixes a run besides the model and the text.
+    """Everything that fixes a run besides the model and the data.
 
     Attributes:
         steps: optimizer steps.
-        batch_size: sequences in a step.
-        block_size: tokens in a sequence.
+        batch_size: sequences (or other items) in a step.
+        block_size: tokens in a sequence; only text looks at it.
         lr: learning rate between warmup and cooldown. With a plan it is the narrow model's: the groups scale
             it.
-        weight_decay: AdamW's, on all but norms and biases; the narrow model's, likewise.
+        optimizer: adamw; sgd, whose weight decay is coupled; or muon, for the hidden matrices, with AdamW for
+            the rest at the same lr (Muon's updates are brought to the size of AdamW's).
+        weight_decay: on all but norms and biases; the narrow model's, likewise.
         betas, eps: AdamW's.
+        momentum: SGD's and Muon's.
         warmup_steps: steps in which the learning rate rises linearly from zero.
         cooldown_fraction: share of all steps, at the end, in which it falls linearly to zero.
         max_grad_norm: largest gradient norm, 0 for no clipping; with a plan the width-invariant norm.
         seed: of the data order and of dropout.
-        skip_blocks: blocks of the seed's data stream to leave out, because an earlier run has seen them.
-        eval_every: steps between evaluations on the held-out text; step 0 and the last are always evaluated.
-        eval_blocks: held-out blocks to evaluate on, None for all.
+        skip_blocks: blocks (items) of the seed's data stream to leave out: an earlier run has seen them.
+        eval_every: steps between evaluations on the held-out data; step 0 and the last are always evaluated.
+        eval_blocks: held-out blocks (items) to evaluate on, None for all.
         log_every: steps that one training loss is the mean of.
         save_every: steps between checkpoints to resume from; None saves ten times.
         bf16: compute in bfloat16; weights and optimizer stay in float32.
@@ -45,9 +57,11 @@ class TrainConfig:
     batch_size: int = 16
     block_size: int = 128
     lr: float = 3e-3
+    optimizer: str = "adamw"
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    momentum: float = 0.9
     warmup_steps: int = 20
     cooldown_fraction: float = 0.2
     max_grad_norm: float = 1.0
@@ -69,6 +83,10 @@ class TrainConfig:
             )
         if not self.lr > 0:
             raise GrowthError(f"lr is {self.lr}, expected more than 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise GrowthError(f"optimizer is {self.optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
+        if not 0 <= self.momentum < 1:
+            raise GrowthError(f"momentum is {self.momentum}, expected at least 0 and less than 1")
         if not 0 <= self.cooldown_fraction <= 1:
             raise GrowthError(f"cooldown_fraction is {self.cooldown_fraction}, expected 0 to 1")
         if self.warmup_steps + self.cooldown_steps > self.steps:
@@ -90,35 +108,81 @@ class TrainConfig:
 
 def build_optimizer(
     model: nn.Module, config: TrainConfig, plan: mupscale.Plan | None = None
-) -> torch.optim.AdamW:
-    """AdamW with the Trainer's split into decayed and undecayed parameters, scaled by the plan if any.
+) -> torch.optim.Optimizer:
+    """The optimizer that the config names, scaled by the plan if any; norms and biases do not decay.
+
+    Raises:
+        GrowthError: Muon for a plain module without a plan, which would tell hidden matrices from readouts,
+            or for a model that has no hidden matrices.
 
     Example:
         >>> optimizer = build_optimizer(torch.nn.Linear(2, 2), TrainConfig(weight_decay=0.3))
         >>> [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
         [(0.3, 1), (0.0, 1)]
     """
-    decay = set(Trainer.get_decay_parameter_names(None, model))
-    hyper: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-    if plan is not None:
-        groups = mupscale.param_groups(
-            model, plan, torch.optim.AdamW, weight_decay=config.weight_decay, decay=decay, **hyper
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if config.optimizer == "muon":
+        matrices = trained & _hidden_matrices(model, plan)
+        parts = {"muon": matrices, "adamw": trained - matrices}
+        optimizer: torch.optim.Optimizer = Together(
+            [_optimizer_of(model, config, plan, kind, names) for kind, names in parts.items() if names]
         )
     else:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for name, p in named if name in decay], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in named if name not in decay], "weight_decay": 0.0},
-        ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], **hyper)
+        optimizer = _optimizer_of(model, config, plan, config.optimizer, trained)
+    return mupscale.load_by_name(optimizer) if plan is not None else optimizer
+
+
+def decaying(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay applies to: those of the Trainer, less other vectors.
+
+    The Trainer goes by names, and would have a batch norm decay that is not called ``norm``.
+    """
+    vectors = {name for name, p in model.named_parameters() if p.ndim < 2}
+    return set(Trainer.get_decay_parameter_names(None, model)) - vectors
+
+
+def _hidden_matrices(model: nn.Module, plan: mupscale.Plan | None) -> set[str]:
+    if plan is None:
+        if transformers_config(model) is None:
+            raise GrowthError(
+                "optimizer muon: only a plan tells hidden matrices from readouts in a plain module; give one"
+            )
+        plan = mupscale.plan(model, width=2)  # for the names alone
+    names = set(mupscale.hidden_matrices(plan))
+    if not names:
+        raise GrowthError("optimizer muon: the model has no hidden matrices; train it with adamw or sgd")
+    return names
+
+
+def _optimizer_of(
+    model: nn.Module, config: TrainConfig, plan: mupscale.Plan | None, kind: str, names: Collection[str]
+) -> torch.optim.Optimizer:
+    """One optimizer for some of the parameters, in the Trainer's split into decaying and other ones."""
+    values: dict[str, dict[str, Any]] = {
+        "adamw": {"betas": config.betas, "eps": config.eps},
+        "sgd": {"momentum": config.momentum},
+        "muon": {"momentum": config.momentum, "adjust_lr_fn": "match_rms_adamw"},
+    }
+    hyper = {"lr": config.lr, **values[kind]}
+    decay, weight_decay = decaying(model), config.weight_decay
     if plan is not None:
-        mupscale.load_by_name(optimizer)
-    return optimizer
+        groups = mupscale.param_groups(
+            model, plan, OPTIMIZERS[kind], weight_decay=weight_decay, decay=decay, only=names, **hyper
+        )
+    else:
+        named = {name: p for name, p in model.named_parameters() if name in names}
+        split = ([n for n in named if n in decay], weight_decay), ([n for n in named if n not in decay], 0.0)
+        groups = [
+            {"params": [named[name] for name in mine], "param_names": mine, "weight_decay": value}
+            for mine, value in split
+            if mine
+        ]
+    return OPTIMIZERS[kind](groups, **hyper)
 
 
 def carried_optimizer(
     model: nn.Module, config: TrainConfig, plan: mupscale.Plan | None, checkpoint: Path
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """The optimizer that a checkpoint holds, made ready for a fresh phase at `config.lr`.
 
     Raises:

@@ -37,7 +37,7 @@ from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.training import finished, train
 
 Row = dict[str, Any]
-_TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed"}
+_TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed", "optimizer"}
 
 
 @dataclass(frozen=True, kw_only=True)

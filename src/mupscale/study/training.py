@@ -1,4 +1,4 @@
-"""Train a causal language model with `transformers.Trainer` in an exact data order.
+"""Train a model with `transformers.Trainer` in an exact data order.
 
 Knows the Trainer and the clipping of the core; nothing of how models are grown or compared.
 """
@@ -6,6 +6,7 @@ Knows the Trainer and the clipping of the core; nothing of how models are grown 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Collection, Sequence
@@ -15,23 +16,21 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
+from torch import nn
 from transformers import (
-    PreTrainedModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    default_data_collator,
 )
 
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
 from mupscale.planning import MANIFEST
-from mupscale.study.data import Tokens, held_out_blocks, training_blocks
-from mupscale.study.flops import training_flops
+from mupscale.study.data import Data, collate
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.progress import ShowProgress, quiet
 from mupscale.study.recipe import TrainConfig, build_optimizer
@@ -106,8 +105,8 @@ def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
 
 
 def train(
-    model: PreTrainedModel,
-    tokens: Tokens,
+    model: nn.Module,
+    data: Data,
     out: Path,
     config: TrainConfig,
     *,
@@ -127,12 +126,13 @@ def train(
     one that is finished is not repeated.
 
     Args:
-        model: a causal language model from transformers; changed in place.
-        tokens: the encoded text.
+        model: any module whose ``forward(**batch)`` returns a dict, or a transformers output, with ``loss``;
+            changed in place.
+        data: what it trains on, such as encoded text.
         out: checkpoint directory to write; `history.json` beside the weights holds the curves.
         config: the settings.
         plan: scales learning rates, weight decay and clipping of a grown (or μP-initialized) model.
-        optimizer: an optimizer to go on with; None builds a fresh AdamW.
+        optimizer: an optimizer to go on with; None builds a fresh one.
         start: how the model came to be, in plain data; part of what must match to resume.
         branch_from: a checkpoint of a longer run to leave from, which must lie before this run's cooldown.
         keep_at: steps whose checkpoints stay in `out/checkpoints`.
@@ -142,7 +142,7 @@ def train(
         progress: a display to share, from `make_progress`.
 
     Raises:
-        GrowthError: too little text, a block longer than the model's positions, or another run in `out`.
+        GrowthError: data that do not fit the model or are too few, or another run in `out`.
 
     Example:
         >>> import tempfile
@@ -157,34 +157,22 @@ def train(
         >>> history.final_loss < history.held_out[0].loss
         True
     """
-    longest = getattr(model.config, "max_position_embeddings", config.block_size)
-    if config.block_size > longest:
-        raise GrowthError(f"block_size is {config.block_size}, but the model has only {longest} positions")
-    if len(tokens.tokenizer) > model.config.vocab_size:
-        raise GrowthError(
-            f"the tokenizer has {len(tokens.tokenizer)} entries, but the model's vocab_size is "
-            f"{model.config.vocab_size}; train with the model's own tokenizer"
-        )
-    settings = _settings(tokens, config, start)
+    data.check(model, config)
+    settings = _settings(data, config, start)
     done = _prepare(out, settings, overwrite)
     if done is not None:
         return done
 
     folder = out / "checkpoints"
     resume = next(reversed(saved_checkpoints(folder).values()), branch_from)
+    stream, held_out = data.training(config), data.held_out(config)
     trainer = Trainer(
         model=model,
-        args=_arguments(config, folder, first=resume is None),
-        train_dataset=training_blocks(
-            tokens,
-            config.block_size,
-            start=config.skip_blocks,
-            count=config.steps * config.batch_size,
-            seed=config.seed,
-        ),
-        eval_dataset=held_out_blocks(tokens, config.block_size, config.eval_blocks),
-        data_collator=default_data_collator,  # blocks are full: nothing to pad
-        processing_class=tokens.tokenizer,
+        args=_arguments(config, folder, first=resume is None, held_out=len(held_out)),  # type: ignore[arg-type]
+        train_dataset=stream,
+        eval_dataset=held_out,
+        data_collator=collate,
+        processing_class=data.tokenizer,
         optimizers=(optimizer or build_optimizer(model, config, plan), None),
         callbacks=[_Keep(folder, keep_at), *callbacks],
     )
@@ -201,10 +189,8 @@ def train(
     train_curve, held_out_curve = History.from_log(trainer.state.log_history)
     history = History(
         settings=settings,
-        flops_per_step=training_flops(
-            model.config, batch_size=config.batch_size, block_size=config.block_size
-        ),
-        tokens_per_step=config.batch_size * config.block_size,
+        flops_per_step=data.step_flops(model, config),
+        tokens_per_step=config.batch_size * stream[0]["labels"].numel(),
         train=train_curve,
         held_out=held_out_curve,
         seconds=time.perf_counter() - began,
@@ -213,26 +199,28 @@ def train(
     return history
 
 
-def finished(out: Path, tokens: Tokens, config: TrainConfig, start: dict[str, Any]) -> bool:
+def finished(out: Path, data: Data, config: TrainConfig, start: dict[str, Any]) -> bool:
     """Whether `train` would find this very run in ``out``, all done."""
     try:
         known = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(known == _settings(tokens, config, start) and History.load(out))
+    return bool(known == _settings(data, config, start) and History.load(out))
 
 
-def _settings(tokens: Tokens, config: TrainConfig, start: dict[str, Any] | None) -> dict[str, Any]:
-    settings = {"config": asdict(config), "start": start or {}, "data": tokens.about}
+def _settings(data: Data, config: TrainConfig, start: dict[str, Any] | None) -> dict[str, Any]:
+    settings = {"config": asdict(config), "start": start or {}, "data": data.about}
     return dict(json.loads(json.dumps(settings)))  # as it will be read back
 
 
-def _arguments(config: TrainConfig, folder: Path, *, first: bool) -> TrainingArguments:
+def _arguments(config: TrainConfig, folder: Path, *, first: bool, held_out: int) -> TrainingArguments:
+    batches = math.ceil(held_out / config.batch_size)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
+        # The Trainer counts all batches alike, whatever their size: make them even.
+        per_device_eval_batch_size=math.ceil(held_out / batches),
         # The order is the data set's own: it must depend on the seed alone.
         train_sampling_strategy="sequential",
         learning_rate=config.lr,
@@ -250,6 +238,8 @@ def _arguments(config: TrainConfig, folder: Path, *, first: bool) -> TrainingArg
         eval_steps=config.eval_every,
         eval_on_start=first,
         prediction_loss_only=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
         logging_strategy="steps",
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
@@ -277,7 +267,7 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | 
             raise GrowthError(
                 f"{out}: holds a run with other settings ({_difference(known, settings)}); {_MEND}"
             )
-    elif (out / "config.json").exists() and not overwrite:
+    elif any((out / name).exists() for name in ("config.json", "model.safetensors")) and not overwrite:
         raise GrowthError(f"{out}: holds a checkpoint that this command did not write; {_MEND}")
     if overwrite:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
