@@ -1,5 +1,7 @@
 """Growing at rest: exact for every family, every axis, with balanced noise and without."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,9 @@ import mupscale
 from models import NAMES, batch, build, loss_of, plan_source
 from mupscale import GrowthError
 from mupscale.operators import Noise, normal
+from mupscale.operators.noise import spectral_norms
 from mupscale.precision import Float64
+from mupscale.study.networks import mlp, resnet18
 
 FAMILIES = [n for n in NAMES if n not in ("mlp", "resnet")]
 LLAMAS = [n for n in FAMILIES if not n.startswith("gpt")]
@@ -152,6 +156,39 @@ def test_balanced_one_keeps_the_size_of_a_mup_consistent_matrix():
     name = "model.layers.0.mlp.up_proj.weight"
     rms = [m.get_parameter(name).square().mean().sqrt().item() for m in (narrow, wide)]
     assert rms[1] * 4**0.5 == pytest.approx(rms[0], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda k: resnet18(4 * k, channels=1, classes=3), lambda k: mlp(8 * k, inputs=5, classes=3)]
+)
+def test_spectral_noise_has_the_spectral_norm_that_its_definition_says(make):
+    """At every position of a kernel: ‖Δ‖₂ = t · ‖s·dup(θ)‖₂; interpolation mixes with √(1 − t) and √t."""
+    narrow, plan = make(1).double(), mupscale.plan(make, width=2)
+    pure, noisy, mixed = (
+        dict(mupscale.grow(narrow, plan, noise=n).named_parameters())
+        for n in (None, "spectral:0.2", "interpolate:0.3")
+    )
+    for name in noisy:
+        scaling = plan.params[name]
+        if not scaling.has_noise:
+            assert torch.equal(noisy[name], pure[name])
+            continue
+        size = spectral_norms(pure[name], scaling)
+        torch.testing.assert_close(spectral_norms(noisy[name] - pure[name], scaling), 0.2 * size)
+        torch.testing.assert_close(
+            spectral_norms(mixed[name] - math.sqrt(0.7) * pure[name], scaling), math.sqrt(0.3) * size
+        )
+
+
+def test_hadamard_noise_goes_with_the_size_of_every_weight():
+    narrow, plan = (
+        mlp(64, inputs=5, classes=3),
+        mupscale.plan(lambda k: mlp(64 * k, inputs=5, classes=3), width=2),
+    )
+    pure, noisy = (mupscale.grow(narrow, plan, noise=n).body[3].weight for n in (None, "hadamard:0.2"))
+    epsilon = (noisy - pure) / pure.abs() / 0.2
+    assert abs(epsilon.mean()) < 0.05
+    assert epsilon.std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_noise_depends_on_seed_and_name_alone():

@@ -90,7 +90,7 @@ def grow(
         str,
         arg(
             help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
-            "paired), fresh:1 for zero_pad, paired:10 (dB) for hyperclone"
+            "spectral, hadamard, interpolate, paired), fresh:1 for zero_pad, paired:10 (dB) for hyperclone"
         ),
     ] = "default",
     shrink: Annotated[
@@ -233,6 +233,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "verify": verify,
     "hparams": hparams,
     "train": study.train,
+    "tune": study.tune,
     "compare": study.compare,
     "coord-check": study.coord_check,
     "advise": study.advise,

@@ -73,7 +73,7 @@ OPERATORS = {
             "duplicate",
             "even copies, rescaled: keeps the function, with balanced noise or none",
             "Ma et al. 2026, arXiv 2602.10545",
-            ("balanced", "relative", "gaussian", "paired"),
+            ("balanced", "relative", "gaussian", "spectral", "hadamard", "interpolate", "paired"),
             "balanced:1",
             copies_evenly=True,
         ),

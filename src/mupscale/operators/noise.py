@@ -6,12 +6,16 @@ root mean square of the narrow parameter and ε standard normal, the term added 
     gaussian:σ   σ · (std of a fresh narrow init) / √k_in · ε    (Ma et al. 2026, arXiv 2602.10545)
     relative:σ   σ · RMS(θ) / √k_in · ε
     balanced:σ   relative, projected to sum to zero over the copies of the contracted axes taken together
+    spectral:t   t · ε · ‖s·dup(θ)‖₂ / ‖ε‖₂, in spectral norms, at every position of a kernel (Ma et al. 2026)
+    hadamard:t   t · ε ⊙ |s·dup(θ)|                                                           (Ma et al. 2026)
+    interpolate:t   spectral:√t, added to √(1 − t) · s·dup(θ)                                 (Ma et al. 2026)
     paired:d     RMS(s·θ) · 10^(−d/20) · ±ε, opposite in every pair of copies of the contracted axis, none in
                  an odd last one: a signal-to-noise ratio of d dB (Samragh et al. 2024, arXiv 2409.12903)
 
-each times the parameter's fold. Balanced and paired noise leave the function exactly as it was; with
-``balanced:1`` the wide matrix has the size that a μP-consistent one has (RMS · √fan_in kept). (``fresh:σ``,
-σ times the random part of `mupscale.init_`, belongs to zero_pad and is made there.)
+Gaussian and relative noise times the parameter's fold. Balanced and paired noise leave the function exactly
+as it was; with ``balanced:1`` the wide matrix has the size that a μP-consistent one has (RMS · √fan_in kept).
+Spectral norms cost a singular value decomposition each. (``fresh:σ``, σ times the random part of
+`mupscale.init_`, belongs to zero_pad and is made there.)
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ class Noise:
     kind: str
     strength: float
 
-    KINDS: ClassVar[tuple[str, ...]] = ("gaussian", "relative", "balanced", "paired", "fresh")
+    KINDS: ClassVar[tuple[str, ...]] = (
+        *("gaussian", "relative", "balanced", "spectral", "hadamard", "interpolate", "paired", "fresh"),
+    )
 
     @classmethod
     def parse(cls, text: str | Noise | None) -> Noise | None:
@@ -68,6 +74,8 @@ class Noise:
                 f"noise {text!r}: expected none or KIND:STRENGTH with a kind of {', '.join(cls.KINDS)} "
                 "and a strength of at least 0, such as balanced:1"
             )
+        if kind == "interpolate" and value > 1:
+            raise GrowthError(f"noise {text!r}: interpolate takes a share of noise, from 0 to 1")
         return cls(kind, value)
 
     def __str__(self) -> str:
@@ -103,7 +111,11 @@ def add_noise_(
         assert copies is not None, "noise that cancels needs copies"
         if not copies.summed:
             return wide
-    if noise.kind == "paired":
+    if noise.kind in ("spectral", "interpolate"):
+        return _add_spectral_(wide, narrow, scaling, noise, normal(wide.shape, seed=seed, name=name))
+    if noise.kind == "hadamard":
+        std = noise.strength
+    elif noise.kind == "paired":
         std = 10 ** (-noise.strength / 20) * _rms(narrow) * scaling.weight_scale
     else:
         size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
@@ -114,10 +126,35 @@ def add_noise_(
         if cancel is not None:
             assert copies is not None
             cancel(term, copies)
+        if noise.kind == "hadamard":
+            term *= wide[rows].abs()
         wide[rows].add_(term, alpha=std)
 
     for_each_block(wide.shape, copies.unit if copies is not None else 1, seed, name, add)
     return wide
+
+
+def _add_spectral_(wide: Tensor, narrow: Tensor, scaling: Scaling, noise: Noise, epsilon: Tensor) -> Tensor:
+    # dup repeats rows and columns, and with them every singular value times √m.
+    size = spectral_norms(narrow, scaling) * (scaling.weight_scale * math.sqrt(scaling.copies))
+    epsilon = epsilon.to(wide) * (size / spectral_norms(epsilon, scaling)).to(wide)
+    if noise.kind == "spectral":
+        return wide.add_(epsilon, alpha=noise.strength)
+    return wide.mul_(math.sqrt(1 - noise.strength)).add_(epsilon, alpha=math.sqrt(noise.strength))
+
+
+def spectral_norms(weight: Tensor, scaling: Scaling) -> Tensor:
+    """Largest singular value of the matrix (outputs × inputs) at each position of a kernel.
+
+    Returns:
+        As many dims as ``weight``; those of the matrices have size 1.
+    """
+    contracted = [index for index, dim in enumerate(scaling.axes.dims) if dim.contracted]
+    outputs, *positions = [index for index in range(weight.ndim) if index not in contracted]
+    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    matrices = exact.permute(*positions, outputs, *contracted).flatten(len(positions) + 1)
+    norms: Tensor = torch.linalg.matrix_norm(matrices, ord=2)
+    return norms.reshape([weight.shape[i] if i in positions else 1 for i in range(weight.ndim)])
 
 
 def for_each_block(
