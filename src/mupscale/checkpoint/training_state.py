@@ -18,6 +18,7 @@ from mupscale.errors import GrowthError
 from mupscale.optim.carry import grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_of_state
+from mupscale.optim.rules import Rule
 from mupscale.planning import Plan
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
@@ -53,14 +54,15 @@ def grow_training_state(
     saved = _load(path, mmap=True)
     try:
         names, groups = _names(saved, skeleton), saved["param_groups"]
-        rule = rule_of_state(groups)
         shapes = {n: tuple(p.shape) for n, p in skeleton.named_parameters()}
         origin: dict[str, int] = {}
+        rules: dict[int, Rule] = {}
         pairs = []
         for number, group in enumerate(groups):
+            rule = rule_of_state(group)
             for index in group["params"]:
                 name = names[index]
-                origin[name] = number
+                origin[name], rules[index] = number, rule
                 state = saved["state"].get(index, {})
                 for key, value in state.items():
                     if not is_copied(key, value, rule):
@@ -77,18 +79,18 @@ def grow_training_state(
         start = order.index(group["params"][0])
         group["params"] = list(range(start, start + len(group["params"])))
 
-    grown = functools.partial(grow_state_value, plan=plan, rule=rule, pad_state=pad_state)
-
-    def lazy(name: str, key: str, value: Any) -> Any:
+    def lazy(index: int, key: str, value: Any) -> Any:
+        name, rule = names[index], rules[index]
+        grown = functools.partial(grow_state_value, name, key, value, plan, rule, pad_state=pad_state)
         if not isinstance(value, Tensor):
-            return value if is_copied(key, value, rule) else grown(name, key, value)
+            return value if is_copied(key, value, rule) else grown()
         if is_copied(key, value, rule):
             return _Lazy(tuple(value.shape), value.dtype, lambda: value)
         shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
-        return _Lazy(shape, value.dtype, lambda: grown(name, key, value))
+        return _Lazy(shape, value.dtype, grown)
 
     state = {
-        i: {key: lazy(names[index], key, value) for key, value in saved["state"][index].items()}
+        i: {key: lazy(index, key, value) for key, value in saved["state"][index].items()}
         for i, index in enumerate(order)
         if index in saved["state"]
     }
@@ -158,9 +160,9 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 def _names(saved: Mapping[str, Any], skeleton: nn.Module) -> dict[int, str]:
     """The parameter behind each index: from the names in the groups, else from the order of a Trainer."""
-    if not isinstance(saved.get("param_groups"), list) or not isinstance(saved.get("state"), dict):
+    groups = saved.get("param_groups")
+    if not groups or not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
         raise GrowthError("expected the state dict of a torch optimizer, with state and param_groups")
-    groups = saved["param_groups"]
     names = [name for name, _ in skeleton.named_parameters()]
     if all("param_names" in group for group in groups):
         expected = [list(group["param_names"]) for group in groups]
@@ -181,8 +183,10 @@ def _names(saved: Mapping[str, Any], skeleton: nn.Module) -> dict[int, str]:
 
 def _place(
     groups: list[dict[str, Any]], names: Mapping[int, str], skeleton: nn.Module
-) -> Callable[[tuple[str, int, Any]], tuple[bool, int]]:
+) -> Callable[[tuple[str, int, Any]], tuple[int, bool, int]]:
     """Where `mupscale.param_groups` has a parameter: decaying ones first, each in the order of the model.
+
+    Of optimizers that step together (`Together`), whose groups differ in their values, one after the other.
 
     A scheduler goes by that order alone, so it has to be the same however often the model has grown.
     """
@@ -198,7 +202,9 @@ def _place(
         decaying = set(transformers.Trainer.get_decay_parameter_names(None, skeleton))
         mixed = any(mine & decaying and mine - decaying for mine in members)
         last = set() if mixed else last - decaying
-    return lambda pair: (pair[0] in last, order[pair[0]])
+    kinds = [group.keys() for group in groups]
+    part = {name: kinds.index(g.keys()) for g, mine in zip(groups, members, strict=True) for name in mine}
+    return lambda pair: (part[pair[0]], pair[0] in last, order[pair[0]])
 
 
 def _grow_scheduler(

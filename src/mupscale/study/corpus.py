@@ -6,7 +6,9 @@ Knows files; nothing of tokens or models.
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +117,46 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
     if not documents:
         raise GrowthError(f"{path}: every text file is empty; give a file with some text in it")
     return documents, source
+
+
+def text_from_hub(name: str, max_bytes: int | None, folder: Path | None) -> Path:
+    """The first texts of a data set on the Hugging Face hub, as one file, which is fetched only once.
+
+    Args:
+        name: ``OWNER/NAME`` or ``OWNER/NAME/SUBSET``; its training split needs a column ``text``.
+        max_bytes: how much to read; such sets are larger than any disk.
+        folder: where the file is kept; None: a temporary one.
+
+    Raises:
+        GrowthError: no size is given, or the hub or the data set cannot be reached.
+    """
+    if max_bytes is None:
+        raise GrowthError(f"{name}: say how much of it to read, as max_bytes")
+    folder = folder or Path(tempfile.mkdtemp(prefix="mupscale-"))
+    path = folder / f"{name.replace('/', '--')}-{max_bytes}.txt"
+    if path.is_file():
+        return path
+    owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        from datasets import load_dataset
+
+        rows = load_dataset(owner_and_name, subset, split="train", streaming=True)
+        left = max_bytes
+        with unfinished.open("w", encoding="utf-8") as file:
+            for row in rows:
+                left -= file.write(row["text"] + "\n\n")
+                if left <= 0:
+                    break
+    except Exception as error:  # whatever the hub, the network or the file system raise
+        unfinished.unlink(missing_ok=True)
+        raise GrowthError(
+            f"{name}: cannot be read from the Hugging Face hub ({' '.join(str(error).split())[:200]}); "
+            "without a network, give a text file or stdlib"
+        ) from None
+    os.replace(unfinished, path)
+    return path
 
 
 def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:

@@ -55,7 +55,7 @@ def all_plots(results: dict[str, Any]) -> list[Plot]:
 
 def loss_over_steps(results: dict[str, Any]) -> Plot:
     """Held-out loss over optimizer steps: the grown model, and from scratch for every length tried."""
-    figure, axes = _canvas("optimizer steps of the wide model", "held-out loss (nats per token)")
+    figure, axes = canvas("optimizer steps of the wide model", "held-out loss (nats per token)")
     rows: list[Row] = []
     for run in _by_prominence(results):
         curve = _measured(run["curve"])
@@ -80,7 +80,7 @@ def loss_over_steps(results: dict[str, Any]) -> Plot:
 
 def loss_over_flops(results: dict[str, Any]) -> Plot:
     """Held-out loss over compute, the narrow model's training counted in before the grown one's."""
-    figure, axes = _canvas("training compute (FLOPs)", "held-out loss (nats per token)")
+    figure, axes = canvas("training compute (FLOPs)", "held-out loss (nats per token)")
     rows: list[Row] = []
     spent = results["narrow"]["flops"] or 0
     lines = [(run, spent if run["kind"] == "grown" else 0) for run in _by_prominence(results)]
@@ -119,9 +119,7 @@ def loss_over_flops(results: dict[str, Any]) -> Plot:
 
 def loss_by_length(results: dict[str, Any]) -> Plot:
     """Final loss against the length of training from scratch, and the grown model's as the mark to reach."""
-    figure, axes = _canvas(
-        "steps of the whole run, cooldown included", "final held-out loss (nats per token)"
-    )
+    figure, axes = canvas("steps of the whole run, cooldown included", "final held-out loss (nats per token)")
     grown = next(run for run in results["runs"] if run["kind"] == "grown")
     best = [run for run in results["runs"] if run["kind"] == "scratch" and run["best"]]
     best.sort(key=lambda run: run["steps"])
@@ -163,16 +161,24 @@ def loss_by_length(results: dict[str, Any]) -> Plot:
 # ---- shared ------------------------------------------------------------------------------------------------
 
 
-def _canvas(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.3), dpi=150, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+def canvas(x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty figure with one pair of axes, named."""
+    figure, (axes,) = panels(1)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.grid(True, color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return figure, axes
+
+
+def panels(count: int, *, width: float = 7.0, height: float = 4.3) -> tuple[Figure, list[Axes]]:
+    """An empty figure with pairs of axes side by side. Width and height are the whole figure's, in inches."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    all_axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in all_axes:
+        axes.grid(True, color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, all_axes
 
 
 def _by_prominence(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,14 +6,20 @@ made from `results.json`, also where growing did not pay.
 
 from __future__ import annotations
 
-import base64
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from mupscale.study.html_page import (
+    html_figures,
+    html_list,
+    html_page,
+    html_paragraphs,
+    html_plot,
+    html_table,
+    write_page,
+)
 from mupscale.study.plots import Plot, all_plots
 
 REPORT_FILE = "report.html"
@@ -27,27 +33,22 @@ def write_report(results: dict[str, Any], out: Path) -> Path:
         out: folder to write into.
     """
     pictures = [(plot, plot.save(out)) for plot in all_plots(results)]
-    path = out / REPORT_FILE
-    temporary = out / f".{REPORT_FILE}.tmp"
-    temporary.write_text(page(results, pictures), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_page(out / REPORT_FILE, page(results, pictures))
 
 
 def page(results: dict[str, Any], pictures: Sequence[tuple[Plot, Path]]) -> str:
     """The page's HTML."""
-    css = files("mupscale.study").joinpath("report.css").read_text(encoding="utf-8")
     narrow, wide = results["narrow"], results["wide"]
     title = f"Growing a model from {_count(narrow['parameters'])} to {_count(wide['parameters'])} parameters"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">mupscale {escape(results["mupscale"])}</p>',
         _headline(results),
-        *(f"<p>{escape(sentence)}</p>" for sentence in summary(results)),
+        *html_paragraphs(summary(results)),
         "<h2>The curves</h2>",
-        *(_figure(plot, path) for plot, path in pictures),
+        *(html_plot(plot, path) for plot, path in pictures),
         "<h2>Was anything lost?</h2>",
-        *(f"<p>{escape(sentence)}</p>" for sentence in _equality(results)),
+        *html_paragraphs(_equality(results)),
         f"<pre>{escape(results['verification']['text'])}</pre>",
         "<h2>All runs</h2>",
         _runs(results),
@@ -56,19 +57,13 @@ def page(results: dict[str, Any], pictures: Sequence[tuple[Plot, Path]]) -> str:
         "scale</i>; its gradient comes out multiplied by the <i>gradient scale</i>. Learning rates and "
         "weight decay are multiplied by the last columns, so that the wide model trains as the narrow one "
         "did.</p>",
-        _table(results["plan"]),
+        html_table(results["plan"]),
         "<h2>How it was measured</h2>",
-        "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in method(results)) + "</ul>",
+        html_list(method(results)),
         "<h2>Settings</h2>",
         _settings(results),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return html_page(title, body)
 
 
 # ---- words -------------------------------------------------------------------------------------------------
@@ -223,16 +218,7 @@ def _headline(results: dict[str, Any]) -> str:
                 "saved, counting the small model's training",
             )
         )
-    items = "".join(f"<li><b>{escape(value)}</b>{escape(what)}</li>" for value, what in figures)
-    return f'<ul class="figures">{items}</ul>'
-
-
-def _figure(plot: Plot, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return (
-        f'<figure><img alt="{escape(plot.caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
-    )
+    return html_figures(figures)
 
 
 def _runs(results: dict[str, Any]) -> str:
@@ -247,7 +233,7 @@ def _runs(results: dict[str, Any]) -> str:
         }
         for run in results["runs"]
     ]
-    return _table(rows)
+    return html_table(rows)
 
 
 def _settings(results: dict[str, Any]) -> str:
@@ -257,34 +243,12 @@ def _settings(results: dict[str, Any]) -> str:
         "training": results["settings"]["training"],
         "comparison": results["settings"]["compare"],
     }
-    return _table(
+    return html_table(
         {"": group, "setting": key, "value": value}
         for group, values in groups.items()
         for key, value in values.items()
         if value is not None
     )
-
-
-def _table(rows: Iterable[Mapping[str, Any]]) -> str:
-    rows = list(rows)
-    head = "".join(f"<th>{escape(str(column)).replace('_', ' ')}</th>" for column in rows[0])
-    lines = "".join(
-        "<tr>" + "".join(f"<td{_kind(value)}>{escape(_show(value))}</td>" for value in row.values()) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _kind(value: Any) -> str:
-    return ' class="number"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_show(v) for v in value)
-    return str(value)
 
 
 def _count(parameters: int) -> str:

@@ -7,5 +7,6 @@ quick. With `json`, exactly one object goes to standard output; progress and wor
 from mupscale.study.commands.comparing import advise, compare, coord_check
 from mupscale.study.commands.shared import parse_axes
 from mupscale.study.commands.training import demo, train
+from mupscale.study.commands.tuning import tune
 
-__all__ = ["advise", "compare", "coord_check", "demo", "parse_axes", "train"]
+__all__ = ["advise", "compare", "coord_check", "demo", "parse_axes", "train", "tune"]

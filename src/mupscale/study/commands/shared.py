@@ -34,8 +34,8 @@ def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
     return axes or None
 
 
-def need_extras() -> None:
-    missing = [name for name in ("accelerate", "matplotlib") if find_spec(name) is None]
+def need_extras(*more: str) -> None:
+    missing = [name for name in ("accelerate", "matplotlib", *more) if find_spec(name) is None]
     if missing:
         raise GrowthError(
             f"{' and '.join(missing)} not installed; this command needs: pip install 'mupscale[study]'"

@@ -1,0 +1,109 @@
+"""What is tuned: knobs, the values that each may take, the points of a grid. Knows numbers and words only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mupscale.errors import GrowthError
+
+Value = float | int | str
+Point = dict[str, Value]
+
+SAMPLERS = ("grid", "random", "tpe")
+PRUNERS = ("none", "median", "asha")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A few values, in ascending order where they are numbers."""
+
+    values: tuple[Value, ...]
+
+    @property
+    def numeric(self) -> bool:
+        """Whether all are numbers."""
+        return all(isinstance(value, int | float) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Any number from ``low`` to ``high``; on a logarithmic scale if ``log``."""
+
+    low: float
+    high: float
+    log: bool
+
+
+Space = dict[str, Choices | Range]
+
+
+def read_knob(value: Any, *, positive: bool = False) -> Choices | Range:
+    """Values from TOML: one value, a list of them, or ``{low, high, log}``.
+
+    Args:
+        positive: numbers must be above 0; otherwise 0 is allowed, too.
+
+    Raises:
+        GrowthError: says what was expected; the caller names the field.
+
+    >>> read_knob([1, 0.5]), read_knob({"low": 1e-3, "high": 1e-2, "log": True})
+    (Choices(values=(0.5, 1)), Range(low=0.001, high=0.01, log=True))
+    """
+    if isinstance(value, Mapping):
+        if not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+            raise GrowthError("expected a list of values, or { low = …, high = …, log = true }")
+        low, high, log = value["low"], value["high"], value.get("log", False)
+        if not all(_is_number(number) for number in (low, high)) or not low < high:
+            raise GrowthError(f"low {low} and high {high}: expected two numbers, the lower one first")
+        if low < 0 or ((log or positive) and low == 0):
+            raise GrowthError(f"low is {low}, expected more than 0")
+        return Range(float(low), float(high), bool(log))
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise GrowthError("expected at least one value")
+    if len(set(map(str, values))) < len(values):
+        raise GrowthError(f"{', '.join(map(str, values))}: the same value twice")
+    if all(_is_number(v) for v in values):
+        for number in values:
+            if not (number > 0 if positive else number >= 0) or not math.isfinite(number):
+                raise GrowthError(f"{number}: expected numbers {'above 0' if positive else 'of 0 or more'}")
+        return Choices(tuple(sorted(values)))
+    if positive or not all(isinstance(v, str) for v in values):
+        raise GrowthError(f"{values}: expected {'numbers' if positive else 'numbers alone or words alone'}")
+    return Choices(tuple(values))
+
+
+def grid(space: Space) -> list[Point]:
+    """Every combination, the first knob changing slowest.
+
+    >>> grid({"lr": Choices((1, 2)), "noise": Choices((0, 1))})[1]
+    {'lr': 1, 'noise': 1}
+    """
+    axes = []
+    for values in space.values():
+        assert isinstance(values, Choices)
+        axes.append(values.values)
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def at_edge(point: Point, space: Space) -> list[str]:
+    """The knobs of a point that stand at the lowest or highest value tried, where more than two were."""
+    found = []
+    for name, values in space.items():
+        if isinstance(values, Choices) and values.numeric and len(values.values) > 2:
+            if point[name] in (values.values[0], values.values[-1]):
+                found.append(name)
+        elif isinstance(values, Range):
+            scale = math.log if values.log else float
+            place = (scale(float(point[name])) - scale(values.low)) / (scale(values.high) - scale(values.low))
+            if not 0.05 < place < 0.95:
+                found.append(name)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

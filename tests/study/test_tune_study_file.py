@@ -1,0 +1,177 @@
+"""A study file: what is read, and that every complaint names the file, the line and the field."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mupscale import GrowthError
+from mupscale.study.tune.runs import noise_of
+from mupscale.study.tune.space import Choices, Range
+from mupscale.study.tune.study_file import read_study
+from mupscale.study.tune.workload import load_workload
+
+STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))
+
+GOOD = """\
+seeds = 2
+
+[model]
+family = "llama"
+layers = 1
+
+[widths]
+narrow = 32
+large = 64
+check = [32, 64]
+
+[data]
+vocab_size = 300
+max_bytes = 200000
+
+[training]
+batch_size = 4
+block_size = 32
+warmup_steps = 2
+
+[scratch]
+steps = 10
+lr = [0.008, 0.004]
+
+[grow]
+steps = 10
+lr = { low = 0.001, high = 0.01, log = true }
+noise = [0, 1.0]
+warmup_steps = [1, 4]
+sampler = "tpe"
+trials = 5
+
+[final]
+steps = 20
+lengths = [0.5, 1]
+cooldown_fraction = 0.5
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def test_what_is_read(tmp_path):
+    study = read_study(written(tmp_path, GOOD))
+    assert (study.name, study.seeds, study.widths.growth) == ("study", 2, 2)
+    assert study.scratch.space == {"lr": Choices((0.004, 0.008))}
+    assert study.grow.space["lr"] == Range(0.001, 0.01, True)
+    assert study.grow.space["warmup_steps"] == Choices((1, 4))
+    assert study.grow.points == 5
+    assert study.base.steps == study.scratch.steps
+    assert study.final_lengths == [10, 20]
+    assert study.config(study.final).cooldown_fraction == 0.5
+    assert study.config(study.grow, lr=0.5, seed=3).lr == 0.5
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies_in_the_box_are_in_order(path):
+    study = read_study(path)
+    assert study.widths.check
+    assert study.grow.points > 1
+
+
+def test_there_is_a_cpu_and_a_paper_size_of_each():
+    names = {path.stem for path in STUDIES}
+    assert {
+        f"{family}_{size}" for family in ("mlp_adamw", "mlp_sgd", "resnet") for size in ("cpu", "paper")
+    } <= names
+    assert {"llama_cpu", "llama_muon_cpu", "gpt2_paper", "gpt2_muon_paper"} <= names
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "said"),
+    [
+        ("layers = 1", "layer = 1", "[model] layer", "unknown; did you mean layers?"),
+        ("[training]", "[trainig]", "trainig", "unknown; did you mean training?"),
+        ("batch_size = 4", "batch_sice = 4", "[training] batch_sice", "did you mean batch_size?"),
+        ("batch_size = 4", "batch_size = -4", "[training] batch_size", "-4, expected at least 1"),
+        ("batch_size = 4", 'batch_size = "4"', "[training] batch_size", "expected a whole number"),
+        ("seeds = 2", "seeds = 0", "seeds", "expected a whole number of at least 1"),
+        ('family = "llama"', 'family = "lama"', "[model] family", "expected one of llama"),
+        ("large = 64", "large = 48", "[widths] large", "not a whole multiple of narrow, 32"),
+        ("large = 64", "", "[widths] large", "missing"),
+        ("check = [32, 64]", "check = [64, 32]", "[widths] check", "ascending"),
+        ("check = [32, 64]", "growth = 1", "[widths] growth", "at least 2"),
+        ("max_bytes = 200000", "max_bytes = -1", "[data] max_bytes", "at least 1"),
+        ("vocab_size = 300", "vocab_size = 3", "[data] vocab_size", "at least 257"),
+        ("steps = 10\nlr = [0.008", "steps = -10\nlr = [0.008", "[scratch] steps", "at least 1"),
+        ("steps = 10\nlr = [0.008", "lr = [0.008", "[scratch] steps", "missing"),
+        ("lr = [0.008, 0.004]", "lr = [0.008, -0.004]", "[scratch] lr", "above 0"),
+        ("lr = [0.008, 0.004]", "lr = [0.008, 0.008]", "[scratch] lr", "twice"),
+        ("lr = [0.008, 0.004]", "", "[scratch] lr", "missing"),
+        ("lr = [0.008, 0.004]", "lr = { low = 1, high = 2 }", "[scratch] lr", "a grid takes a list"),
+        ("noise = [0, 1.0]", "noise = [0, -1.0]", "[grow] noise", "0 or more"),
+        ("noise = [0, 1.0]", 'noise_kind = "loud"', "[grow] noise_kind", "expected none or KIND:STRENGTH"),
+        ("noise = [0, 1.0]", 'noise = [1]\noperator = ["zero_pad"]', "[grow] noise", "zero_pad"),
+        ("noise = [0, 1.0]", 'operator = "stack"', "[grow] operator", "deeper"),
+        ("noise = [0, 1.0]", 'optimizer_state = ["old"]', "[grow] optimizer_state", "carried, fresh"),
+        ("trials = 5", "trials = 5\n[base]\nseeds = 1", "[base] seeds", "each of 2 seeds grows a model"),
+        ("trials = 5", "trials = -5", "[grow] trials", "at least 1"),
+        ("trials = 5", "", "[grow] trials", "needs a number of trials"),
+        ('sampler = "tpe"', 'sampler = "sobol"', "[grow] sampler", "grid, random, tpe"),
+        ('sampler = "tpe"', "", "[grow] trials", "a grid tries every point"),
+        ("lengths = [0.5, 1]", "lengths = [0.5, 2]", "[final] lengths", "up to 1"),
+        ("cooldown_fraction = 0.5", "cooldown_fraction = 5", "[final] cooldown_fraction", "expected 0 to 1"),
+        ("steps = 20", "steps = 2", "[final] steps", "do not fit into"),
+        ("warmup_steps = [1, 4]", "warmup_steps = [1, 40]", "[grow] warmup_steps", "do not fit into"),
+    ],
+)
+def test_each_mistake_is_one_line_with_its_place(tmp_path, old, new, place, said):
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    with pytest.raises(GrowthError) as caught:
+        read_study(written(tmp_path, text))
+    message = str(caught.value)
+    assert "\n" not in message
+    match = re.match(rf"{re.escape(str(tmp_path))}/study\.toml:(\d+): {re.escape(place)}: ", message)
+    assert match, message
+    assert said in message
+    key, line = place.split()[-1], text.splitlines()[int(match[1]) - 1]
+    assert key in line or line.startswith("["), (message, line)
+
+
+def test_a_file_that_is_not_toml_names_line_and_column(tmp_path):
+    with pytest.raises(GrowthError, match=r"study\.toml: not TOML: .*line 3, column"):
+        read_study(written(tmp_path, "seeds = 1\n[model]\nlayers =\n"))
+    with pytest.raises(GrowthError, match=r"none\.toml: cannot be read"):
+        read_study(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "said"),
+    [
+        ("vocab_size = 300", 'source = "nowhere.txt"\nvocab_size = 300', "[data] source", "no such file"),
+        ("narrow = 32\nlarge = 64", "narrow = 40\nlarge = 80", "[widths] narrow", "multiple of 32"),
+        ('family = "llama"', 'family = "mlp"', "[data] source", "stdlib"),
+        ("block_size = 32", "block_size = 32000", "[data] source", "too few"),
+    ],
+)
+def test_what_only_data_and_models_show_has_its_place_too(tmp_path, old, new, place, said):
+    text = GOOD.replace(old, new, 1).replace("check = [32, 64]\n", "")
+    with pytest.raises(GrowthError) as caught:
+        load_workload(read_study(written(tmp_path, text)))
+    message = str(caught.value)
+    assert re.search(rf"study\.toml:\d+: {re.escape(place)}: ", message), message
+    assert said in message
+
+
+def test_a_resnet_looks_at_images(tmp_path):
+    text = GOOD.replace('family = "llama"', 'family = "resnet18"').replace(
+        "[data]", '[data]\nsource = "letter"'
+    )
+    with pytest.raises(GrowthError, match=r"\[data\] source: letter: a table; a ResNet looks at images"):
+        load_workload(read_study(written(tmp_path, text)))
+
+
+def test_noise_of_knobs():
+    assert noise_of({"noise_kind": "spectral"}) == "spectral:1"
+    assert noise_of({"noise": 0.0, "noise_kind": "spectral"}) == "none"
