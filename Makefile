@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench example transfer comparison dynamics clean
+.PHONY: demo test test-slow check bench example transfer comparison dynamics postgres clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -40,6 +40,10 @@ comparison: $(VENV)/installed
 # Activations, weights and gradients of zero-padded models over time and width: about 3 minutes on 2 cores.
 dynamics: $(VENV)/installed
 	$(BIN)/python examples/shrink_dynamics.py --out shrink-dynamics
+
+# The server, Debian's, that a test of workers on one database starts for itself (make test-slow).
+postgres:
+	command -v initdb || ls /usr/lib/postgresql/*/bin/initdb || apt-get install -y postgresql
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

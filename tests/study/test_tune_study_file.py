@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mupscale import GrowthError
+from mupscale.study.models import small_llama
 from mupscale.study.tune.runs import noise_of
 from mupscale.study.tune.space import Choices, Range
 from mupscale.study.tune.study_file import read_study
@@ -175,3 +176,24 @@ def test_a_resnet_looks_at_images(tmp_path):
 def test_noise_of_knobs():
     assert noise_of({"noise_kind": "spectral"}) == "spectral:1"
     assert noise_of({"noise": 0.0, "noise_kind": "spectral"}) == "none"
+
+
+def test_a_gpt2_widens_its_heads_where_their_number_is_given(tmp_path):
+    text = GOOD.replace('family = "llama"', 'family = "gpt2"\nheads = 4')
+    workload = load_workload(read_study(written(tmp_path, text)))
+    config = workload.plan(64, 128).config
+    assert (config.n_embd, config.n_head, config.n_embd // config.n_head) == (128, 4, 32)
+    assert workload.empty(64).config.n_embd == 64
+    with pytest.raises(GrowthError, match=r"\[model\] heads: only a GPT-2's heads can widen"):
+        read_study(written(tmp_path, GOOD.replace("layers = 1", "layers = 1\nheads = 4")))
+    with pytest.raises(GrowthError, match=r"\[widths\] narrow: 32: expected a multiple of heads, 3"):
+        load_workload(read_study(written(tmp_path, text.replace("heads = 4", "heads = 3"))))
+
+
+def test_a_model_may_be_a_config_of_its_own(tmp_path):
+    small_llama(32, 1, vocab_size=300, positions=64).save_pretrained(tmp_path / "own")
+    text = GOOD.replace('family = "llama"', 'config = "own/config.json"')
+    workload = load_workload(read_study(written(tmp_path, text)))
+    assert workload.empty(64).config.hidden_size == 64
+    with pytest.raises(GrowthError, match=r"\[widths\] narrow: 16, but own/config\.json is 32 wide"):
+        load_workload(read_study(written(tmp_path, text.replace("narrow = 32", "narrow = 16"))))

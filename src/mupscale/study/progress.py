@@ -5,8 +5,10 @@ Knows rich and the Trainer's callbacks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import Any
 
 from rich.console import Console
@@ -44,14 +46,20 @@ def make_progress() -> Progress:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' own bars and notes (one per saved file) out of the display; errors still show."""
+    """Keep other libraries' bars and notes (a line a saved file, a line a retry) out; errors still show."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = getLogger("huggingface_hub")
+    hub_level = hub.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub.setLevel(ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Retry downloading")
+            yield
     finally:
         logging.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
         if bars:
             logging.enable_progress_bar()
 
