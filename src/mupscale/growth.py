@@ -45,6 +45,7 @@ def grow(
     noise: str | Noise | None = "default",
     shrink: ShrinkLike = DEFAULT_SHRINK,
     seed: int = 0,
+    from_first: Plan | None = None,
 ) -> nn.Module:
     """Grow a model in memory; the narrow one is left as it is.
 
@@ -57,6 +58,9 @@ def grow(
             copies (see `mupscale.operators.noise`). With zero_pad, ``"fresh:1"``, or None for a plain pad.
         shrink: λ of zero_pad: a number, or one for each pattern of parameter names.
         seed: of the noise.
+        from_first: of a model that was itself grown, or made under μP from a narrower one: the plan from that
+            one to the wide model. What is fresh, in zero_pad and in gaussian noise, then has the size that μP
+            gives it from there.
 
     Returns:
         The wide model, with the narrow one's dtype, device and training mode.
@@ -74,7 +78,15 @@ def grow(
     True
     """
     tensors = _tensors(model)
-    grower = Grower(plan, tensors.__getitem__, operator=operator, noise=noise, shrink=shrink, seed=seed)
+    grower = Grower(
+        plan,
+        tensors.__getitem__,
+        operator=operator,
+        noise=noise,
+        shrink=shrink,
+        seed=seed,
+        from_first=from_first,
+    )
     if differing := tensors.keys() ^ {*plan.layout.params, *plan.layout.buffers}:
         name = min(differing)
         raise GrowthError(

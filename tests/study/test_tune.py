@@ -170,6 +170,52 @@ def test_grown_runs_begin_where_the_base_model_ended(finished):
         assert row["curve"][0][1] == pytest.approx(base, abs=1e-4)
 
 
+def test_what_is_fresh_has_the_size_that_mup_gives_it_from_the_narrowest(study):
+    """Noise that was tuned at n would otherwise be √(N/n) times too strong at N."""
+    lab, board = study().open()
+    stage = lab.study.grow
+    work(Job(file=study().file, out=study().out, stages=("scratch", "base")))
+    name = "model.layers.0.mlp.gate_proj.weight"
+    for width in (32, 64):
+        pure, noisy = (
+            lab.grown(
+                stage, width, {"lr": 0.004, "noise": noise, "noise_kind": "gaussian"}, 0
+            ).model.get_parameter(name)
+            for noise in (0, 1.0)
+        )
+        fresh = lab.workload.fresh(2 * width, 0).get_parameter(name)
+        assert (noisy - pure).std().item() == pytest.approx(fresh.std().item(), rel=0.05)
+    assert board.about == lab.workload.data.about
+
+
+def test_growth_does_not_draw_the_numbers_that_the_model_began_with(study):
+    text = (
+        STUDY.replace('family = "llama"', 'family = "mlp"')
+        .replace("[data]", '[data]\nsource = "digits"')
+        .replace("layers = 1", "layers = 2")
+    )
+    job = study(text)
+    work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+    lab, _ = job.open()
+    noise = {"lr": 0.004, "noise": 1.0, "noise_kind": "gaussian"}
+    pure, noisy = (
+        lab.grown(lab.study.grow, 32, {**noise, "noise": n}, 0).model.body[1].weight for n in (0, 1.0)
+    )
+    began = lab.workload.fresh(32, 0).body[1].weight
+    drawn = (noisy - pure)[: len(began)]
+    assert abs(torch.corrcoef(torch.stack([drawn.flatten(), began.flatten()]))[0, 1]) < 0.1
+
+
+def test_the_base_models_optimizer_is_read_as_it_was_trained(study):
+    """With its own weight decay, whatever that of growth is; the carried state is its, scaled."""
+    job = study(STUDY.replace("noise = [0, 1.0]", "weight_decay = 0.0"))
+    work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+    lab, _ = job.open()
+    run = lab.grown(lab.study.grow, 32, {"lr": 0.004}, 0)
+    assert {group["weight_decay"] for group in run.optimizer.param_groups} == {0.0}
+    assert all(state["exp_avg_sq"].any() for state in run.optimizer.state.values())
+
+
 def test_a_diverged_point_is_the_worst_and_no_crash(study):
     text = STUDY.replace("lr = [0.004, 0.008]", "lr = [0.008, 1e30]").replace(
         "[training]", "[training]\nmax_grad_norm = 0.0"
@@ -283,6 +329,24 @@ def test_a_study_with_other_settings_is_not_mixed_with_the_old(study):
         work(Job(file=job.file, out=job.out, stages=("scratch",)))
 
 
+def test_another_narrow_width_is_another_study(study):
+    """Its learning rates are said as another model's."""
+    text = STUDY.replace("large = 64\ncheck = [32, 64]", "large = 64\ncheck = [64, 128]")
+    job = study(text)
+    work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+    study(text.replace("narrow = 32", "narrow = 64"))
+    with pytest.raises(
+        GrowthError, match=r"base-64: was begun with other settings \(settings\.narrow was 32, now 64\)"
+    ):
+        work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+
+
+def test_the_transfer_check_needs_a_grid(study):
+    text = STUDY.replace("noise = [0, 1.0]", 'noise = [0, 1.0]\nsampler = "tpe"\ntrials = 4')
+    with pytest.raises(GrowthError, match=r"\[grow\] sampler: the transfer check needs the same points"):
+        work(Job(file=study(text).file, out=study(text).out, check_transfer=True))
+
+
 def grow_sweep(width, table):
     points = [{"point": {"lr": lr, "noise": noise}, "loss": loss} for (lr, noise), loss in table.items()]
     best = min(points, key=lambda row: row["loss"])
@@ -306,6 +370,9 @@ def test_transfer_is_judged_by_factor_and_regret():
     assert gone["regret"] == math.inf
     assert not gone["transfers"]
     assert transfer([narrow]) is None
+    lost = {**same, "width": 256, "best": None}
+    assert transfer([narrow, same, lost])["diverged"] == [256]
+    assert not transfer([narrow, same, lost])["transfers"]
 
 
 # ---- processes ---------------------------------------------------------------------------------------------

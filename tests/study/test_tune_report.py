@@ -127,6 +127,7 @@ def study(sweeps: list[Row], **more: Any) -> Row:
         "model": {"family": "llama", "layers": 3},
         "widths": {"narrow": 32, "large": 128, "growth": 2},
         "parameters": {32: 30_000, 64: 80_000, 128: 250_000, 256: 900_000},
+        "passes_of_base": 0.5,
         "seeds": 3,
         "sweeps": sweeps,
         "flops": {s["name"]: s["flops"] for s in sweeps},

@@ -123,6 +123,37 @@ def test_there_is_a_cpu_and_a_paper_size_of_each():
         ("lengths = [0.5, 1]", "lengths = [0.5, 2]", "[final] lengths", "up to 1"),
         ("cooldown_fraction = 0.5", "cooldown_fraction = 5", "[final] cooldown_fraction", "expected 0 to 1"),
         ("steps = 20", "steps = 2", "[final] steps", "do not fit into"),
+        (
+            "cooldown_fraction = 0.5",
+            "cooldown_fraction = 0.0",
+            "[final] cooldown_fraction",
+            "expected a cooldown",
+        ),
+        (
+            "cooldown_fraction = 0.5",
+            "cooldown_fraction = 0.04",
+            "[final] cooldown_fraction",
+            "of 10 steps are 0",
+        ),
+        ("lengths = [0.5, 1]", "lengths = [0.2, 1]", "[final] lengths", "a run of 4 steps: warmup_steps 4"),
+        ("lengths = [0.5, 1]", "lengths = [true]", "[final] lengths", "up to 1"),
+        ("noise = [0, 1.0]", 'noise_kind = "interpolate"\nnoise = [2.0]', "[grow] noise_kind", "from 0 to 1"),
+        ("noise = [0, 1.0]", "shrink = [0.4]", "[grow] shrink", "which is not tried"),
+        (
+            "noise = [0, 1.0]",
+            'operator = "net2net"\noptimizer_state = "carried"',
+            "[grow] optimizer_state",
+            "uneven",
+        ),
+        ("noise = [0, 1.0]", 'optimizer = "sgd"', "[grow] optimizer", "unknown"),
+        ("noise = [0, 1.0]", "block_size = 16", "[grow] block_size", "unknown"),
+        ("high = 0.01", "high = inf", "[grow] lr", "the lower one first"),
+        ("log = true", 'log = "no"', "[grow] lr", "true or false"),
+        ("batch_size = 4", "eval_blocks = -5", "[training] eval_blocks", "at least 1"),
+        ("batch_size = 4", "weight_decay = -1", "[training] weight_decay", "0 or more"),
+        ("batch_size = 4", "betas = [0.9]", "[training] betas", "two numbers"),
+        ("batch_size = 4", "betas = [0.9, 1.5]", "[training] betas", "two numbers"),
+        ("batch_size = 4", "save_every = 0", "[training] save_every", "at least 1"),
         ("warmup_steps = [1, 4]", "warmup_steps = [1, 40]", "[grow] warmup_steps", "do not fit into"),
     ],
 )
@@ -153,6 +184,8 @@ def test_a_file_that_is_not_toml_names_line_and_column(tmp_path):
         ("vocab_size = 300", 'source = "nowhere.txt"\nvocab_size = 300', "[data] source", "no such file"),
         ("narrow = 32\nlarge = 64", "narrow = 40\nlarge = 80", "[widths] narrow", "multiple of 32"),
         ('family = "llama"', 'family = "mlp"', "[data] source", "stdlib"),
+        ("max_bytes = 200000", 'source = "digits"\nmax_bytes = 200000', "[data] source", "digits"),
+        ('family = "llama"', 'config = "none.json"', "[model] config", "no such file"),
         ("block_size = 32", "block_size = 32000", "[data] source", "too few"),
     ],
 )
@@ -176,6 +209,14 @@ def test_a_resnet_looks_at_images(tmp_path):
 def test_noise_of_knobs():
     assert noise_of({"noise_kind": "spectral"}) == "spectral:1"
     assert noise_of({"noise": 0.0, "noise_kind": "spectral"}) == "none"
+
+
+def test_muon_needs_hidden_matrices(tmp_path):
+    text = GOOD.replace('family = "llama"', 'family = "resnet18"').replace(
+        "[data]", '[data]\nsource = "digits"'
+    )
+    with pytest.raises(GrowthError, match=r"\[training\] optimizer: muon: classifiers are trained with sgd"):
+        load_workload(read_study(written(tmp_path, text.replace("batch_size = 4", 'optimizer = "muon"'))))
 
 
 def test_a_gpt2_widens_its_heads_where_their_number_is_given(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,8 @@ TEXT_SUFFIXES = frozenset(
 _NOT_STDLIB = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
 )
+
+_FILE_BYTES = 4_000_000  # of text from the hub in a file: enough files for a split by files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +122,14 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
     return documents, source
 
 
-def text_from_hub(name: str, max_bytes: int | None, folder: Path | None) -> Path:
-    """The first texts of a data set on the Hugging Face hub, as one file, which is fetched only once.
+def text_from_hub(name: str, max_bytes: int | None, folder: Path | None, *, end: str = "\n\n") -> Path:
+    """The first texts of a data set on the Hugging Face hub, as files, which are fetched only once.
 
     Args:
         name: ``OWNER/NAME`` or ``OWNER/NAME/SUBSET``; its training split needs a column ``text``.
         max_bytes: how much to read; such sets are larger than any disk.
-        folder: where the file is kept; None: a temporary one.
+        folder: where the files are kept, in a folder of their own; None: a temporary one.
+        end: what stands between two texts of a file.
 
     Raises:
         GrowthError: no size is given, or the hub or the data set cannot be reached.
@@ -133,30 +137,33 @@ def text_from_hub(name: str, max_bytes: int | None, folder: Path | None) -> Path
     if max_bytes is None:
         raise GrowthError(f"{name}: say how much of it to read, as max_bytes")
     folder = folder or Path(tempfile.mkdtemp(prefix="mupscale-"))
-    path = folder / f"{name.replace('/', '--')}-{max_bytes}.txt"
-    if path.is_file():
-        return path
+    done = folder / f"{name.replace('/', '--')}-{max_bytes}"
+    if done.is_dir():
+        return done
     owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = done.with_name(f".{done.name}-{os.getpid()}")
+    unfinished.mkdir(parents=True, exist_ok=True)
     try:
         from datasets import load_dataset
 
-        rows = load_dataset(owner_and_name, subset, split="train", streaming=True)
-        left = max_bytes
-        with unfinished.open("w", encoding="utf-8") as file:
-            for row in rows:
-                left -= file.write(row["text"] + "\n\n")
-                if left <= 0:
-                    break
+        rows = iter(load_dataset(owner_and_name, subset, split="train", streaming=True))
+        for number in range(-(-max_bytes // _FILE_BYTES)):
+            left = min(_FILE_BYTES, max_bytes - number * _FILE_BYTES)
+            with (unfinished / f"{number:06}.txt").open("w", encoding="utf-8") as file:
+                while left > 0 and (row := next(rows, None)) is not None:
+                    left -= file.write(row["text"] + end)
+            if left > 0:
+                break
+        os.replace(unfinished, done)
     except Exception as error:  # whatever the hub, the network or the file system raise
-        unfinished.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if done.is_dir():  # another process was faster
+            return done
         raise GrowthError(
             f"{name}: cannot be read from the Hugging Face hub ({' '.join(str(error).split())[:200]}); "
             "without a network, give a text file or stdlib"
         ) from None
-    os.replace(unfinished, path)
-    return path
+    return done
 
 
 def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:

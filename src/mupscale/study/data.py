@@ -6,6 +6,8 @@ Knows tokenizers, and of models only what text asks of them; nothing of growth.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from mupscale.study.flops import training_flops
 from mupscale.study.recipe import TrainConfig
 
 END_OF_TEXT = "<|endoftext|>"
+_DOCUMENTS = 64  # encoded at a time
+_SAMPLE = 200_000_000  # characters that a tokenizer is trained on, about
 TokenArray = npt.NDArray[np.uint32]
 Batch = dict[str, torch.Tensor]
 
@@ -52,6 +56,9 @@ class Data(Protocol):
 
     def held_out(self, config: TrainConfig) -> Dataset[Batch]:
         """What to evaluate on."""
+
+    def size(self, config: TrainConfig) -> int:
+        """Items of one pass over the training data."""
 
     def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
         """Floating point operations of one training step, forward and backward."""
@@ -110,6 +117,10 @@ class Tokens:
     def held_out(self, config: TrainConfig) -> Blocks:
         """The blocks to evaluate on."""
         return held_out_blocks(self, config.block_size, config.eval_blocks)
+
+    def size(self, config: TrainConfig) -> int:
+        """Whole blocks in the training text."""
+        return len(self.train_ids) // config.block_size
 
     def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
         """By `training_flops`."""
@@ -173,24 +184,33 @@ def load_tokens(
     if stored is not None and (stored / "about.json").is_file():
         found = PreTrainedTokenizerFast.from_pretrained(stored) if tokenizer is None else tokenizer
         return Tokens(np.load(stored / "train.npy"), np.load(stored / "held_out.npy"), found, corpus.about)
-    tokenizer = tokenizer or train_tokenizer((d.text for d in corpus.train), config.vocab_size)
+    if tokenizer is None:
+        sample = corpus.train[:: max(1, sum(len(d.text) for d in corpus.train) // _SAMPLE)]
+        tokenizer = train_tokenizer((d.text for d in sample), config.vocab_size)
     tokens = Tokens(
         _encode(corpus.train, tokenizer), _encode(corpus.held_out, tokenizer), tokenizer, corpus.about
     )
     if stored is not None:
-        stored.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(stored)
-        np.save(stored / "train.npy", tokens.train_ids)
-        np.save(stored / "held_out.npy", tokens.held_out_ids)
-        # Written last: its presence says that the rest is whole.
-        (stored / "about.json").write_text(json.dumps({"about": corpus.about}) + "\n")
+        unfinished = stored.with_name(f".{stored.name}-{os.getpid()}")
+        unfinished.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(unfinished)
+        np.save(unfinished / "train.npy", tokens.train_ids)
+        np.save(unfinished / "held_out.npy", tokens.held_out_ids)
+        (unfinished / "about.json").write_text(json.dumps({"about": corpus.about}) + "\n")
+        try:
+            os.replace(unfinished, stored)
+        except OSError:  # another process was faster, with the same
+            shutil.rmtree(unfinished)
     return tokens
 
 
 def _encode(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> TokenArray:
     end = tokenizer.eos_token_id
-    encoded = tokenizer.backend_tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
-    rows = [np.array([*e.ids, *([] if end is None else [end])], dtype=np.uint32) for e in encoded]
+    rows = []
+    for first in range(0, len(documents), _DOCUMENTS):  # an encoding takes far more memory than its ids
+        texts = [d.text for d in documents[first : first + _DOCUMENTS]]
+        encoded = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        rows += [np.array([*e.ids, *([] if end is None else [end])], dtype=np.uint32) for e in encoded]
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.uint32)
 
 
@@ -224,16 +244,14 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
                 f"{name}: {len(tokens)} tokens are too few for one block of {block_size}; "
                 "give more text, a smaller block size or a larger held-out share"
             )
-        self.tokens_BT = torch.from_numpy(tokens[: count * block_size].astype(np.int64)).view(
-            count, block_size
-        )
+        self.tokens_BT = tokens[: count * block_size].reshape(count, block_size)
         self.order = np.arange(count) if order is None else order
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        block_T = self.tokens_BT[self.order[place]]
+        block_T = torch.from_numpy(self.tokens_BT[self.order[place]].astype(np.int64))
         return {"input_ids": block_T, "labels": block_T}
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:

@@ -114,6 +114,10 @@ class Labelled:
         count = min(config.eval_blocks or everything, everything)
         return Items(self.x_held_out, self.y_held_out, np.linspace(0, everything - 1, count).astype(np.int64))
 
+    def size(self, config: TrainConfig) -> int:
+        """Items in the training part."""
+        return len(self.x_train)
+
     def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
         """By `module_flops`."""
         return module_flops(model, self._empty(config.batch_size))

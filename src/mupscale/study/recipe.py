@@ -77,6 +77,14 @@ class TrainConfig:
         for name in ("steps", "batch_size", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise GrowthError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("weight_decay", "eps", "warmup_steps", "max_grad_norm", "skip_blocks"):
+            if getattr(self, name) < 0:
+                raise GrowthError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("eval_blocks", "save_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise GrowthError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise GrowthError(f"betas are {self.betas}, expected two numbers from 0 to below 1")
         if self.block_size < 2:
             raise GrowthError(
                 f"block_size is {self.block_size}, expected at least 2: a token and the next one"

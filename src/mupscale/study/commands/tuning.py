@@ -55,7 +55,7 @@ def tune(
     from mupscale.study.progress import make_progress, quiet
     from mupscale.study.tune.driver import Job, dry, work
     from mupscale.study.tune.driver import tune as run
-    from mupscale.study.tune.page import write_report
+    from mupscale.study.tune.page import json_safe, write_report
     from mupscale.study.tune.tables import estimate_table, tables
 
     on_gpu = torch.cuda.is_available()
@@ -89,6 +89,6 @@ def tune(
         {**sweep, "points": [{k: v for k, v in row.items() if k != "curve"} for row in sweep["points"]]}
         for sweep in results["sweeps"]
     ]
-    tell(json, brief, f"{tables(results)}\n\nPictures and all numbers are in {report}.")
-    moved = check_transfer and results["transfer"] is not None and not results["transfer"]["transfers"]
-    return 1 if moved else 0
+    tell(json, json_safe(brief), f"{tables(results)}\n\nPictures and all numbers are in {report}.")
+    answered = check_transfer and all(sweep["finished"] for sweep in results["sweeps"])
+    return 1 if answered and not (results["transfer"] and results["transfer"]["transfers"]) else 0

@@ -67,6 +67,8 @@ class Job:
             GrowthError: something about the file, the data or the storage is not as it should be.
         """
         study = read_study(self.file)
+        if self.out.is_file():
+            raise GrowthError(f"{self.out}: is a file; give a folder for the results (--out)")
         lab = Lab(study, load_workload(study, self.out / "data"), self.out)
         sweeps = procedure(study, check_transfer=self.check_transfer)
         return lab, Board(study, lab.workload.data.about, open_storage(self.place), sweeps)
@@ -121,7 +123,8 @@ def summarize(lab: Lab, board: Board) -> dict[str, Any]:
     """The results so far."""
     flops = {s.name: lab.step_flops(s.spec(lab.study), _trained_width(lab, s)) for s in board.sweeps}
     widths = {width for s in board.sweeps for width in (s.width, _trained_width(lab, s))}
-    return collect(board, flops, {width: lab.workload.parameters(width) for width in sorted(widths)})
+    parameters = {width: lab.workload.parameters(width) for width in sorted(widths)}
+    return collect(board, flops=flops, parameters=parameters, passes=lab.passes_of_base())
 
 
 def dry(job: Job) -> list[dict[str, Any]]:

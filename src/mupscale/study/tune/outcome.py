@@ -161,7 +161,12 @@ def transfer(results: Row) -> list[str]:
     text = f"From {before} to {after}, {found['width_ratio']:g} times as wide, "
     text += f"the optimum moved: {', '.join(changes)}" if changes else "the optimum stayed where it was"
     text += f"{'; it kept ' if changes else ': '}{', '.join(kept)}." if kept else "."
-    return [text, _regret_at(results, first, last), _verdict(results), *_edges_of(results)]
+    lines = [text, _regret_at(results, first, last), _verdict(results), *_edges_of(results)]
+    if found["diverged"]:
+        lines.append(
+            f"Every point diverged at {', '.join(map(str, found['diverged']))}: it does not transfer."
+        )
+    return lines
 
 
 def transfers(results: Row) -> bool | None:

@@ -24,7 +24,6 @@ from mupscale.study.tune.space import Choices, Point, Space
 from mupscale.study.tune.spec import FieldError, Search, Stage, Study
 from mupscale.study.tune.study_file import located
 
-POLL_SECONDS = 1.0
 STAGES = ("scratch", "base", "grow", "final")
 
 
@@ -78,6 +77,9 @@ def procedure(study: Study, *, check_transfer: bool = False) -> list[Sweep]:
             raise located(
                 study.file, FieldError("widths", "check", "expected two or more widths to check transfer at")
             )
+        if study.grow.search.sampler != "grid":
+            said = "the transfer check needs the same points at every width: sampler = 'grid'"
+            raise located(study.file, FieldError("grow", "sampler", said))
         bases = [Sweep("base", width, (scratch,)) for width in reversed(widths.check)]
         return [scratch, *bases, *(Sweep("grow", base.width, (base,)) for base in bases)]
     narrow = Sweep("base", widths.narrow, (scratch,))
@@ -156,6 +158,7 @@ class Board:
             "base": asdict(study.config(study.base)) if sweep.kind in ("grow", "grown") else {},
             "seeds": stage.seeds,
             "model": study.model,
+            "narrow": study.widths.narrow,
             "growth": study.widths.growth,
             "lengths": stage.lengths if sweep.kind == "grown" else (),
             "data": self.about,

@@ -53,7 +53,7 @@ def points(queue: Queue) -> list[Row]:
                 "lengths": {}
                 if diverged
                 else {
-                    int(steps): fmean([trial.user_attrs["lengths"][steps] for trial in group])
+                    int(steps): _mean([trial.user_attrs["lengths"][steps] for trial in group])
                     for steps in group[0].user_attrs.get("lengths", ())
                 },
             }
@@ -67,13 +67,16 @@ def best_point(rows: Sequence[Row]) -> Row | None:
     return min(finite, key=lambda row: row["loss"], default=None)
 
 
-def collect(board: Board, flops: Mapping[str, int], parameters: Mapping[int, int]) -> dict[str, Any]:
+def collect(
+    board: Board, *, flops: Mapping[str, int], parameters: Mapping[int, int], passes: float
+) -> dict[str, Any]:
     """Everything that is known so far.
 
     Args:
         board: the sweeps, finished or not.
         flops: of one step, by name of the sweep.
         parameters: of a model, by width.
+        passes: of a base model through the training data.
     """
     study = board.study
     sweeps = [_sweep(board, sweep, flops[sweep.name]) for sweep in board.sweeps if board.is_open(sweep)]
@@ -86,6 +89,7 @@ def collect(board: Board, flops: Mapping[str, int], parameters: Mapping[int, int
         "parameters": dict(parameters),
         "seeds": study.seeds,
         "training": dict(study.training),
+        "passes_of_base": passes,
         "sweeps": sweeps,
         "flops": {sweep["name"]: sweep["flops"] for sweep in sweeps},
     }
@@ -165,7 +169,7 @@ def _final(board: Board, sweeps: Mapping[str, Row]) -> dict[str, Any] | None:
         if not ours["lengths"] or not math.isfinite(theirs["loss"]):
             found[name] = None
             continue
-        lengths = sorted(ours["lengths"].items())
+        lengths = sorted((steps, loss) for steps, loss in ours["lengths"].items() if math.isfinite(loss))
         reach = steps_to_reach(lengths, theirs["loss"])
         needed = reach["steps"] * grown["flops_per_step"]
         scratch_flops = fresh["flops_per_step"] * study.final.steps
@@ -195,8 +199,10 @@ def transfer(sweeps: Sequence[Row]) -> dict[str, Any] | None:
     Returns:
         ``factor``: by knob with numbers, the ratio of the optima at the narrowest and the widest; ``regret``:
         the loss at the widest with the narrowest's optimum over the best one there, less 1; ``transfers``:
-        whether the former are at most `LARGEST_FACTOR` and the latter at most `LARGEST_REGRET`.
+        whether the former are at most `LARGEST_FACTOR` and the latter at most `LARGEST_REGRET`, and no width
+        diverged at every point.
     """
+    diverged = [sweep["width"] for sweep in sweeps if not sweep["best"]]
     sweeps = sorted((s for s in sweeps if s["best"]), key=lambda sweep: sweep["width"])
     if len(sweeps) < 2:
         return None
@@ -226,7 +232,9 @@ def transfer(sweeps: Sequence[Row]) -> dict[str, Any] | None:
         "width_ratio": widest["width"] / narrowest["width"],
         "factor": factor,
         "regret": regret,
-        "transfers": regret is not None
+        "diverged": diverged,
+        "transfers": not diverged
+        and regret is not None
         and regret <= LARGEST_REGRET
         and all(moved <= LARGEST_FACTOR for moved in factor.values()),
     }
@@ -243,6 +251,12 @@ def _values(trial: FrozenTrial) -> dict[str, Any]:
 def _row(sweep: Row, lr: float) -> Row:
     row: Row = next(row for row in sweep["points"] if row["point"]["lr"] == lr)
     return row
+
+
+def _mean(losses: Sequence[float | None]) -> float:
+    """Over seeds; infinite where one diverged."""
+    finite = [loss for loss in losses if loss is not None]
+    return fmean(finite) if len(finite) == len(losses) else math.inf
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[Any]]]) -> list[list[float]]:

@@ -22,11 +22,12 @@ from mupscale.errors import GrowthError
 from mupscale.study.history import HISTORY_FILE, Point
 from mupscale.study.recipe import TrainConfig, build_optimizer
 from mupscale.study.stacked import Member, train_stacked
-from mupscale.study.training import train
+from mupscale.study.training import RUN_FILE, train
 from mupscale.study.tune.spec import KNOBS, Stage, Study
 from mupscale.study.tune.workload import Workload
 
 Curve = tuple[Point, ...]
+GROWTH_SEED = 1_000_003  # past all seeds of models: what growth draws must not be what their init drew
 # Told of every evaluation (step, loss); True ends the run.
 Watch = Callable[[int, float], bool]
 
@@ -77,7 +78,13 @@ class Lab:
         operator = str(knobs.get("operator", KNOBS["operator"]))
         shrink = knobs.get("shrink", KNOBS["shrink"]) if operator == "zero_pad" else KNOBS["shrink"]
         wide = mupscale.grow(
-            narrow, growth, operator=operator, noise=noise_of(knobs), shrink=shrink, seed=seed
+            narrow,
+            growth,
+            operator=operator,
+            noise=noise_of(knobs),
+            shrink=shrink,
+            seed=GROWTH_SEED + seed,
+            from_first=relative,
         )
         changes = {"warmup_steps": knobs["warmup_steps"]} if "warmup_steps" in knobs else {}
         config = self.study.config(
@@ -86,7 +93,8 @@ class Lab:
         optimizer = build_optimizer(wide, config, relative)
         default = "carried" if operator == "duplicate" else "fresh"  # as the operators' papers do
         if knobs.get("optimizer_state", default) == "carried":
-            before = build_optimizer(narrow, config, self.workload.relative(width))
+            trained = self.study.config(self.study.base)
+            before = build_optimizer(narrow, trained, self.workload.relative(width))
             before.load_state_dict(torch.load(base / "optimizer.pt", map_location="cpu", weights_only=True))
             carried = mupscale.carry_optimizer(before, narrow, wide, growth, operator=operator)
             optimizer.state.update(carried.state)
@@ -99,6 +107,10 @@ class Lab:
     def _seen_by_base(self) -> int:
         config = self.study.config(self.study.base)
         return config.steps * config.batch_size
+
+    def passes_of_base(self) -> float:
+        """How often a base model goes through the training data."""
+        return self._seen_by_base() / self.workload.data.size(self.study.config(self.study.base))
 
     # ---- training ----------------------------------------------------------------------------------------
 
@@ -116,13 +128,19 @@ class Lab:
                 run.config,
                 plan=run.plan,
                 optimizer=run.optimizer,
-                start={"study": self.study.name, "run": name},
+                start={"study": self.study.name, "run": name, "narrow": self.study.widths.narrow},
                 callbacks=[listener],
                 **more,
             )
         except _Ended:
             shutil.rmtree(folder)
             return tuple(listener.curve)
+        except GrowthError as error:
+            if (folder / RUN_FILE).is_file() and "other settings" in str(error):
+                raise GrowthError(
+                    f"{folder}: holds a run of another study; remove it, or choose another folder (--out)"
+                ) from None
+            raise
         return history.held_out
 
     def train_together(self, runs: Sequence[Run], watch: Callable[[int, int, float], bool]) -> list[Curve]:

@@ -57,7 +57,9 @@ def read_knob(value: Any, *, positive: bool = False) -> Choices | Range:
         if not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
             raise GrowthError("expected a list of values, or { low = …, high = …, log = true }")
         low, high, log = value["low"], value["high"], value.get("log", False)
-        if not all(_is_number(number) for number in (low, high)) or not low < high:
+        if not isinstance(log, bool):
+            raise GrowthError(f"log is {log!r}, expected true or false")
+        if not all(is_number(number) for number in (low, high)) or not low < high < math.inf:
             raise GrowthError(f"low {low} and high {high}: expected two numbers, the lower one first")
         if low < 0 or ((log or positive) and low == 0):
             raise GrowthError(f"low is {low}, expected more than 0")
@@ -67,7 +69,7 @@ def read_knob(value: Any, *, positive: bool = False) -> Choices | Range:
         raise GrowthError("expected at least one value")
     if len(set(map(str, values))) < len(values):
         raise GrowthError(f"{', '.join(map(str, values))}: the same value twice")
-    if all(_is_number(v) for v in values):
+    if all(is_number(v) for v in values):
         for number in values:
             if not (number > 0 if positive else number >= 0) or not math.isfinite(number):
                 raise GrowthError(f"{number}: expected numbers {'above 0' if positive else 'of 0 or more'}")
@@ -105,5 +107,6 @@ def at_edge(point: Point, space: Space) -> list[str]:
     return found
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is one; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -17,13 +17,14 @@ from mupscale.study.tune.space import Space, grid
 
 FAMILIES = ("llama", "gpt2", "mlp", "resnet18")
 TEXT_FAMILIES = ("llama", "gpt2")
-# The knobs of growth, and what each is when the file does not say.
+# The knobs of growth, and what each is when the file does not say. None: as the operator's paper or the
+# settings have it. Where neither noise nor its kind is a knob, noise is the operator's own.
 KNOBS: dict[str, Any] = {
     "operator": "duplicate",
     "noise_kind": "balanced",
     "noise": 1.0,
     "shrink": DEFAULT_SHRINK,
-    "optimizer_state": "carried",
+    "optimizer_state": None,
     "warmup_steps": None,
 }
 

@@ -13,18 +13,21 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mupscale.errors import GrowthError
 from mupscale.operators import Noise, operator_named
+from mupscale.optim.carry import state_is_padded
 from mupscale.study.recipe import TrainConfig
-from mupscale.study.tune.space import PRUNERS, SAMPLERS, Choices, Space, read_knob
+from mupscale.study.tune.space import PRUNERS, SAMPLERS, Choices, Space, is_number, read_knob
 from mupscale.study.tune.spec import KNOBS, Data, FieldError, Model, Search, Stage, Study, Widths, one_of
 
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "lr", "seed", "skip_blocks"}
+# What a grown model goes on with as its base model began: the optimizer's state, and the stream of blocks.
+_SHARED = {"optimizer", "block_size"}
 
 
 def read_study(path: Path) -> Study:
@@ -86,6 +89,7 @@ def _study(tables: dict[str, Any], path: Path) -> Study:
     )
     if "lr" in study.base.space and len(_values(study.base.space["lr"])) != 1:
         raise FieldError("base", "lr", "expected one rate; leave it out to take the best of [scratch]")
+    _check_lengths(study)
     if study.base.seeds < (needed := max(study.grow.seeds, study.final.seeds)):
         raise FieldError(
             "base", "seeds", f"{study.base.seeds}: each of {needed} seeds grows a model of its own"
@@ -108,7 +112,7 @@ def _stage(
     searched = name in ("scratch", "grow")
     own = {"steps", "seeds", *knobs, *(("sampler", "trials", "pruner") if searched else ())}
     own |= {"lengths"} if name == "final" else set()
-    _only_known(name, table, own | _TRAINING)
+    _only_known(name, table, own | (_TRAINING - _SHARED))
     steps, seeds = table.get("steps", steps), table.get("seeds", seeds)
     for key, value in (("steps", steps), ("seeds", seeds)):
         if value is None:
@@ -124,12 +128,19 @@ def _stage(
                 raise FieldError(name, knob, str(error)) from None
             _check_knob(name, knob, space[knob])
     _check_noise(name, space)
+    operators = [str(value) for value in _values(space["operator"])] if "operator" in space else ["duplicate"]
+    if "shrink" in space and "zero_pad" not in operators:
+        raise FieldError(name, "shrink", "for the operator zero_pad, which is not tried")
+    if "optimizer_state" in space and "carried" in _values(space["optimizer_state"]):
+        for operator in operators:
+            try:
+                state_is_padded(operator)
+            except GrowthError as error:
+                raise FieldError(name, "optimizer_state", str(error)) from None
     search = _table(Search, name, {k: v for k, v in table.items() if k in ("sampler", "trials", "pruner")})
     _check_search(name, search, space)
     lengths = table.get("lengths", [])
-    if not isinstance(lengths, list) or not all(
-        isinstance(share, int | float) and 0 < share <= 1 for share in lengths
-    ):
+    if not isinstance(lengths, list) or not all(is_number(share) and 0 < share <= 1 for share in lengths):
         raise FieldError(name, "lengths", f"{lengths!r}: expected shares of the steps, above 0 and up to 1")
     changes = {k: v for k, v in table.items() if k in _TRAINING and k not in knobs}
     for warmup in _values(space["warmup_steps"]) if "warmup_steps" in space else ():
@@ -161,7 +172,25 @@ def _check_knob(table: str, knob: str, values: Any) -> None:
         if knob == "optimizer_state":
             one_of(table, knob, str(value), ("carried", "fresh"))
         if knob == "warmup_steps" and not _is_whole(value):
-            raise FieldError(table, knob, f"{value!r}: expected whole numbers")
+            raise FieldError(table, knob, f"{value!r}: expected whole numbers, one or a list of them")
+
+
+def _check_lengths(study: Study) -> None:
+    """Every length of the last stage has room for the warmup, and ends in a cooldown."""
+    warmups = _values(study.grow.space["warmup_steps"]) if "warmup_steps" in study.grow.space else ()
+    for steps in study.final_lengths:
+        for changes in [{"warmup_steps": warmup} for warmup in warmups] or [{}]:
+            try:
+                config = replace(study.config(study.final, **changes), steps=steps)
+            except GrowthError as error:
+                raise FieldError("final", "lengths", f"a run of {steps} steps: {error}") from None
+            if not 0 < config.cooldown_steps < steps:
+                raise FieldError(
+                    "final",
+                    "cooldown_fraction",
+                    f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; expected a "
+                    "cooldown within the run: without one, a smaller rate alone looks better at the end",
+                )
 
 
 def _check_noise(table: str, space: Space) -> None:
@@ -169,9 +198,10 @@ def _check_noise(table: str, space: Space) -> None:
     if not {"noise", "noise_kind"} & space.keys():
         return
     tried = [space[knob] if knob in space else Choices((KNOBS[knob],)) for knob in ("operator", "noise_kind")]
-    for operator, kind in itertools.product(*map(_values, tried)):
+    strengths = _values(space["noise"]) if "noise" in space else (1,)
+    for operator, kind, strength in itertools.product(*map(_values, tried), strengths):
         try:
-            operator_named(operator).noise(f"{kind}:1")
+            operator_named(operator).noise(f"{kind}:{strength}")
         except GrowthError as error:
             raise FieldError(table, "noise_kind" if "noise_kind" in space else "noise", str(error)) from None
 

@@ -50,14 +50,22 @@ def tables(results: Row) -> str:
 
 
 def estimate_table(rows: Sequence[Row]) -> str:
-    """What a study would run, from `mupscale.study.tune.driver.dry`; the last row is the sum."""
+    """What a study would run, from `mupscale.study.tune.driver.dry`; the last row is the sum.
+
+    A transferred rate that the last stage's list does not hold comes on top: it is not known beforehand.
+    """
     runs, flops = (sum(row[key] for row in rows) for key in ("runs", "flops"))
     total = {"sweep": "all", "width": "", "trials": "", "runs": runs, "steps": "", "flops": flops}
-    return markdown_table(
+    table = markdown_table(
         [
             {key: show_flops(value) if key == "flops" else str(value) for key, value in row.items()}
             for row in [*rows, total]
         ]
+    )
+    if not any(row["sweep"].startswith(("grown", "fresh")) for row in rows):
+        return table
+    return (
+        f"{table}\n\nIn the last stage each side tries its transferred rate, too, if it is not listed there."
     )
 
 
@@ -93,7 +101,6 @@ def tuned_rows(results: Row) -> list[Cells]:
     rows = []
     for kind, best in found.items():
         sweep = sweep_of(results, kind, narrow)
-        assert sweep is not None
         assert sweep is not None
         for knob, value in best["point"].items():
             among = tried(sweep, knob)

@@ -90,8 +90,7 @@ def method(results: Row) -> list[str]:
         + ".",
         f"All learning rates are said as those of the model of width {narrow}; a wider one's follow from "
         "them by μP, and a grown one's by the rules of growth.",
-        "A grown model trains on data that its base model has not seen, and so does the one from scratch "
-        "that it is compared with.",
+        _data_of_growth(results["passes_of_base"]),
         "FLOPs are those of the matrix products of forward and backward pass, at two operations per "
         "multiply-add, counted by torch on the real model; attention is counted in full, the masked half "
         "included. Elementwise work, the optimizer's update and evaluation are not counted.",
@@ -105,6 +104,15 @@ def method(results: Row) -> list[str]:
             "final loss is taken as linear in the logarithm of the steps; beyond them only a bound is given."
         )
     return lines
+
+
+def _data_of_growth(passes: float) -> str:
+    """What data a grown model sees, next to its base model."""
+    if passes <= 1:
+        seen = "trains on data that its base model has not seen"
+    else:
+        seen = f"goes on in the shuffled data, which its base model has been through {passes:.1f} times"
+    return f"A grown model {seen}; the one from scratch that it is compared with sees the same as it does."
 
 
 def _setting(value: Any) -> str:

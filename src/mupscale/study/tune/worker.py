@@ -9,7 +9,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -108,9 +107,6 @@ class Worker:
                 break
         self._tell(sweep, queue, trial, curves, time.perf_counter() - began, **more)
         shutil.rmtree(folder, ignore_errors=True)  # all that counts is in the storage
-        with suppress(OSError):  # others may still need them
-            folder.parent.rmdir()
-            folder.parent.parent.rmdir()
 
     def _run_together(self, sweep: Sweep, queue: Queue, trials: Sequence[optuna.Trial]) -> None:
         """All seeds of several trials as one stack."""

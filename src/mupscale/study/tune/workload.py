@@ -3,7 +3,7 @@
 Widths are told in the family's own unit (d_model, hidden units, channels). Hyperparameters are always said as
 the narrowest model's.
 
-Knows models, data and plans; nothing of stages or of Optuna.
+Knows models, data and plans; nothing of what a stage does, or of Optuna.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mupscale.errors import GrowthError
 from mupscale.layout import skeleton
 from mupscale.study import networks
 from mupscale.study.corpus import DataConfig, text_from_hub
-from mupscale.study.data import Data, load_tokens
+from mupscale.study.data import END_OF_TEXT, Data, load_tokens
 from mupscale.study.labelled import Labelled, Shape, load_labelled
 from mupscale.study.models import read_config, small_llama
 from mupscale.study.tune.spec import FieldError, Study
@@ -105,7 +105,12 @@ def load_workload(study: Study, cache: Path | None = None) -> Workload:
 
 def _check(study: Study, workload: Workload) -> None:
     """Every stage has data enough, and models that take them."""
-    model, data = workload.empty(study.widths.narrow), workload.data
+    if study.training.get("optimizer") == "muon" and not study.model.reads_text:
+        raise FieldError("training", "optimizer", "muon: classifiers are trained with sgd or adamw here")
+    try:
+        model, data = workload.empty(study.widths.narrow), workload.data
+    except GrowthError as error:
+        raise FieldError("model", "layers", str(error)) from None
     for stage in (study.scratch, study.base, study.grow, study.final):
         try:
             config = study.config(stage)
@@ -123,7 +128,8 @@ def _data(study: Study, cache: Path | None) -> Data:
             return load_labelled(about.source, held_out=about.held_out)
         path = None
         if about.source.startswith(HUB):
-            path = text_from_hub(about.source.removeprefix(HUB), about.max_bytes, cache)
+            name = about.source.removeprefix(HUB)
+            path = text_from_hub(name, about.max_bytes, cache, end=END_OF_TEXT)
         elif about.source != "stdlib":
             path = study.file.parent / about.source
         return load_tokens(
@@ -146,7 +152,10 @@ def _source(study: Study, data: Data) -> PreTrainedConfig | Callable[[int], nn.M
             raise FieldError("data", "source", f"{study.data.source}: a table; a ResNet looks at images")
         return partial(_network, model.family, model.layers, data.shape)
     if model.config is not None:
-        config = read_config(study.file.parent / model.config)
+        try:
+            config = read_config(study.file.parent / model.config)
+        except GrowthError as error:
+            raise FieldError("model", "config", str(error)) from None
         if config.hidden_size != width:
             raise FieldError("widths", "narrow", f"{width}, but {model.config} is {config.hidden_size} wide")
         return config
