@@ -1,5 +1,7 @@
 """Groups, learning rates, clipping and carrying, apart from lockstep (which proves them together)."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from transformers import Trainer
 import mupscale
 from models import batch, build, loss_of, make_mlp, plan_source
 from mupscale import GrowthError
+from mupscale.optim import Together
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -175,3 +178,19 @@ def test_values_that_the_optimizer_does_not_know_are_refused():
         mupscale.param_groups(make_mlp(2), plan, torch.optim.Rprop, lr=1e-2, weight_decay=0.1)
     groups = mupscale.param_groups(make_mlp(2), plan, torch.optim.Rprop, lr=1e-2, weight_decay=0.0)
     assert all("weight_decay" not in group for group in groups)
+
+
+def test_optimizers_that_step_together_can_be_copied():
+    """The copy has parameters, groups and state of its own, and goes on as the original does."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    both = Together([torch.optim.Muon([model.weight], lr=0.1), torch.optim.AdamW([model.bias], lr=0.1)])
+    copied_model, copied = copy.deepcopy((model, both))
+    for m, optimizer in ((model, both), (copied_model, copied)):
+        for _ in range(2):
+            m(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+    assert copied_model.weight is not model.weight
+    assert torch.equal(copied_model.weight, model.weight)
+    assert torch.equal(copied_model.bias, model.bias)
+    assert len(copied.state) == len(both.state) == 2

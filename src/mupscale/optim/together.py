@@ -28,6 +28,9 @@ class Together(torch.optim.Optimizer):
             self.state.update(part.state)
         self._share()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "parts": self.parts}  # for copying and pickling
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # what `load_state_dict` ends with, after making new groups and state
         self._share()

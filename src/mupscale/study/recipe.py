@@ -25,6 +25,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "muon": torch.optim.Muon,
 }
 
+SCHEDULER = "warmup_stable_decay"  # of transformers
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -107,6 +109,11 @@ class TrainConfig:
     def cooldown_steps(self) -> int:
         """Steps of the cooldown."""
         return round(self.cooldown_fraction * self.steps)
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """What `SCHEDULER` needs to know besides the steps and the warmup."""
+        return {"num_decay_steps": self.cooldown_steps, "warmup_type": "linear", "decay_type": "linear"}
 
     @property
     def cooldown_start(self) -> int:

@@ -24,7 +24,7 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.data import Batch, collate
 from mupscale.study.history import Point
-from mupscale.study.recipe import TrainConfig
+from mupscale.study.recipe import SCHEDULER, TrainConfig
 
 # Of a transformers config: what says nothing of the forward pass, or is compared with the weights.
 _NOTES = {"architectures", "dtype", "name_or_path", "transformers_version"}
@@ -233,15 +233,11 @@ def _scheduler(member: Member) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning rate of `training.train`: warmup, constant, cooldown."""
     config = member.config
     scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        "warmup_stable_decay",
+        SCHEDULER,
         member.optimizer,
         num_warmup_steps=config.warmup_steps,
         num_training_steps=config.steps,
-        scheduler_specific_kwargs={
-            "num_decay_steps": config.cooldown_steps,
-            "warmup_type": "linear",
-            "decay_type": "linear",
-        },
+        scheduler_specific_kwargs=config.schedule,
     )
     return scheduler
 

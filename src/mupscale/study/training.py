@@ -33,7 +33,7 @@ from mupscale.planning import MANIFEST
 from mupscale.study.data import Data, collate
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.progress import ShowProgress, quiet
-from mupscale.study.recipe import TrainConfig, build_optimizer
+from mupscale.study.recipe import SCHEDULER, TrainConfig, build_optimizer
 
 RUN_FILE = "run.json"
 
@@ -224,13 +224,9 @@ def _arguments(config: TrainConfig, folder: Path, *, first: bool, held_out: int)
         # The order is the data set's own: it must depend on the seed alone.
         train_sampling_strategy="sequential",
         learning_rate=config.lr,
-        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_type=SCHEDULER,
         warmup_steps=config.warmup_steps,
-        lr_scheduler_kwargs={
-            "num_decay_steps": config.cooldown_steps,
-            "warmup_type": "linear",
-            "decay_type": "linear",
-        },
+        lr_scheduler_kwargs=config.schedule,
         max_grad_norm=0.0,  # `ClipGradNorm` does it
         seed=config.seed,
         bf16=config.bf16,
