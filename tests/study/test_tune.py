@@ -348,7 +348,10 @@ def test_the_transfer_check_needs_a_grid(study):
 
 
 def grow_sweep(width, table):
-    points = [{"point": {"lr": lr, "noise": noise}, "loss": loss} for (lr, noise), loss in table.items()]
+    points = [
+        {"point": {"lr": lr, "noise": noise}, "loss": loss, "state": "complete"}
+        for (lr, noise), loss in table.items()
+    ]
     best = min(points, key=lambda row: row["loss"])
     return {"width": width, "to": 2 * width, "points": points, "best": {**best, "spread": 0.0}, "at_edge": []}
 

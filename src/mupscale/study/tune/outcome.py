@@ -10,7 +10,6 @@ from typing import Any
 from mupscale.study.tune.reading import (
     Row,
     lengths_of,
-    point_at,
     show,
     show_loss,
     sweep_of,
@@ -161,7 +160,7 @@ def transfer(results: Row) -> list[str]:
     text = f"From {before} to {after}, {found['width_ratio']:g} times as wide, "
     text += f"the optimum moved: {', '.join(changes)}" if changes else "the optimum stayed where it was"
     text += f"{'; it kept ' if changes else ': '}{', '.join(kept)}." if kept else "."
-    lines = [text, _regret_at(results, first, last), _verdict(results), *_edges_of(results)]
+    lines = [text, _regret_at(first, last), _verdict(results), *_edges_of(results)]
     if found["diverged"]:
         lines.append(
             f"Every point diverged at {', '.join(map(str, found['diverged']))}: it does not transfer."
@@ -171,7 +170,7 @@ def transfer(results: Row) -> list[str]:
 
 def transfers(results: Row) -> bool | None:
     """Whether the optimum transfers; None where the narrowest one has no loss at the widest pair."""
-    if regret(results, results["transfer"]["rows"][-1]) == "–":
+    if regret(results["transfer"]["rows"][-1]) == "–":
         return None
     return bool(results["transfer"]["transfers"])
 
@@ -186,22 +185,20 @@ def _verdict(results: Row) -> str:
     return f"An optimum counts as transferring if {measure}. {answer[transfers(results)]}."
 
 
-def _regret_at(results: Row, first: Row, last: Row) -> str:
+def _regret_at(first: Row, last: Row) -> str:
     """What the narrowest optimum gives at the widest, in a sentence."""
-    after = f"{last['from']} → {last['to']}"
-    sweep = sweep_of(results, "grow", last["from"])
-    same = sweep and point_at(sweep, first["point"])
-    if not same:
+    after, there = f"{last['from']} → {last['to']}", last["narrowest_optimum"]
+    if there["state"] == "not tried":
         return f"The narrowest optimum itself was not tried at {after}; what it costs there is not known."
-    if same["state"] == "diverged":
+    if there["state"] == "diverged":
         return f"At {after} the narrowest optimum diverged: it does not transfer."
-    if same["state"] == "pruned":
+    if there["state"] == "pruned":
         return f"At {after} the narrowest optimum was pruned, so its loss there is not known."
-    if same["point"] == last["point"]:
+    if first["point"] == last["point"]:
         return f"It is the best point at {after}, too, with loss {show_loss(last['loss'], last['spread'])}."
-    worse, spread = same["loss"] - last["loss"], last["spread"]
+    worse, spread = there["loss"] - last["loss"], last["spread"]
     text = (
-        f"At {after} the narrowest optimum gives a loss of {same['loss']:.4f}, where the best point gives "
+        f"At {after} the narrowest optimum gives a loss of {there['loss']:.4f}, where the best point gives "
         f"{last['loss']:.4f}: {worse / last['loss']:.2%} more"
     )
     if spread is None:
@@ -224,13 +221,12 @@ def _edges_of(results: Row) -> list[str]:
     return [f"The optimum stands at the edge of what was tried ({'; '.join(at)}): it may move further."]
 
 
-def regret(results: Row, row: Row) -> str:
+def regret(row: Row) -> str:
     """What the narrowest optimum costs at a pair of widths, as a share of the best loss there."""
-    sweep = sweep_of(results, "grow", row["from"])
-    same = sweep and point_at(sweep, results["transfer"]["rows"][0]["point"])
-    if not same or same["state"] == "pruned":
-        return "–"
-    return "diverged" if same["state"] == "diverged" else f"{same['loss'] / row['loss'] - 1:.2%}"
+    there = row["narrowest_optimum"]
+    if there["state"] != "complete":
+        return "diverged" if there["state"] == "diverged" else "–"
+    return f"{there['loss'] / row['loss'] - 1:.2%}"
 
 
 def moved(before: Any, after: Any, knob: str) -> str:

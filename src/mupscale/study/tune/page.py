@@ -149,7 +149,7 @@ def _figures(results: Row) -> str:
         found.append(({True: "yes", False: "no", None: "?"}[holds], "does the optimum transfer?"))
         where = f"{last['from']} → {last['to']}"
         found.append((show_loss(last["loss"], digits=3), f"best loss at {where}"))
-        regret = outcome.regret(results, last)
+        regret = outcome.regret(last)
         if regret != "–":
             found.append((regret, f"at {where} with the narrowest optimum, above the best loss there"))
     return html_figures(found) if found else ""

@@ -210,15 +210,16 @@ def transfer(sweeps: Sequence[Row]) -> dict[str, Any] | None:
     chosen = narrowest["best"]["point"]
     rows = []
     for sweep in sweeps:
-        same = next((row for row in sweep["points"] if row["point"] == chosen), None)
+        not_tried = {"state": "not tried", "loss": None}
+        there = next((row for row in sweep["points"] if row["point"] == chosen), not_tried)
         rows.append(
             {
                 "from": sweep["width"],
                 "to": sweep["to"],
                 **sweep["best"],
                 "at_edge": sweep["at_edge"],
-                "loss_of_narrowest_optimum": same and same["loss"],
-                "regret": same["loss"] / sweep["best"]["loss"] - 1 if same and same["loss"] else None,
+                "narrowest_optimum": {key: there[key] for key in not_tried},
+                "regret": there["loss"] / sweep["best"]["loss"] - 1 if there["loss"] else None,
             }
         )
     pairs = {

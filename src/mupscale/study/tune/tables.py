@@ -14,7 +14,6 @@ from mupscale.study.tune.reading import (
     Row,
     checks_transfer,
     lengths_of,
-    point_at,
     show,
     show_flops,
     show_loss,
@@ -212,8 +211,8 @@ def transfer_rows(results: Row) -> list[Cells]:
                 **{f"best {knob}": show(row["point"][knob]) for knob in knobs},
                 "moved": ", ".join(filter(None, moved)) or ("–" if row is found[0] else "no"),
                 "loss": show_loss(row["loss"], row["spread"]),
-                "at the narrowest optimum": _at_narrowest(results, row, narrowest),
-                "regret": outcome.regret(results, row),
+                "at the narrowest optimum": _at_narrowest(row),
+                "regret": outcome.regret(row),
                 "at the edge": ", ".join(row["at_edge"]),
             }
         )
@@ -224,12 +223,9 @@ def _differs(results: Row, knob: str) -> bool:
     return knob == "lr" or any(knob in varied(sweep) for sweep in sweeps_of(results, "grow"))
 
 
-def _at_narrowest(results: Row, row: Row, narrowest: Row) -> str:
-    sweep = sweep_of(results, "grow", row["from"])
-    same = sweep and point_at(sweep, narrowest)
-    if not same:
-        return "not tried"
-    return show_loss(same["loss"]) if same["state"] == "complete" else str(same["state"])
+def _at_narrowest(row: Row) -> str:
+    there = row["narrowest_optimum"]
+    return show_loss(there["loss"]) if there["state"] == "complete" else str(there["state"])
 
 
 # ---- Markdown ----------------------------------------------------------------------------------------------
