@@ -22,6 +22,7 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/grow_checkpoint.py
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/stacked.py
 
 # Grows a real pretrained model, SmolLM2-135M, which a package carries.
 example: $(VENV)/installed $(VENV)/smollm2

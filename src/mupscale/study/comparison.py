@@ -297,7 +297,13 @@ def begin(
         mupscale.init_(model, plan, seed=trial.seed)
     else:
         model = mupscale.grow(
-            narrow, growth, operator=start.operator, noise=start.noise, shrink=start.shrink, seed=trial.seed
+            narrow,
+            growth,
+            operator=start.operator,
+            noise=start.noise,
+            shrink=start.shrink,
+            seed=trial.seed,
+            from_first=plan,
         )
     optimizer = build_optimizer(model, config, plan)
     if start.carried:
