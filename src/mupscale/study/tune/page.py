@@ -162,5 +162,5 @@ def _table(rows: Sequence[tables.Cells]) -> list[str]:
 def _model(results: Row) -> str:
     sizes = ", ".join(f"{width} ({count(n)} parameters)" for width, n in results["parameters"].items())
     model = results["model"]
-    layers = f", layers: {model['layers']}" if model["family"] != "resnet18" else ""
+    layers = f", layers: {model['layers']}" if model["layers"] is not None else ""
     return f"Model: {model['family']}{layers}; width is its {width_word(results)}: {sizes}."

@@ -84,7 +84,11 @@ def collect(
         "mupscale": mupscale.__version__,
         "study": study.name,
         "data": board.about,
-        "model": {"family": study.model.config or study.model.family, "layers": study.model.layers},
+        "model": {
+            "family": study.model.config or study.model.family,
+            # A config.json and a ResNet-18 have a depth of their own.
+            "layers": None if study.model.config or study.model.family == "resnet18" else study.model.layers,
+        },
         "widths": {"narrow": study.widths.narrow, "large": study.widths.large, "growth": study.widths.growth},
         "parameters": dict(parameters),
         "seeds": study.seeds,
