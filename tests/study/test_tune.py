@@ -12,6 +12,7 @@ import torch
 
 from mupscale import GrowthError
 from mupscale.cli import main
+from mupscale.study.models import small_llama
 from mupscale.study.tune.driver import Job, dry, summarize, tune
 from mupscale.study.tune.procedure import selected
 from mupscale.study.tune.results import transfer
@@ -339,6 +340,17 @@ def test_another_narrow_width_is_another_study(study):
         GrowthError, match=r"base-64: was begun with other settings \(settings\.narrow was 32, now 64\)"
     ):
         work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+
+
+def test_another_config_under_the_same_name_is_another_study(study, tmp_path):
+    small_llama(32, 1, vocab_size=300, positions=64).save_pretrained(tmp_path / "own")
+    job = study(STUDY.replace('family = "llama"\nlayers = 1', 'config = "own/config.json"'))
+    work(Job(file=job.file, out=job.out, stages=("scratch",)))
+    small_llama(32, 2, vocab_size=300, positions=64).save_pretrained(tmp_path / "own")
+    with pytest.raises(
+        GrowthError, match=r"scratch-32: was begun with other settings \(settings\.model_config was"
+    ):
+        work(Job(file=job.file, out=job.out, stages=("scratch",)))
 
 
 def test_the_transfer_check_needs_a_grid(study):

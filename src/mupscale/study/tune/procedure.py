@@ -158,6 +158,8 @@ class Board:
             "base": asdict(study.config(study.base)) if sweep.kind in ("grow", "grown") else {},
             "seeds": stage.seeds,
             "model": study.model,
+            # By its content: a file may change under its name.
+            "model_config": (study.file.parent / own).read_text() if (own := study.model.config) else None,
             "narrow": study.widths.narrow,
             "growth": study.widths.growth,
             "lengths": stage.lengths if sweep.kind == "grown" else (),
