@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mupscale import GrowthError
-from mupscale.axes import Axes, contract_copies, duplicate, subtract_copy_mean_
+from mupscale.axes import Axes, duplicate, subtract_copy_mean_, sum_copies
 
 NAMES = "abcdef"
 
@@ -64,7 +64,7 @@ def test_copies_and_fan_in_count_the_wide_entries(case):
     axes, sizes, growth = case
     wide = duplicate(torch.ones(axes.shape(sizes)), axes, sizes, growth)
     assert wide.numel() == axes.copies(growth) * math.prod(axes.shape(sizes))
-    summed = contract_copies(wide, axes.expand_copies(sizes, growth))
+    summed = sum_copies(wide, axes.expand_copies(sizes, growth))
     assert (summed == float(axes.fan_in(growth))).all()
 
 
@@ -77,7 +77,7 @@ def test_projected_tensors_vanish_on_duplicated_inputs(case):
     ).double()
     if copies.summed:
         subtract_copy_mean_(wide, copies)
-        assert contract_copies(wide, copies).abs().max() < 1e-12
+        assert sum_copies(wide, copies).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("text", ["a (b", "a b]", "(a a)", "()", "a-b", "[a [b]]"])

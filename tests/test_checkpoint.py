@@ -145,10 +145,10 @@ def truncate(path):
 BAD = {
     "no config": (lambda p: (p / "config.json").unlink(), [], "config.json: not found"),
     "config is not JSON": (lambda p: (p / "config.json").write_text("{"), [], "config.json: not valid JSON"),
-    "unsupported family": (
-        lambda p: edit_config(p, model_type="bert"),
+    "unknown family": (
+        lambda p: edit_config(p, model_type="bart2"),
         [],
-        "model_type 'bert' is not supported; expected one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3",
+        "model_type 'bart2' is not one that transformers",
     ),
     "truncated weights": (truncate, [], "model.safetensors: truncated or corrupt"),
     "corrupt weights": (

@@ -218,5 +218,5 @@ def test_muon_takes_the_matrices_of_new_layers_too():
 def test_fractions_of_a_head_are_not_copied_under_rotary_positions():
     narrow = build("llama")
     config = narrow.config.from_dict({**narrow.config.to_dict(), "head_dim": 12})
-    with pytest.raises(GrowthError, match="rotary positions"):
+    with pytest.raises(GrowthError, match="constants in model.rotary_emb tell its indices apart"):
         mupscale.grow(narrow, mupscale.plan(narrow, to=config), operator="net2net")

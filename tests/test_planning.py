@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, LlamaConfig
+from transformers import LlamaConfig, XLNetConfig
 
 import mupscale
 from models import CONFIGS, NAMES, PLAIN, build, make_mlp, plan_source
@@ -93,14 +93,14 @@ def test_plan_prints_as_a_table():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mupscale.plan(BertConfig(), width=2), "model_type 'bert' is not supported; expected one of gpt2"),
+        (lambda: mupscale.plan(XLNetConfig(), width=2), "'d_model' of xlnet cannot grow: it is counted by arange"),
         (lambda: mupscale.plan(CONFIGS["llama"]()), "how much to grow"),
         (lambda: mupscale.plan(CONFIGS["llama"](), width=0), "width: cannot grow by 0"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"d_ff": Fraction(1, 2)}), "d_ff: cannot grow by 1/2"),
-        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"dff": 2}), "unknown axis 'dff': llama has d_model, d_ff"),
-        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"head_dim": 2}), "head_dim.*rotary.*grow the heads"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"dff": 2}), "unknown axis 'dff': llama has d_model, kv_heads"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"head_dim": 2}), "head_dim.*model.rotary_emb tell its indices apart; grow kv_heads or q_per_kv instead"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"vocab": 2}), "'vocab' of llama cannot grow"),
-        (lambda: mupscale.plan(CONFIGS["gpt2"](), axes={"heads": 2}), "gpt2 has d_model = heads × head_dim"),
+        (lambda: mupscale.plan(CONFIGS["gpt2"](), axes={"heads": 2}), "no config of gpt2 grows heads by 2 and nothing else: .*head_dim = n_embd ÷ n_head"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"q_per_kv": 3}), "llama cannot be this wide: .*multiple"),
         (lambda: mupscale.plan(CONFIGS["llama"](), to=CONFIGS["gpt2"]()), "narrow model is 'llama', the wide 'gpt2'"),
         (
@@ -152,3 +152,18 @@ def test_planning_a_large_config_allocates_no_weights():
                          num_hidden_layers=80, vocab_size=128256)  # fmt: skip
     plan = mupscale.plan(config, width=2)
     assert plan.config.hidden_size == 16384
+
+
+def test_layers_of_several_sizes_grow_each_from_its_own():
+    from transformers import Gemma3nTextConfig
+
+    config = Gemma3nTextConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=[24, 24, 40, 40], vocab_size=60, vocab_size_per_layer_input=60, num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8, layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+    )  # fmt: skip
+    plan = mupscale.plan(config, width=2)
+    assert plan.config.intermediate_size == [48, 48, 80, 80]
+    gates = [plan.wide_shape(f"model.layers.{i}.mlp.gate_proj.weight") for i in range(4)]
+    assert gates == [(48, 64), (48, 64), (80, 64), (80, 64)]

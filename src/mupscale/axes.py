@@ -2,10 +2,11 @@
 
 Knows tensors and names; knows nothing of models, optimizers or files.
 
-A shape is written einops style, one word a dim: ``"vocab d_model"``. Two marks group axes into one dim:
+A shape is written einops style, one word a dim: ``"vocab d_model"``. Three marks group axes into one dim:
 
 * ``(kv_heads q_per_kv head_dim)`` — a dim composed of several axes, the last one fastest;
-* ``[d_model]`` or ``[heads head_dim]`` — a dim that the forward pass *contracts* (sums over).
+* ``[d_model]`` or ``[heads head_dim]`` — a dim that the forward pass *contracts* (sums over);
+* ``(heads head_dim + 2 kv_heads head_dim)`` — segments one after another, as in a fused projection.
 
 A number is an axis of that fixed size, which never grows: ``"[d_model] (3 heads head_dim)"`` is the fused
 query, key and value projection of GPT-2.
@@ -19,63 +20,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mupscale.dims import Dim, Factor, Growth, Row, Sizes, wide_sizes
 from mupscale.errors import GrowthError
 
-Sizes = Mapping[str, int]
-Growth = Mapping[str, Fraction | int]
-
-_DIM = re.compile(r"\s*(?:(?P<word>\w+)|\((?P<group>[\w\s]*)\)|\[(?P<contracted>[\w\s]*)\])")
-
-
-@dataclass(frozen=True)
-class Dim:
-    """One dim of a tensor: its axes, slowest first, and whether the forward pass sums over it."""
-
-    axes: tuple[str | int, ...]
-    contracted: bool = False
-
-    def __str__(self) -> str:
-        words = " ".join(map(str, self.axes))
-        if self.contracted:
-            return f"[{words}]"
-        return words if len(self.axes) == 1 else f"({words})"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(a for a in self.axes if isinstance(a, str))
-
-    def growth(self, growth: Growth) -> Fraction:
-        return math.prod((Fraction(growth.get(a, 1)) for a in self.names), start=Fraction(1))
-
-    def size(self, sizes: Sizes) -> int:
-        return math.prod(self.shape(sizes))
-
-    def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """The size of each of its axes."""
-        return tuple(a if isinstance(a, int) else sizes[a] for a in self.axes)
-
-    def places(self, sizes: Sizes, growth: Growth) -> Tensor:
-        """Where each index of the narrow dim stands in the wide one when every axis is padded at its end.
-
-        Where an axis of the dim shrinks (2 heads of 24 become 6 of 16), the named axes are padded as one.
-        """
-        wide = self.shape(wide_sizes(sizes, growth))
-        at = list(np.unravel_index(np.arange(self.size(sizes)), self.shape(sizes)))
-        if any(growth.get(axis, 1) < 1 for axis in self.names):
-            named = [i for i, axis in enumerate(self.axes) if isinstance(axis, str)]
-            merged = np.ravel_multi_index([at[i] for i in named], [self.shape(sizes)[i] for i in named])
-            for i, place in zip(named, np.unravel_index(merged, [wide[i] for i in named]), strict=True):
-                at[i] = place
-        return torch.from_numpy(np.ravel_multi_index(at, wide))
+_TOKEN = re.compile(r"\s*(\w+|[()\[\]+])")
 
 
 @dataclass(frozen=True)
@@ -95,23 +50,14 @@ class Axes:
         >>> str(Axes.parse("d_model [heads head_dim]"))
         'd_model [heads head_dim]'
         """
-        dims, at = [], 0
-        while text[at:].strip():
-            match = _DIM.match(text, at)
-            if match is None:
-                raise GrowthError(
-                    f"axes {text!r}: cannot read {text[at:].strip()!r}; write one word a dim, "
-                    "(a b) for a dim of several axes, [a] for a contracted dim"
-                )
-            words = (match["word"] or match["group"] or match["contracted"] or "").split()
-            axes = tuple(int(w) if w.isdigit() else w for w in words)
-            dim = Dim(axes, contracted=match["contracted"] is not None)
-            if not words or len(set(dim.names)) != len(dim.names):
-                raise GrowthError(
-                    f"axes {text!r}: {match[0].strip()!r} must name at least one axis, each once"
-                )
-            dims.append(dim)
-            at = match.end()
+        words = _TOKEN.findall(text)
+        if "".join(words) != "".join(text.split()):
+            strange = _TOKEN.sub("", text).strip()
+            raise GrowthError(f"axes {text!r}: cannot read {strange!r}; {_HOW_TO_WRITE}")
+        reader = _Reader(text, words)
+        dims = []
+        while reader.left:
+            dims.append(reader.dim())
         return Axes(tuple(dims))
 
     def __str__(self) -> str:
@@ -146,18 +92,74 @@ class Axes:
         rows: list[int] = []
         summed: list[int] = []
         kept: list[int] = []
-        for dim in self.dims:
+        order: list[tuple[int, Tensor]] = []
+        for i, dim in enumerate(self.dims):
+            if any(Fraction(growth.get(axis, 1)).denominator != 1 for axis in dim.names):
+                uneven = next(a for a in dim.names if Fraction(growth.get(a, 1)).denominator != 1)
+                raise GrowthError(
+                    f"axis {uneven!r} grows by {growth[uneven]}: duplication needs a whole number"
+                )
             shape.append(1)
+            if dim.has_segments:
+                factor, size = int(dim.growth(growth)), dim.size(sizes)
+                if factor > 1 and dim.contracted:
+                    order.append((i, torch.argsort(dim.sources(sizes, growth), stable=True)))
+                    summed.append(len(shape))
+                    shape[-1:] = [size, factor, 1]
+                else:
+                    shape[-1] = size * factor
+                rows = rows or ([1, size * factor] if dim.contracted else [size * factor])
+                continue
             for axis in dim.axes:
+                assert not isinstance(axis, Row)
                 shape[-1] *= axis if isinstance(axis, int) else sizes[axis]
-                factor = Fraction(growth.get(axis, 1) if isinstance(axis, str) else 1)
-                if factor.denominator != 1:
-                    raise GrowthError(f"axis {axis!r} grows by {factor}: duplication needs a whole number")
+                factor = int(growth.get(axis, 1)) if isinstance(axis, str) else 1
                 if factor > 1:
                     (summed if dim.contracted else kept).append(len(shape))
-                    shape += [int(factor), 1]
+                    shape += [factor, 1]
             rows = rows or list(shape)
-        return Copies(tuple(shape), tuple(summed), tuple(kept), unit=math.prod(rows[1:]))
+        return Copies(tuple(shape), tuple(summed), tuple(kept), tuple(order), unit=math.prod(rows[1:]))
+
+
+_HOW_TO_WRITE = (
+    "write one word a dim, (a b) for a dim of several axes, [a] for a contracted dim, (a + b) for segments"
+)
+
+
+class _Reader:
+    """Reads one text of the notation, a word at a time."""
+
+    def __init__(self, text: str, words: list[str]) -> None:
+        self.text = text
+        self.left = words[::-1]
+
+    def dim(self) -> Dim:
+        word = self.left.pop()
+        if word not in ("(", "["):
+            return Dim((self.axis(word),))
+        factors = self.group(")" if word == "(" else "]")
+        own = [factor for factor in factors if isinstance(factor, str)]
+        if len(set(own)) != len(own):
+            raise GrowthError(f"axes {self.text!r}: a dim names each axis once")
+        return Dim(factors, contracted=word == "[")
+
+    def group(self, end: str) -> tuple[Factor, ...]:
+        segments: list[list[Factor]] = [[]]
+        while self.left and self.left[-1] != end:
+            word = self.left.pop()
+            if word == "+":
+                segments.append([])
+            else:
+                segments[-1] += self.group(")") if word == "(" else [self.axis(word)]
+        if not self.left or not all(segments):
+            raise GrowthError(f"axes {self.text!r}: a group must name at least one axis; {_HOW_TO_WRITE}")
+        self.left.pop()
+        return tuple(segments[0]) if len(segments) == 1 else (Row(tuple(map(tuple, segments))),)
+
+    def axis(self, word: str) -> str | int:
+        if not re.fullmatch(r"\w+", word):
+            raise GrowthError(f"axes {self.text!r}: cannot read {word!r} here; {_HOW_TO_WRITE}")
+        return int(word) if word.isdigit() else word
 
 
 @dataclass(frozen=True)
@@ -167,21 +169,37 @@ class Copies:
     Attributes:
         shape: the factored shape; its product is the grown tensor's size.
         summed: positions in ``shape`` that count copies of contracted axes.
-        kept: positions in ``shape`` that count copies of the other grown axes.
+        kept: positions in ``shape`` that count copies of the other grown axes, but for those in segments.
+        order: contracted dims of segments, each with the order of its indices that puts copies side by side.
         unit: rows of dim 0 that hold one whole group of copies; any multiple of it can be worked on alone.
     """
 
     shape: tuple[int, ...]
     summed: tuple[int, ...]
     kept: tuple[int, ...]
+    order: tuple[tuple[int, Tensor], ...]
     unit: int
 
     def open(self, wide: Tensor) -> Tensor:
-        """View a grown tensor, or a block of whole units of its rows, with its copies as dims."""
+        """A grown tensor, or a block of whole units of its rows, with its copies as dims.
+
+        A view of it, but for dims of segments; what changes the result goes back through `close_`.
+        """
+        for dim, order in self.order:
+            wide = wide.index_select(dim, order.to(wide.device))
         if not self.shape:
             return wide
         whole = math.prod(self.shape)
         return wide.view(self.shape[0] * wide.numel() // whole, *self.shape[1:])
+
+    def close_(self, wide: Tensor, opened: Tensor) -> Tensor:
+        """Put into ``wide`` what became of what `open` made of it."""
+        if self.order:
+            opened = opened.reshape(wide.shape)
+            for dim, order in self.order:
+                opened = opened.index_select(dim, torch.argsort(order).to(wide.device))
+            wide.copy_(opened)
+        return wide
 
 
 def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tensor:
@@ -200,16 +218,19 @@ def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tenso
     ...           {"heads": 2}).tolist()
     [1, 2, 1, 2, 3, 4, 3, 4]
     """
-    copies = axes.expand_copies(sizes, growth)
+    plain = Axes(tuple(Dim((1,)) if dim.has_segments else dim for dim in axes.dims))
+    for i, dim in enumerate(axes.dims):
+        if dim.has_segments and dim.growth(growth) != 1:
+            tensor = tensor.index_select(i, dim.sources(sizes, growth).to(tensor.device))
+    if plain != axes:
+        plain = Axes(
+            tuple(Dim((tensor.shape[i],)) if dim.has_segments else dim for i, dim in enumerate(axes.dims))
+        )
+    copies = plain.expand_copies(sizes, growth)
     copy_dims = {*copies.summed, *copies.kept}
     narrow = [1 if i in copy_dims else n for i, n in enumerate(copies.shape)]
     # A grown dim of size 1 comes out of reshape as an expanded view.
     return tensor.reshape(narrow).expand(copies.shape).reshape(axes.wide_shape(sizes, growth)).contiguous()
-
-
-def wide_sizes(sizes: Sizes, growth: Growth) -> dict[str, int]:
-    """The size of every axis after growing."""
-    return {axis: int(size * growth.get(axis, 1)) for axis, size in sizes.items()}
 
 
 def pad(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tensor:
@@ -245,7 +266,7 @@ def subtract_copy_mean_(wide: Tensor, copies: Copies) -> Tensor:
     """
     opened = copies.open(wide)
     opened -= opened.mean(dim=copies.summed, keepdim=True)
-    return wide
+    return copies.close_(wide, opened)
 
 
 def oppose_copies_(wide: Tensor, copies: Copies) -> Tensor:
@@ -253,18 +274,22 @@ def oppose_copies_(wide: Tensor, copies: Copies) -> Tensor:
 
     Such a term sums to zero over the copies; an odd last one gets none. ``wide`` as in `subtract_copy_mean_`.
     """
-    opened = copies.open(wide).movedim(copies.summed[0], 0)
-    pairs = len(opened) // 2 * 2
-    opened[1:pairs:2] = -opened[0:pairs:2]
-    opened[pairs:] = 0
-    return wide
+    opened = copies.open(wide)
+    first = opened.movedim(copies.summed[0], 0)
+    pairs = len(first) // 2 * 2
+    first[1:pairs:2] = -first[0:pairs:2]
+    first[pairs:] = 0
+    return copies.close_(wide, opened)
 
 
-def contract_copies(wide: Tensor, copies: Copies) -> Tensor:
-    """Sum a grown tensor over the copies of its contracted axes, all other copies kept as dims.
+def sum_copies(wide: Tensor, copies: Copies) -> Tensor:
+    """Sum a grown tensor over the copies of its contracted axes.
 
     This is the map that the layer applies to duplicated inputs: a grown layer computes what the narrow one
     did exactly when this equals the narrow weight for every copy of its outputs.
+
+    Returns:
+        A tensor as wide as ``wide`` along the other dims, and as narrow as before along the contracted ones.
     """
     opened = copies.open(wide.contiguous())
     return opened.sum(dim=copies.summed, keepdim=True) if copies.summed else opened

@@ -88,6 +88,8 @@ class Grower:
             wide = self._zero_pad(name, narrow)
         else:
             wide = self._copies(name, narrow)
+            if offset := self.plan[name].offset:  # θ↑ + offset = s · dup(θ + offset)
+                wide += offset * (self.plan[name].weight_scale - 1)
             if self.noise is not None and name in self.plan.layout.params:
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)

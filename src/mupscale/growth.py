@@ -123,6 +123,9 @@ def grow_checkpoint(
     generation config and step count are copied; ``mupscale.json`` records how it was made. ``destination``
     appears whole or not at all.
 
+    A checkpoint whose experts are stored one by one is held in memory as a whole, and its experts are written
+    as transformers holds them: fused.
+
     Args:
         plan: how to grow; or give ``width`` and ``axes``, as to `mupscale.plan`.
         dtype: to store weights in; None keeps each tensor's own.
@@ -143,15 +146,15 @@ def grow_checkpoint(
     assert plan.narrow_config is not None
     assert plan.config is not None
     narrow = skeleton(plan.narrow_config)
-    stored = checkpoint.resolve(plan.layout, getattr(narrow, "base_model_prefix", ""))
+    # Where transformers makes one tensor of several, only a model that it has loaded holds what is to grow.
+    loaded = _tensors(checkpoint.load()) if checkpoint.is_merged(narrow) else None
+    stored = checkpoint.resolve(plan.layout, narrow) if loaded is None else {}
 
     def read(name: str) -> Tensor:
-        tensor = checkpoint.tensor(stored[name])
+        tensor = checkpoint.tensor(stored[name]) if loaded is None else loaded[name].detach()
         if not allow_nonfinite and not tensor.isfinite().all():
-            raise GrowthError(
-                f"{checkpoint.file_of(stored[name])}: {stored[name]!r} holds NaN or infinity; "
-                "--allow-nonfinite lets it through"
-            )
+            place = f"{checkpoint.file_of(stored[name])}: {stored[name]!r}" if loaded is None else name
+            raise GrowthError(f"{place} holds NaN or infinity; --allow-nonfinite lets it through")
         return tensor
 
     first = from_first(checkpoint.path, plan)
@@ -160,7 +163,8 @@ def grow_checkpoint(
     padded = optimizer and state_is_padded(operator)
 
     def spec(name: str) -> TensorSpec:
-        kept = checkpoint.spec(stored[plan.canonical(name)])[0]
+        narrow_name = plan.canonical(name)
+        kept = checkpoint.spec(stored[narrow_name])[0] if loaded is None else loaded[narrow_name].dtype
         return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
 
     def grown(name: str) -> Tensor:
@@ -214,6 +218,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**params, **{n: b for n, b in model.named_buffers() if n in persistent}}
 
 
+def _is_same(fresh: Tensor, buffer: Tensor) -> bool:
+    """Whether a table of the wide model is the narrow one's up to its precision: √d_model is not."""
+    return fresh.shape == buffer.shape and torch.allclose(
+        fresh.double().to(buffer.device), buffer.double(), 1e-3
+    )
+
+
 def _fill(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
     """A wide module that holds ``state``."""
     if transformers_config(model) is not None:
@@ -232,7 +243,7 @@ def _fill(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
         # Tables that no width changes (rotary frequencies) are taken over, in the precision they have.
         for name, buffer in model.named_buffers():
             owner, _, leaf = name.rpartition(".")
-            if name not in state and wide.get_buffer(name).shape == buffer.shape:
+            if name not in state and _is_same(wide.get_buffer(name), buffer):
                 setattr(wide.get_submodule(owner), leaf, buffer.clone())
         if hasattr(model, "generation_config"):
             wide.generation_config = copy.deepcopy(model.generation_config)

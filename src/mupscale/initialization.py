@@ -149,7 +149,8 @@ def fresh_value(
     ``strength`` multiplies the random part, which is drawn in float32.
     """
     exact = torch.promote_types(dtype, torch.float32)
-    constant = torch.full(scaling.wide_shape, law.mean * scaling.weight_scale, dtype=exact)
+    mean = (law.mean + scaling.offset) * scaling.weight_scale - scaling.offset
+    constant = torch.full(scaling.wide_shape, mean, dtype=exact)
     if not law.std or not strength:
         return constant
     return normal(constant.shape, seed=seed, name=name) * (strength * law.std * scaling.init_scale) + constant

@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from mupscale.axes import wide_sizes
+from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
 from mupscale.layout import (
+    Family,
     Layout,
-    declared_layout,
     family_of,
+    folds_for,
+    growth_asked,
     growth_between,
     growth_factor,
+    layout_by_running,
     layout_by_shape,
+    own_config,
+    shapes,
     skeleton,
     transformers_config,
     widen,
 )
 from mupscale.planning import MANIFEST, Plan, builder
+from mupscale.proof import prove, prove_modules
 
 
 def plan(
@@ -36,6 +44,7 @@ def plan(
     axes: Mapping[str, int | Fraction] | None = None,
     to: nn.Module | PreTrainedConfig | None = None,
     hints: Mapping[str, str] | None = None,
+    inputs: object = None,
 ) -> Plan:
     """Work out what becomes of every parameter when ``model`` grows. Reads names and shapes, never weights.
 
@@ -47,6 +56,8 @@ def plan(
         to: the wide config or module to reach, instead of factors.
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
             `mupscale.axes`.
+        inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
+            from a run, with no need of hints, and the growth is proved before it is used.
 
     Raises:
         GrowthError: the family is not supported, an axis is unknown or cannot grow, or the architecture
@@ -58,25 +69,39 @@ def plan(
     >>> float(q.copies), q.weight_scale, q.grad_scale, p.config.hidden_size
     (4.0, 0.5, 0.5, 128)
     """
+    # A proof takes gradients, whatever the caller has switched off.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _planned(model, width, axes, to, hints, inputs)
+
+
+def _planned(
+    model: nn.Module | PreTrainedConfig | Callable[[int], nn.Module],
+    width: int | None,
+    axes: Mapping[str, int | Fraction] | None,
+    to: nn.Module | PreTrainedConfig | None,
+    hints: Mapping[str, str] | None,
+    inputs: object,
+) -> Plan:
     if (config := transformers_config(model)) is not None:
+        config = own_config(config) if model is config else config
         if hints:
-            raise GrowthError("hints are for plain modules; the layout of a transformers model is declared")
+            raise GrowthError("hints are for plain modules; the axes of a transformers model are measured")
         wide_config = transformers_config(to)
         if to is not None and wide_config is None:
             raise GrowthError("to: expected a transformers config or model, as the narrow one is")
-        narrow = skeleton(config) if model is config else model
-        return _plan_transformers(narrow, config, width, axes, wide_config)  # type: ignore[arg-type]
+        narrow = model if isinstance(model, nn.Module) else skeleton(config)
+        return _plan_transformers(narrow, config, width, axes, wide_config)
     if isinstance(model, nn.Module):
         if not isinstance(to, nn.Module) or width or axes:
             raise GrowthError(
                 "a plain module is planned against a wide instance: plan(narrow, to=wide), or "
                 "plan(make, width=2) with make(width_factor) building it"
             )
-        return _plan_modules(model, to, None, hints)
+        return _plan_modules(model, to, None, hints, inputs)
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
     growth_factor("width", width)
-    return _plan_modules(model(1), model(width), model, hints)
+    return _plan_modules(model(1), model(width), model, hints, inputs)
 
 
 def _plan_modules(
@@ -84,16 +109,27 @@ def _plan_modules(
     wide: nn.Module,
     make: Callable[[int], nn.Module] | None,
     hints: Mapping[str, str] | None,
+    inputs: object,
 ) -> Plan:
-    layout, growth = layout_by_shape(narrow, wide, hints)
+    if inputs is None:
+        layout, growth = layout_by_shape(narrow, wide, hints)
+    elif hints:
+        raise GrowthError(
+            "hints: what they say is read from a run where there are inputs; give one or the other"
+        )
+    else:
+        layout, growth = layout_by_running(narrow, wide, inputs)
     _refuse_shrinking(layout, growth)
-    return Plan(
+    made = Plan(
         layout=layout,
         growth={axis: g for axis, g in growth.items() if g != 1},
         # Without a function that makes fresh ones, there are names and shapes, but no fresh values.
         build_narrow=(lambda: make(1)) if make else (lambda: copy.deepcopy(narrow).to("meta")),
         build_wide=lambda: copy.deepcopy(wide),
     )
+    if inputs is not None and not made.inexact:
+        prove_modules(narrow, wide, made, inputs)
+    return made
 
 
 def _plan_transformers(
@@ -103,39 +139,62 @@ def _plan_transformers(
     axes: Mapping[str, int | Fraction] | None,
     to: PreTrainedConfig | None,
 ) -> Plan:
-    layout = declared_layout(model)
+    if to is not None and (width is not None or axes):
+        raise GrowthError("give either the wide config (to) or growth factors (width, axes), not both")
+    config = _named(config, type(model).__name__)
     family = family_of(config)
+    layout = family.layout(model, config)
     if to is not None:
-        if width is not None or axes:
-            raise GrowthError("give either the wide config (to) or growth factors (width, axes), not both")
-        growth = growth_between(config, to)
+        growth = growth_between(family, layout, config, to)
+        wide_config = _named(to, type(model).__name__)
     else:
-        if width is None and not axes:
-            raise GrowthError("how much to grow? give a width, factors by axis, or a wide config to reach")
-        growth_factor("width", width if width is not None else 1)
-        growth = dict.fromkeys(family.width, Fraction(width or 1)) | {
-            axis: growth_factor(axis, g) for axis, g in (axes or {}).items()
-        }
+        growth = growth_asked(family, layout, width, axes)
+        wide_config = widen(config, family, layout, growth)
     growth = {axis: g for axis, g in growth.items() if g != 1}
-    for axis in growth:
-        if axis not in layout.sizes:
-            known = [a for a in layout.sizes if a not in family.fixed]
-            raise GrowthError(f"unknown axis {axis!r}: {config.model_type} has {', '.join(known)}")
-        if axis in family.fixed:
-            raise GrowthError(f"axis {axis!r} of {config.model_type} cannot grow: {family.fixed[axis]}")
-        if to is None and axis in family.inexact:
-            raise GrowthError(f"axis {axis!r} of {config.model_type} cannot grow: {family.inexact[axis]}")
-    wide_config = to if to is not None else widen(config, layout, growth)
-    architecture = type(model).__name__
+    made = _between(family, layout, config, wide_config, growth)
+    if not made.inexact and made.growth:
+        own = {axis: g for axis, g in growth.items() if axis in family.laws}
+        prove(config, own, lambda small: _alike(family, small, own))
+    return made
+
+
+def _between(
+    family: Family,
+    layout: Layout,
+    config: PreTrainedConfig,
+    wide_config: PreTrainedConfig,
+    growth: Mapping[str, Fraction],
+) -> Plan:
+    """The plan from one config to another.
+
+    Raises:
+        GrowthError: the shapes of the wide model are not what the growth of the axes gives.
+    """
+    layout = replace(layout, folds=folds_for(family, layout, growth))
+    growth = {**growth, **family.growth_of_layers(layout, growth)}
     _refuse_shrinking(layout, growth)
-    return Plan(
+    made = Plan(
         layout=layout,
         growth=growth,
-        narrow_config=_named(config, architecture),
-        config=(wide_config := _named(wide_config, architecture)),
+        narrow_config=config,
+        config=wide_config,
         build_narrow=builder(config),
         build_wide=builder(wide_config),
     )
+    wide = shapes(wide_config)
+    for name in made.wide_names:
+        if wide.get(name) != made.wide_shape(name):
+            raise GrowthError(
+                f"{name}: grows from {made[name].shape} to {wide.get(name)} by the config, but to "
+                f"{made.wide_shape(name)} by its axes '{made[name].axes}'; this growth is not understood"
+            )
+    return made
+
+
+def _alike(family: Family, config: PreTrainedConfig, growth: Mapping[str, Fraction]) -> Plan:
+    """The plan of the same growth for another config of the family."""
+    layout = family.layout(skeleton(config), config)
+    return _between(family, layout, config, widen(config, family, layout, growth), growth)
 
 
 def _refuse_shrinking(layout: Layout, growth: Mapping[str, Fraction]) -> None:

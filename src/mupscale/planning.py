@@ -31,14 +31,9 @@ from transformers import PreTrainedConfig
 
 from mupscale.axes import Axes
 from mupscale.errors import GrowthError
-from mupscale.layout import (
-    Layout,
-    family_of,
-    skeleton,
-)
+from mupscale.layout import DEPTH, Layout, skeleton
 
 MANIFEST = "mupscale.json"
-DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
 
 # Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -54,6 +49,7 @@ class Scaling:
         fan_in: k_in, the growth of its contracted axes.
         fold: the width-dependent constant folded into it; 1 for most.
         readout: whether it leads from the last hidden layer to the outputs.
+        offset: what the architecture adds to it before use; where it is folded, θ + offset is what scales.
         shape, wide_shape: before and after.
     """
 
@@ -64,6 +60,7 @@ class Scaling:
     fan_in: Fraction
     fold: float = 1.0
     readout: bool = False
+    offset: float = 0.0
 
     @property
     def weight_scale(self) -> float:
@@ -181,7 +178,7 @@ class Plan:
     @cached_property
     def not_copied(self) -> dict[str, str]:
         """Axes whose growth no copies can express, uneven ones neither, each with the reason."""
-        known = family_of(self.narrow_config).inexact if self.narrow_config is not None else {}
+        known = self.layout.inexact
         reasons = {axis: known[axis] for axis in self.growth if axis in known}
         for axis, factor in self.growth.items():
             if axis == DEPTH:
@@ -202,6 +199,7 @@ class Plan:
         fold = math.prod(
             float(self.growth.get(f.axis, 1)) ** float(f.power) for f in self.layout.folds.get(name, ())
         )
+        offset = max((f.offset for f in self.layout.folds.get(name, ())), default=0.0) if fold != 1 else 0.0
         # A buffer holds statistics of activations, which duplication leaves as they are.
         fan_in = axes.fan_in(self.growth) if name in self.layout.params else Fraction(1)
         return Scaling(
@@ -212,6 +210,7 @@ class Plan:
             fan_in=fan_in,
             fold=fold,
             readout=name in self.layout.readouts,
+            offset=offset,
         )
 
     def wide_shape(self, name: str) -> tuple[int, ...]:

@@ -8,17 +8,22 @@ all inputs. *Outputs*: both models run in float64 on the same inputs, every modu
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import inspect
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from mupscale.axes import Axes, Dim, contract_copies, duplicate
+from mupscale.axes import Axes, duplicate, sum_copies
+from mupscale.calls import Call
+from mupscale.deviations import deviation, grown_outputs, watch
+from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.growth import grow
+from mupscale.layout import example_inputs, transformers_config
+from mupscale.layout.inference.trace import result_tensors
 from mupscale.operators import operator_named
 from mupscale.optim import param_groups
 from mupscale.planning import Plan
@@ -27,6 +32,9 @@ from mupscale.precision import Float64
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+# Allowed difference of losses in lockstep: constants that a model keeps in float32 are rounded on both sides.
+LOSS_TOLERANCE = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +105,7 @@ def verify(
         inputs: what to call the models with: a tensor, a tuple or a dict. Random token ids when None, which
             only transformers models take.
         steps: also train a pure copy of ``model`` (grown by ``plan`` without noise) beside it for so many
-            AdamW steps, in float64; the largest difference of the losses must stay below 1e-9.
+            AdamW steps, in float64; the largest difference of the losses must stay below 1e-8.
         operator: what ``wide`` was grown with. Only even copies can be proved for all inputs, weight by
             weight; of the others the outputs alone are compared.
 
@@ -111,7 +119,7 @@ def verify(
     >>> verify(narrow, mupscale.grow(narrow, wide_plan), wide_plan, torch.randn(4, 8), steps=3).equal
     True
     """
-    call = _as_call(inputs if inputs is not None else _random_tokens(model))
+    call = Call.of(inputs if inputs is not None else _example(model))
     dtype = next(wide.parameters()).dtype
     by_weight = operator_named(operator).copies_evenly and not plan.inexact
     if steps and not by_weight:
@@ -127,25 +135,28 @@ def verify(
             if first is None and (detail := broken.get(name.partition("#")[0])):
                 first = name, detail
             if first is None and name in narrow_outputs:
-                error = _deviation(narrow_outputs.pop(name), wide_output, name.partition("#")[0], plan)
+                error = deviation(narrow_outputs.pop(name), wide_output, name.partition("#")[0], plan)
                 if error is not None and not error <= _TOLERANCE[dtype]:
                     first = name, f"its output is off by {error:.3g} of its standard deviation"
 
-        with _watch(narrow64, narrow_outputs.__setitem__):
-            logits = _logits(call(narrow64))
-        with _watch(wide64, compare if by_weight else lambda name, output: None):
-            wide_logits = _logits(call(wide64))
-    if logits.shape != wide_logits.shape:
-        raise GrowthError(
-            f"outputs have shape {tuple(logits.shape)} and {tuple(wide_logits.shape)}; expected the same"
-        )
+        with watch(narrow64, narrow_outputs.__setitem__):
+            outputs = result_tensors(call(narrow64))
+            expected = grown_outputs(outputs, plan) if by_weight else outputs
+        with watch(wide64, compare if by_weight else lambda name, output: None):
+            wide_outputs = result_tensors(call(wide64))
+    for narrow_output, wide_output in zip(expected, wide_outputs, strict=True):
+        if narrow_output.shape != wide_output.shape:
+            raise GrowthError(
+                f"outputs have shape {tuple(narrow_output.shape)} and {tuple(wide_output.shape)}; "
+                "expected the same"
+            )
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
-    std = logits.std().item()
-    difference = (logits - wide_logits).abs().max().item()
+    std = outputs[0].std().item()
+    difference = max((a - b).abs().max().item() for a, b in zip(expected, wide_outputs, strict=True))
     tolerance = _TOLERANCE[dtype] * max(1.0, std)
     loss_diff = _train_side_by_side(narrow64, plan, call, steps) if steps else None
-    equal = difference <= tolerance and not broken and (loss_diff is None or loss_diff <= 1e-9)
+    equal = difference <= tolerance and not broken and (loss_diff is None or loss_diff <= LOSS_TOLERANCE)
     if equal:
         first = None
     return Report(
@@ -184,9 +195,15 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
         scaling = plan[name]
         copies = scaling.axes.expand_copies(plan.layout.sizes, plan.growth)
         exact = grown.double()
-        summed = contract_copies(exact, copies)
-        kept = [1 if i in {*copies.summed, *copies.kept} else n for i, n in enumerate(copies.shape)]
-        expected = theta.double().to(exact.device).reshape(kept) * scaling.fold
+        # What contracted axes have grown is summed away, so that only copies of the outputs are left.
+        outputs = Axes(
+            tuple(
+                Dim((n,)) if d.contracted else d for d, n in zip(scaling.axes.dims, theta.shape, strict=True)
+            )
+        )
+        summed = sum_copies(exact, copies).reshape(outputs.wide_shape(plan.layout.sizes, plan.growth))
+        expected = duplicate(theta.double().to(exact.device), outputs, plan.layout.sizes, plan.growth)
+        expected = (expected + scaling.offset) * scaling.fold - scaling.offset
         # Each of the summed copies is rounded where it is stored, and by the few operations that made it.
         slack = 4 * torch.finfo(grown.dtype).eps * float(scaling.fan_in) * exact.abs().max()
         wrong = ((summed - expected).abs() > slack) | ~summed.isfinite()
@@ -201,58 +218,21 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
     return broken
 
 
-def _deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | None:
-    """How far ``wide`` is from duplicates of ``narrow``, in standard deviations; None where unknown."""
-    changed = [i for i, (n, w) in enumerate(zip(narrow.shape, wide.shape, strict=True)) if n != w]
-    expected = narrow
-    if changed:
-        weights = [plan[n].axes for n in plan.layout.params if n.rpartition(".")[0] == module]
-        dims = [d for axes in weights for d in axes.dims if not d.contracted and d.growth(plan.growth) != 1]
-        fits = [d for d in dims if d.size(plan.layout.sizes) == narrow.shape[changed[0]]]
-        if len(changed) > 1 or not fits:
-            return None
-        axes = Axes(tuple(fits[0] if i in changed else Dim((n,)) for i, n in enumerate(narrow.shape)))
-        expected = duplicate(narrow, axes, plan.layout.sizes, plan.growth)
-        if expected.shape != wide.shape:
-            return None
-    # A fold may scale what lies between the parameters that share it.
-    folds = {1.0, *(plan[name].fold for name in plan.layout.folds)}
-    return min(
-        (wide - fold * expected).abs().max().item() / (fold * expected.std().item() + 1e-30) for fold in folds
-    )
-
-
-@contextmanager
-def _watch(model: nn.Module, see: Any) -> Iterator[None]:
-    """Call ``see(name, output)`` for every module that owns parameters, in the order of execution."""
-    calls: dict[str, int] = {}
-
-    def hook(name: str) -> Any:
-        def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
-                calls[name] = calls.get(name, 0) + 1
-                see(f"{name}#{calls[name]}", output.detach())
-
-        return after
-
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Any, steps: int) -> float:
-    wide = grow(narrow, plan, noise=None)
+def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -> float:
+    wide = _plain_experts(grow(narrow, plan, noise=None))
     lr, weight_decay = 1e-3, 0.1
+    decaying = [n for n, _ in wide.named_parameters() if not plan[n].offset]
+    groups = [
+        {
+            "params": [p for n, p in narrow.named_parameters() if (n in decaying) == decays],
+            "weight_decay": weight_decay * decays,
+        }
+        for decays in (True, False)
+    ]
+    adamw = torch.optim.AdamW
     optimizers = (
-        torch.optim.AdamW(narrow.parameters(), lr=lr, weight_decay=weight_decay),
-        torch.optim.AdamW(param_groups(wide, plan, torch.optim.AdamW, lr=lr, weight_decay=weight_decay)),
+        adamw([g for g in groups if g["params"]], lr=lr),
+        adamw(param_groups(wide, plan, adamw, lr=lr, decay=decaying, weight_decay=weight_decay)),
     )
     worst = 0.0
     with Float64():
@@ -260,55 +240,47 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Any, steps: int) ->
             losses = []
             for model, optimizer in zip((narrow, wide), optimizers, strict=True):
                 optimizer.zero_grad()
-                loss = call.loss(model)
-                loss.backward()
+                loss = _loss(model, call)
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 losses.append(loss.item())
             worst = max(worst, abs(losses[0] - losses[1]))
     return worst
 
 
-@dataclass(frozen=True)
-class _Call:
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def __call__(self, model: nn.Module) -> Any:
-        return model(*self.args, **self.kwargs)
-
-    def loss(self, model: nn.Module) -> Tensor:
-        """Next-token loss where the inputs are tokens, else the mean square of the outputs."""
-        if "input_ids" in self.kwargs and "labels" not in self.kwargs:
-            return model(*self.args, **self.kwargs, labels=self.kwargs["input_ids"]).loss  # type: ignore[no-any-return]
-        output = self(model)
-        loss = getattr(output, "loss", None)
-        return loss if loss is not None else _logits(output).square().mean()
+def _loss(model: nn.Module, call: Call) -> Tensor:
+    """Next-token loss where the inputs are tokens, else the mean square of the outputs."""
+    takes = inspect.signature(model.forward).parameters
+    if "input_ids" in call.kwargs and "labels" in takes and "labels" not in call.kwargs and _is_causal(model):
+        return model(*call.args, **call.kwargs, labels=call.kwargs["input_ids"]).loss  # type: ignore[no-any-return]
+    output = call(model)
+    loss = getattr(output, "loss", None)
+    return (
+        loss
+        if loss is not None
+        else sum((t.square().mean() for t in result_tensors(output)), start=torch.zeros(()))
+    )
 
 
-def _as_call(inputs: Any) -> _Call:
-    def double(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    if isinstance(inputs, Mapping):
-        return _Call((), {k: double(v) for k, v in inputs.items()})
-    return _Call(tuple(map(double, inputs if isinstance(inputs, tuple) else (inputs,))), {})
+def _is_causal(model: nn.Module) -> bool:
+    return type(model) in {*MODEL_FOR_CAUSAL_LM_MAPPING.values()}
 
 
-def _random_tokens(model: nn.Module) -> dict[str, Tensor]:
-    vocab = getattr(getattr(model, "config", None), "vocab_size", None)
-    if vocab is None:
+def _example(model: nn.Module) -> dict[str, Any]:
+    if transformers_config(model) is None:
         raise GrowthError("verify: a plain module needs inputs=..., what to call it with")
-    ids = torch.randint(vocab, (2, 16), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids.to(next(model.parameters()).device)}
-
-
-def _logits(output: Any) -> Tensor:
-    for value in (getattr(output, "logits", None), output):
-        if isinstance(value, Tensor):
-            return value
-    values = output.values() if isinstance(output, Mapping) else output
-    return next(v for v in values if isinstance(v, Tensor))
+    device = next(model.parameters()).device
+    return {
+        k: v.to(device) if isinstance(v, Tensor) else v for k, v in example_inputs(model, length=16).items()
+    }
 
 
 def _float64(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).double().eval()
+    return _plain_experts(copy.deepcopy(model).double().eval())
+
+
+def _plain_experts(model: nn.Module) -> nn.Module:
+    """The same model, its experts called one by one: the fused kernels know no float64."""
+    if (config := transformers_config(model)) is not None:
+        config._experts_implementation = "eager"
+    return model

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mupscale.errors import GrowthError
-from mupscale.layout import Layout, declared_layout, skeleton, supported_model_types
+from mupscale.layout import Layout, family_of, skeleton
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def weight_transforms(model: nn.Module) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    """What transformers does with names in a checkpoint of this model, and with tensors that it merges."""
+    if not isinstance(model, PreTrainedModel):
+        return [], []
+    transforms = get_model_conversion_mapping(model)
+    return (
+        [t for t in transforms if isinstance(t, WeightRenaming)],
+        [t for t in transforms if isinstance(t, WeightConverter)],
+    )
+
+
+def today_names(model: nn.Module) -> Callable[[str], str]:
+    """Stored name → the model's, where transformers has renamed it since."""
+    renamings, _ = weight_transforms(model)
+    return lambda stored: rename_source_key(stored, renamings, [])[0]
+
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,18 +70,18 @@ class Checkpoint:
 
     @staticmethod
     def read_config(path: Path) -> PreTrainedConfig:
-        """A transformers config of a supported family, from its JSON file or the directory that holds it.
+        """A transformers config, from its JSON file or the directory that holds it.
 
         Raises:
-            GrowthError: the file is missing, not a config, or of an unsupported ``model_type``.
+            GrowthError: the file is missing, not a config, or of an unknown ``model_type``.
         """
         path = path / "config.json" if path.is_dir() else path
         data = _read_json(path, "a Hugging Face checkpoint directory holds one")
         model_type = data.get("model_type")
-        if model_type not in supported_model_types():
+        if model_type not in CONFIG_MAPPING:
             raise GrowthError(
-                f"{path}: model_type {model_type!r} is not supported; expected one of "
-                f"{', '.join(supported_model_types())}"
+                f"{path}: model_type {model_type!r} is not one that transformers {version('transformers')} "
+                "knows; expected one such as llama"
             )
         try:
             return CONFIG_MAPPING[model_type].from_dict(data)
@@ -108,22 +132,26 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         return self._files[name][1].get_tensor(name)  # type: ignore[no-any-return]
 
-    def resolve(self, layout: Layout, prefix: str = "") -> dict[str, str]:
+    def resolve(self, layout: Layout, model: nn.Module) -> dict[str, str]:
         """Match stored names with the layout's: layout name → stored name.
 
         Checkpoints may store a tied tensor under another of its names or twice, have names of their own, hold
-        tables that today's models compute, or lack the base model's ``prefix``.
+        tables that today's models compute, or lack the base model's prefix.
+
+        Args:
+            model: of the config, for what transformers knows of the names in its checkpoints.
 
         Raises:
             GrowthError: a tensor is unknown to the layout or missing from the files, or has a wrong shape.
         """
         known = {*layout.params, *layout.buffers}
+        prefix, renamed = getattr(model, "base_model_prefix", ""), today_names(model)
         found: dict[str, str] = {}
         for stored in self._files:
-            candidates = (layout.stored_as.get(stored, stored), f"{prefix}.{stored}")
+            candidates = (layout.stored_as.get(stored, stored), f"{prefix}.{stored}", renamed(stored))
             name = next((n for n in candidates if n in known or n in layout.ties), None)
             if name is None:
-                if stored.endswith(layout.ignored):
+                if any(re.search(pattern, stored) for pattern in layout.ignored):
                     continue
                 raise GrowthError(
                     f"{self.file_of(stored)}: tensor {stored!r} is unknown to the layout of this model; "
@@ -150,6 +178,11 @@ class Checkpoint:
                 )
         return {name: found[name] for name in (*layout.params, *layout.buffers)}
 
+    def is_merged(self, model: nn.Module) -> bool:
+        """Whether tensors of the model are made of several stored ones, as fused experts of single ones."""
+        _, converters = weight_transforms(model)
+        return bool(converters) and any(rename_source_key(n, [], converters)[1] for n in self._files)
+
     def file_of(self, stored: str) -> Path:
         """The file that holds a stored tensor."""
         return self._files[stored][0]
@@ -161,7 +194,8 @@ class Checkpoint:
             GrowthError: the weights do not fit the config.
         """
         narrow = skeleton(self.config)
-        self.resolve(declared_layout(narrow), getattr(narrow, "base_model_prefix", ""))
+        if not self.is_merged(narrow):
+            self.resolve(family_of(self.config).layout(narrow, self.config), narrow)
         return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined, no-any-return]
 
     def checksums(self) -> dict[str, str]:

@@ -5,27 +5,35 @@ Knows models and configs; knows nothing of growth rules, optimizers or files.
 
 from mupscale.layout.base import Fold, Layout
 from mupscale.layout.by_shape import layout_by_shape
-from mupscale.layout.configs import growth_between, growth_factor, widen
-from mupscale.layout.declared import (
-    Family,
-    declared_layout,
-    family_of,
-    skeleton,
-    supported_model_types,
-    transformers_config,
-)
+from mupscale.layout.cache import remembered
+from mupscale.layout.configs import DEPTH, growth_asked, growth_between, growth_factor, widen
+from mupscale.layout.inference.family import Family
+from mupscale.layout.inference.fields import explicit
+from mupscale.layout.inference.modules import layout_by_running
+from mupscale.layout.inputs import example_inputs
+from mupscale.layout.known import family_of, folds_for
+from mupscale.layout.models import own_config, shapes, skeleton, transformers_config
+from mupscale.layout.tiny import tiny
 
 __all__ = [
+    "DEPTH",
     "Family",
     "Fold",
     "Layout",
-    "declared_layout",
+    "example_inputs",
+    "explicit",
     "family_of",
+    "folds_for",
+    "growth_asked",
     "growth_between",
     "growth_factor",
+    "layout_by_running",
     "layout_by_shape",
+    "own_config",
+    "remembered",
+    "shapes",
     "skeleton",
-    "supported_model_types",
+    "tiny",
     "transformers_config",
     "widen",
 ]

@@ -17,10 +17,15 @@ class Fold:
 
     With tied embeddings the logits come out g(d_model) times too large; ``Fold("d_model", -1)`` on the gain
     and bias of the last norm before the readout takes that back and leaves the stock architecture as it is.
+
+    Attributes:
+        offset: what the architecture adds to the parameter before it is used, as Gemma adds 1 to its gains:
+            then θ + offset is what is scaled.
     """
 
     axis: str
     power: Fraction
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +39,11 @@ class Layout:
         ties: other names of tied parameters, each with the name that it stands for.
         readouts: weights from the last hidden layer to the outputs, which get no noise.
         folds: by parameter name.
-        ignored: endings of tensor names that old checkpoints hold and today's models compute.
+        ignored: patterns of tensor names that old checkpoints hold and today's models compute.
         stored_as: names that checkpoints have for a tensor, each with the model's own.
+        inexact: axes along which copies change the function, each with the reason; they can only be padded.
+        outputs: the axes of what the model returns, where that is known; of the dims that do not grow, sizes
+            are those of one call.
     """
 
     sizes: Mapping[str, int]
@@ -46,6 +54,8 @@ class Layout:
     folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     stored_as: Mapping[str, str] = field(default_factory=dict)
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[Axes, ...] = ()
 
     def knows(self, name: str) -> bool:
         """Whether this is one of the names of a parameter or buffer."""
@@ -72,9 +82,13 @@ class Layout:
             "buffers": {n: str(a) for n, a in self.buffers.items()},
             "ties": dict(self.ties),
             "readouts": sorted(self.readouts),
-            "folds": {n: [[f.axis, str(f.power)] for f in folds] for n, folds in self.folds.items()},
+            "folds": {
+                n: [[f.axis, str(f.power), f.offset] for f in folds] for n, folds in self.folds.items()
+            },
             "ignored": list(self.ignored),
             "stored_as": dict(self.stored_as),
+            "inexact": dict(self.inexact),
+            "outputs": list(map(str, self.outputs)),
         }
 
     @staticmethod
@@ -85,7 +99,11 @@ class Layout:
             buffers={n: Axes.parse(a) for n, a in data["buffers"].items()},
             ties=data["ties"],
             readouts=frozenset(data["readouts"]),
-            folds={n: tuple(Fold(a, Fraction(p)) for a, p in folds) for n, folds in data["folds"].items()},
+            folds={
+                n: tuple(Fold(a, Fraction(p), *c) for a, p, *c in folds) for n, folds in data["folds"].items()
+            },
             ignored=tuple(data["ignored"]),
             stored_as=data.get("stored_as", {}),
+            inexact=data.get("inexact", {}),
+            outputs=tuple(map(Axes.parse, data.get("outputs", ()))),
         )

@@ -11,7 +11,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from mupscale.axes import Axes, Dim
+from mupscale.axes import Axes
+from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
 

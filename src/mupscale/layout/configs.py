@@ -1,16 +1,20 @@
-"""From configs to growth factors and back: what a wide config is, for families that are declared."""
+"""From configs to growth factors and back: what a wide config is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mupscale.axes import wide_sizes
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
-from mupscale.layout.declared import family_of
+from mupscale.layout.inference.family import Family
+from mupscale.layout.inference.fields import NO_WIDTH, Path, times, value_at, with_fields
+from mupscale.layout.models import shapes, skeleton
+
+DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
 
 
 def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:
@@ -25,7 +29,36 @@ def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:
     return exact
 
 
-def widen(config: PreTrainedConfig, layout: Layout, growth: Mapping[str, Fraction]) -> PreTrainedConfig:
+def growth_asked(
+    family: Family, layout: Layout, width: int | Fraction | None, axes: Mapping[str, int | Fraction] | None
+) -> dict[str, Fraction]:
+    """The growth of every axis, from a width for all and factors for some.
+
+    Raises:
+        GrowthError: an axis is unknown or cannot grow.
+    """
+    if width is None and not axes:
+        raise GrowthError("how much to grow? give a width, factors by axis, or a wide config to reach")
+    growth = family.width(growth_factor("width", width if width is not None else 1))
+    for axis, factor in (axes or {}).items():
+        if axis not in layout.sizes:
+            known = [a for a in layout.sizes if a not in NO_WIDTH]
+            raise GrowthError(f"unknown axis {axis!r}: {family.model_type} has {', '.join(known)}")
+        growth[axis] = growth_factor(axis, factor)
+    growth = {axis: g for axis, g in growth.items() if g != 1}
+    for axis in growth:
+        law = family.laws.get(axis)
+        reason = NO_WIDTH.get(axis) if axis != DEPTH else None
+        if reason := reason or (law.fixed if law else None):
+            instead = [a for a in family.laws if "heads" in a or a == "q_per_kv"]
+            more = f"; grow {' or '.join(instead)} instead" if axis == "head_dim" and instead else ""
+            raise GrowthError(f"axis {axis!r} of {family.model_type} cannot grow: {reason}{more}")
+    return growth
+
+
+def widen(
+    config: PreTrainedConfig, family: Family, layout: Layout, growth: Mapping[str, Fraction]
+) -> PreTrainedConfig:
     """The config of the wide model.
 
     Raises:
@@ -34,15 +67,61 @@ def widen(config: PreTrainedConfig, layout: Layout, growth: Mapping[str, Fractio
     for axis, factor in growth.items():
         if (layout.sizes[axis] * factor).denominator != 1:
             raise GrowthError(f"{axis}: {layout.sizes[axis]} × {factor} is not a whole number")
-    fields = family_of(config).fields(config, wide_sizes(layout.sizes, growth))
+    values: dict[Path, Any] = {}
+    left_out: set[Path] = set()
+    factors = family.factors_for(growth)
+    for path in dict.fromkeys([*(p for law in family.laws.values() for p in law.powers), *family.along]):
+        value = value_at(config, path)
+        if value is None:
+            left_out.add(path)
+            value = _derived(family, layout, path)
+        if value is not None:
+            values[path] = times(value, factors.get(path, 1))
     try:
-        return type(config).from_dict({**config.to_dict(), **fields})
+        deeper = _deeper(config, growth.get(DEPTH, Fraction(1)))
+        wide = with_fields(config, values | deeper)
+        made = shapes(wide)
+        # What the narrow config left to be derived may be left so, too, where that comes to the same.
+        derived = with_fields(config, {p: v for p, v in values.items() if p not in left_out} | deeper)
+        return derived if left_out and _has_shapes(derived, made) else wide
     except Exception as error:  # each config class has errors of its own for what it cannot express
         reason = " ".join(str(error.__cause__ or error).split())
         raise GrowthError(f"{config.model_type} cannot be this wide: {reason}") from None
 
 
-def growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str, Fraction]:
+def _has_shapes(config: PreTrainedConfig, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    try:
+        return shapes(config) == wanted
+    except Exception:  # sizes that do not go together
+        return False
+
+
+def _derived(family: Family, layout: Layout, path: Path) -> int | None:
+    """The value of a field that the config leaves out, from the size of an axis that follows it."""
+    for axis, law in family.laws.items():
+        if law.powers == {path: 1} and axis in layout.sizes:
+            return int(layout.sizes[axis] / law.factor)
+    return None
+
+
+def _deeper(config: PreTrainedConfig, factor: Fraction) -> dict[tuple[str, ...], Any]:
+    """The fields of a model of more layers; what is said layer by layer is repeated."""
+    if factor == 1:
+        return {}
+    layers = config.num_hidden_layers
+    wanted = int(layers * factor)
+    own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    lists: dict[tuple[str, ...], Any] = {
+        (key,): (list(value) * (wanted // layers + 1))[:wanted]
+        for key, value in config.to_dict().items()
+        if isinstance(value, list | tuple) and len(value) == layers
+    }
+    return {(own,): wanted, **lists}
+
+
+def growth_between(
+    family: Family, layout: Layout, narrow: PreTrainedConfig, wide: PreTrainedConfig
+) -> dict[str, Fraction]:
     """The ratio of every axis from one config to another.
 
     Raises:
@@ -52,22 +131,32 @@ def growth_between(narrow: PreTrainedConfig, wide: PreTrainedConfig) -> dict[str
         raise GrowthError(
             f"model_type: the narrow model is {narrow.model_type!r}, the wide {wide.model_type!r}"
         )
-    family = family_of(narrow)
-    sizes, wide_of = family.sizes(narrow), family.sizes(wide)
-    # One may shrink where a dim that it is part of does not: 2 heads of 24 become 6 of 16.
-    growth = {axis: Fraction(wide_of[axis], size) for axis, size in sizes.items()}
     # With the narrow sizes put into both, nothing may differ.
-    back, same = (
-        type(config).from_dict({**config.to_dict(), **family.fields(config, sizes)}).to_dict()
-        for config in (wide, narrow)
-    )
-    for key, value in same.items():
+    paths = {*(p for law in family.laws.values() for p in law.powers), *family.along}
+    depth = {(key,): value for (key,), value in _layer_fields(narrow).items()}
+    sizes = {path: value_at(narrow, path) for path in paths}
+    back = with_fields(wide, sizes | depth).to_dict()
+    for key, value in with_fields(narrow, sizes).to_dict().items():
         if key not in _CONFIG_NOTES and back.get(key) != value:
             raise GrowthError(
                 f"config field {key!r}: {value!r} in the narrow model, "
                 f"{back.get(key)!r} in the wide; only widths may grow"
             )
-    return growth
+    wide_sizes = family.layout(skeleton(wide), wide).sizes
+    for axis in layout.sizes.keys() ^ wide_sizes.keys():
+        raise GrowthError(f"axis {axis!r}: only in one of the two models; expected the same architecture")
+    # One may shrink where a dim that it is part of does not: 2 heads of 24 become 6 of 16.
+    return {axis: Fraction(wide_sizes[axis], size) for axis, size in layout.sizes.items()}
+
+
+def _layer_fields(config: PreTrainedConfig) -> dict[tuple[str], Any]:
+    layers = getattr(config, "num_hidden_layers", None)
+    own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return {
+        (key,): value
+        for key, value in config.to_dict().items()
+        if key == own or (isinstance(value, list | tuple) and len(value) == layers)
+    }
 
 
 # Fields that say nothing about the function.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mupscale.errors import GrowthError
+from mupscale.layout import DEPTH
 from mupscale.operators.noise import Noise
-from mupscale.planning import DEPTH, Plan
+from mupscale.planning import Plan
 
 
 @dataclass(frozen=True)

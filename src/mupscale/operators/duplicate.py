@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mupscale.axes import Axes, Growth, Sizes, duplicate
+from mupscale.axes import Axes, duplicate
+from mupscale.dims import Growth, Sizes
 
 
 def duplicate_scaled(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth, scale: float) -> Tensor:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mupscale.axes import Axes, Dim, Growth, Sizes, wide_sizes
+from mupscale.axes import Axes
+from mupscale.dims import Dim, Growth, Sizes, wide_sizes
 from mupscale.errors import GrowthError
 from mupscale.layout import Fold
 from mupscale.operators.noise import generator_of

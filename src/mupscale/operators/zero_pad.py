@@ -13,7 +13,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from mupscale.axes import Growth, Sizes, pad
+from mupscale.axes import pad
+from mupscale.dims import Growth, Sizes
 from mupscale.errors import GrowthError
 from mupscale.planning import Scaling
 

@@ -1,0 +1,31 @@
+"""How to call a model: its inputs, in whatever form they come, in the precision of a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @staticmethod
+    def of(inputs: Any) -> Call:
+        """From a tensor, a tuple of arguments or a dict of named ones; floating-point tensors get float64."""
+
+        def double(value: Any) -> Any:
+            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        if isinstance(inputs, Mapping):
+            return Call((), {k: double(v) for k, v in inputs.items()})
+        return Call(tuple(map(double, inputs if isinstance(inputs, tuple) else (inputs,))), {})
+
+    def __call__(self, model: nn.Module) -> Any:
+        return model(*self.args, **self.kwargs)

@@ -1,1 +1,0 @@
-"""Declared layouts, one small file a family; each defines ``FAMILY``."""

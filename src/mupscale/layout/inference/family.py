@@ -1,0 +1,294 @@
+"""What a family of models is made of, measured on a tiny instance: its axes, and the fields that they follow.
+
+The tiny model runs once as it is and once for every size field, doubled; the units that grow show what
+follows what: an axis has size ``factor · Π field^power``. So the axes of a model of any size are known
+without running it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedConfig
+
+from mupscale.axes import Axes
+from mupscale.dims import Dim
+from mupscale.errors import GrowthError
+from mupscale.layout.base import Layout
+from mupscale.layout.inference.fields import (
+    NO_WIDTH,
+    Path,
+    explicit,
+    field_name,
+    is_wider,
+    size_fields,
+    value_at,
+)
+from mupscale.layout.tiny import tiny
+
+
+@dataclass(frozen=True)
+class Law:
+    """The size of an axis: ``factor · Π field^power``; and why copies along it are not exact, if so."""
+
+    powers: Mapping[Path, int]
+    factor: Fraction
+    fixed: str | None = None
+
+    def size(self, config: PreTrainedConfig) -> int | None:
+        """The size in a config; None where the fields give no whole number."""
+        size = self.factor
+        for path, power in self.powers.items():
+            value = value_at(config, path)
+            if not isinstance(value, int):
+                return None
+            size *= Fraction(value) ** power
+        return int(size) if size.denominator == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The axes of a tiny model, and of every other of its config class and flags.
+
+    Attributes:
+        small: the tiny config; ``grouped``: whether heads are grouped in it whatever the given one says.
+        axes: of every parameter and persistent buffer of the tiny model.
+        laws: how large each axis is.
+        along: fields that no axis follows, but that have to be products of those that axes do: their powers.
+        readouts: the weights from the last hidden layer to the outputs.
+        outputs: the axes of what the tiny model returns.
+    """
+
+    small: PreTrainedConfig
+    grouped: bool
+    axes: Mapping[str, Axes]
+    laws: Mapping[str, Law]
+    along: Mapping[Path, Mapping[Path, int]]
+    readouts: frozenset[str]
+    outputs: tuple[Axes, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; the tiny config is made anew."""
+        return {
+            "grouped": self.grouped,
+            "axes": {name: str(axes) for name, axes in self.axes.items()},
+            "laws": {
+                axis: [[[list(p), e] for p, e in law.powers.items()], str(law.factor), law.fixed]
+                for axis, law in self.laws.items()
+            },
+            "along": [
+                [list(path), [[list(p), e] for p, e in powers.items()]] for path, powers in self.along.items()
+            ],
+            "readouts": sorted(self.readouts),
+            "outputs": list(map(str, self.outputs)),
+        }
+
+    @staticmethod
+    def from_dict(config: PreTrainedConfig, data: Mapping[str, Any]) -> Family:
+        return Family(
+            small=explicit(tiny(config, grouped=data["grouped"])),
+            grouped=data["grouped"],
+            axes={name: Axes.parse(text) for name, text in data["axes"].items()},
+            laws={
+                axis: Law({tuple(p): e for p, e in powers}, Fraction(factor), fixed)
+                for axis, (powers, factor, fixed) in data["laws"].items()
+            },
+            along={tuple(path): {tuple(p): e for p, e in powers} for path, powers in data["along"]},
+            readouts=frozenset(data["readouts"]),
+            outputs=tuple(map(Axes.parse, data["outputs"])),
+        )
+
+    @property
+    def model_type(self) -> str:
+        return str(self.small.model_type)
+
+    def width(self, growth: Fraction) -> dict[str, Fraction]:
+        """The growth of every axis under ``width=g``: hidden sizes and numbers of heads grow, head dims stay.
+
+        Where copies of heads are not exact, as each has a slope of its own, the heads stay and their dims
+        grow.
+        """
+        used = {path for law in self.laws.values() for path in law.powers}
+        wider = [path for path in size_fields(self.small) if path in used and is_wider(self.small, path)]
+        grown = self.growth_of(dict.fromkeys(wider, growth))
+        if not self._can(grown):
+            fewer = [path for path in wider if "head" not in field_name(self.small, path)]
+            other = self.growth_of(dict.fromkeys(fewer, growth))
+            grown = other if self._can(other) else grown
+        hidden = [p for p in size_fields(self.small) if field_name(self.small, p) == "hidden_size"]
+        if hidden and not used & {*hidden}:
+            raise GrowthError(
+                f"{self.model_type}: no tiny model of another {'.'.join(hidden[0])} could be made, so that "
+                "what follows it is not known; nothing is grown"
+            )
+        return {axis: g for axis, g in grown.items() if g != 1}
+
+    def _can(self, growth: Mapping[str, Fraction]) -> bool:
+        """Whether all that grows can be copied, and the segments of every fused dim alike."""
+        if any(self.laws[axis].fixed for axis, g in growth.items() if g != 1):
+            return False
+        try:
+            return all(axes.copies(growth) > 0 for axes in self.axes.values())
+        except GrowthError:
+            return False
+
+    def layout(self, model: nn.Module, config: PreTrainedConfig) -> Layout:
+        """The layout of a model of this family; only names and shapes are read.
+
+        Raises:
+            GrowthError: it has a parameter that the tiny one has not, or of a shape that does not follow.
+        """
+        params = dict(model.named_parameters())
+        first = {id(p): name for name, p in params.items()}
+        ties = {
+            name: first[id(p)]
+            for name, p in model.named_parameters(remove_duplicate=False)
+            if name not in params
+        }
+        stored = model.state_dict(keep_vars=True)
+        buffers = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
+        sizes = {a: n for a, law in self.laws.items() if (n := law.size(config)) is not None}
+        confirmed: set[str] = set()
+        found = {
+            name: self._fitted(name, tuple(tensor.shape), sizes, confirmed)
+            for name, tensor in (params | buffers).items()
+        }
+        rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in model.named_buffers() if n in stored}
+        return Layout(
+            sizes=sizes | {"layers": getattr(config.get_text_config(), "num_hidden_layers", 1)},
+            params={n: found[n] for n in params},
+            buffers={n: found.get(n, axes) for n, axes in rest.items()},
+            ties=ties,
+            readouts=frozenset(n for n in params if self.twin(n, params[n].ndim) in self.readouts),
+            ignored=(
+                *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
+                *_COMPUTED,
+                *sorted(
+                    {rf"(^|\.){n.rpartition('.')[2]}$" for n, _ in model.named_buffers() if n not in stored}
+                ),
+            ),
+            stored_as={old: new for old, new in _OLD_NAMES.items() if new in params and old not in params},
+            outputs=self.outputs,
+            inexact={
+                axis: law.fixed for axis, law in self.laws.items() if law.fixed and axis not in NO_WIDTH
+            },
+        )
+
+    def twin(self, name: str, ndim: int) -> str | None:
+        """The tiny model's tensor that plays the same part as one of a deeper model."""
+        if name in self.axes and len(self.axes[name].dims) == ndim:
+            return name
+        part = part_of(name)
+        return next((n for n, a in self.axes.items() if part_of(n) == part and len(a.dims) == ndim), None)
+
+    def _fitted(self, name: str, shape: tuple[int, ...], sizes: dict[str, int], confirmed: set[str]) -> Axes:
+        twin = self.twin(name, len(shape))
+        if twin is None:
+            raise GrowthError(
+                f"{name}: a tiny model of this family has no such parameter; its axes are not known"
+            )
+        parts = part_of(name)
+        alike = [twin, *(n for n in self.axes if n != twin and part_of(n) == parts)]
+        for candidate in alike:
+            axes = self.axes[candidate]
+            if len(axes.dims) == len(shape) and self._shape(axes, sizes) == shape:
+                confirmed.update(axes.names)
+                return axes
+        dims = []
+        for dim, n in zip(self.axes[twin].dims, shape, strict=True):
+            fixed = math.prod(f for f in dim.axes if isinstance(f, int))
+            own = [f for f in dim.axes if isinstance(f, str)]
+            unknown = [axis for axis in own if axis not in sizes]
+            if not dim.names:  # a size that follows no field that grows
+                dim = Dim((n,), dim.contracted)
+            if len(own) > 1 and len(unknown) == 1 and not dim.has_segments:
+                sizes[unknown[0]] = n // (fixed * math.prod(sizes[a] for a in own if a in sizes))
+            elif len(own) == 1 and not dim.has_segments and n % fixed == 0:
+                # An axis by itself is as large as the dim; layers of several sizes have an axis each.
+                axis = own[0]
+                if sizes.get(axis) != n // fixed:
+                    if axis in confirmed:
+                        axis = f"{axis}_{n // fixed}"
+                    sizes[axis] = n // fixed
+                confirmed.add(axis)
+                dim = Dim(tuple(axis if f == own[0] else f for f in dim.axes), dim.contracted)
+            dims.append(dim)
+        axes = Axes(tuple(dims))
+        if self._shape(axes, sizes) != shape:
+            raise GrowthError(
+                f"{name}: has shape {shape}, where '{self.axes[twin]}' was expected "
+                f"({', '.join(f'{a} {sizes.get(a)}' for a in self.axes[twin].names)})"
+            )
+        return axes
+
+    @staticmethod
+    def _shape(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+        return axes.shape(sizes) if all(a in sizes for a in axes.names) else None
+
+    def growth_of(self, factors: Mapping[Path, Fraction]) -> dict[str, Fraction]:
+        """By how much every axis grows when fields do."""
+        return {
+            axis: math.prod(
+                (factors.get(p, Fraction(1)) ** e for p, e in law.powers.items()), start=Fraction(1)
+            )
+            for axis, law in self.laws.items()
+        }
+
+    def growth_of_layers(self, layout: Layout, growth: Mapping[str, Fraction]) -> dict[str, Fraction]:
+        """The growth of axes that layers have in sizes of their own: of ``d_ff_768`` that of ``d_ff``."""
+        own = {a: growth.get(a.rpartition("_")[0], Fraction(1)) for a in layout.sizes if a not in self.laws}
+        return {axis: g for axis, g in own.items() if g != 1}
+
+    def factors_for(self, growth: Mapping[str, Fraction]) -> dict[Path, Fraction]:
+        """By how much the fields have to grow for axes to grow so much, and all others not at all.
+
+        Raises:
+            GrowthError: no config has such sizes.
+        """
+        paths = list(dict.fromkeys(p for law in self.laws.values() for p in law.powers))
+        rows = [[law.powers.get(p, 0) for p in paths] for law in self.laws.values()]
+        logs = [math.log(growth.get(axis, 1)) for axis in self.laws]
+        solution = np.linalg.lstsq(np.array(rows, dtype=float), np.array(logs), rcond=1e-10)[0]
+        factors = {
+            path: Fraction(math.exp(x)).limit_denominator(4096)
+            for path, x in zip(paths, solution, strict=True)
+            if abs(x) > 1e-9
+        }
+        made = self.growth_of(factors)
+        if any(made[axis] != growth.get(axis, 1) for axis in self.laws):
+            asked = {axis for axis, g in growth.items() if g != 1}
+            fields = {path for axis in asked if axis in self.laws for path in self.laws[axis].powers}
+            bound = [f"{a} = {_law_text(law)}" for a, law in self.laws.items() if fields & law.powers.keys()]
+            wish = ", ".join(f"{axis} by {growth[axis]}" for axis in sorted(asked))
+            raise GrowthError(
+                f"no config of {self.model_type} grows {wish} and nothing else: {', '.join(bound)}; "
+                "grow what follows from the same fields, too"
+            )
+        behind = {
+            path: math.prod((factors.get(p, Fraction(1)) ** e for p, e in powers.items()), start=Fraction(1))
+            for path, powers in self.along.items()
+        }
+        return factors | {path: factor for path, factor in behind.items() if factor != 1}
+
+
+# What checkpoints of old hold and models of today compute, and what they call what has another name now.
+_COMPUTED = (r"masked_bias$", r"rotary_emb\.inv_freq$")
+_OLD_NAMES = {"embed_out.weight": "lm_head.weight"}
+
+
+def _law_text(law: Law) -> str:
+    above = [".".join(p) for p, e in law.powers.items() if e > 0]
+    below = [".".join(p) for p, e in law.powers.items() if e < 0]
+    return " × ".join(above or ["1"]) + ("".join(f" ÷ {b}" for b in below))
+
+
+def part_of(name: str) -> str:
+    """A name without the numbers of layers and experts."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)

@@ -1,0 +1,79 @@
+"""The folds that a growth needs, from the tiny model and its wider sibling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+from mupscale.axes import Axes
+from mupscale.errors import GrowthError, one_line
+from mupscale.layout.base import Fold
+from mupscale.layout.inference.family import Family
+from mupscale.layout.inference.fields import Path, times, value_at, with_fields
+from mupscale.layout.inference.instance import run
+from mupscale.layout.inference.scales import Variable, folds
+from mupscale.layout.inference.structure import pairs
+from mupscale.layout.inference.units import Conflict, Unit
+
+POWERS = [Fraction(n, 8) for n in range(-16, 17) if n]
+
+
+def folds_of(family: Family, factors: Mapping[Path, int], growth: Mapping[str, Fraction]) -> dict[str, Fold]:
+    """By name, the folds of the tiny model's parameters when its fields grow by ``factors``.
+
+    Args:
+        growth: what becomes of the axes; each fold is said as a power of one of these.
+
+    Raises:
+        GrowthError: a constant of the architecture changes in a way that is no power of an axis's growth.
+    """
+    small = family.small
+    base = run(small)[1]
+    try:
+        wide = run(with_fields(small, {p: times(value_at(small, p), f) for p, f in factors.items()}))[1]
+    except Exception as error:  # whatever the config or the model raises
+        raise GrowthError(
+            f"{family.model_type}: a tiny model of this growth does not run: {one_line(error)}"
+        ) from error
+    grown: dict[int, float] = {}
+    for name, dims in base.dims.items():
+        for a, b in zip(dims, wide.dims.get(name, ()), strict=False):
+            try:
+                grown |= {id(u.find()): v.size / u.size for u, v in pairs(a, b)}
+            except Conflict:
+                continue
+
+    def growth_of(unit: Unit) -> float:
+        return grown.get(id(unit.find()), 1.0)
+
+    return said_as_folds(folds(base, wide, growth_of), family.axes, growth, family.model_type)
+
+
+def said_as_folds(
+    logarithms: Mapping[Variable, float], axes: Mapping[str, Axes], growth: Mapping[str, Fraction], model: str
+) -> dict[str, Fold]:
+    """Folds as powers of the growth of axes: of the parameter's own where these serve.
+
+    Raises:
+        GrowthError: one is no simple power of any.
+    """
+    found = {}
+    for (name, offset), logarithm in logarithms.items():
+        fold = next(
+            (
+                Fold(axis, power, offset)
+                for axis in (*axes[name].names, *growth)
+                if growth.get(axis, 1) > 1
+                for power in POWERS
+                if abs(float(power) * math.log(growth[axis]) - logarithm) < 1e-4
+            ),
+            None,
+        )
+        if fold is None:
+            raise GrowthError(
+                f"{name}: a constant of {model} that depends on width asks to scale it by "
+                f"{math.exp(logarithm):.6g}, which is no simple power of the growth asked for"
+            )
+        found[name] = fold
+    return found

@@ -1,0 +1,64 @@
+"""Tiny models to run: built in float64, on the CPU, with every weight away from zeros and ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from mupscale.layout.inference.trace import Trace, trace
+from mupscale.layout.inputs import example_inputs
+from mupscale.layout.models import model_class, quiet
+from mupscale.precision import Float64
+
+
+def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:
+    """A model of a (tiny) config, in float64 throughout, without fused kernels that hide what they do."""
+    config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
+    with float64(), quiet(), torch.random.fork_rng(devices=[]), Float64():
+        torch.manual_seed(seed)
+        model: nn.Module = model_class(config)(config)
+        return model.double().eval()
+
+
+def run(config: PreTrainedConfig) -> tuple[nn.Module, Trace]:
+    """The model of a (tiny) config, and what one call of it shows."""
+    model = instance(config)
+    with float64(), quiet(), Float64():
+        return model, trace(model, (), example_inputs(model))
+
+
+def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -> None:
+    """Move every parameter and persistent buffer away from the values it was made with.
+
+    Args:
+        contracted: the fan_in of every weight that has one; those are drawn with variance 1/fan_in.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    stored = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            noise = torch.randn(param.shape, generator=draw, dtype=param.dtype)
+            if name in contracted and param.ndim > 1:
+                param.copy_(noise / math.sqrt(contracted[name]))
+            else:
+                spread = param.std().item() if param.numel() > 1 else 1.0
+                param.add_(noise, alpha=0.3 * max(spread, 0.3))
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point():  # variances stay positive
+                buffer.add_(torch.rand(buffer.shape, generator=draw, dtype=buffer.dtype), alpha=0.3)
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

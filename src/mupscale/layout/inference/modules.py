@@ -1,0 +1,85 @@
+"""Layouts of plain modules, from running a narrow and a wide instance on the same inputs."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+from torch import nn
+
+from mupscale.axes import Axes
+from mupscale.calls import Call
+from mupscale.dims import Dim
+from mupscale.errors import GrowthError, one_line
+from mupscale.layout.base import Layout
+from mupscale.layout.inference.folding import said_as_folds
+from mupscale.layout.inference.instance import float64
+from mupscale.layout.inference.scales import folds
+from mupscale.layout.inference.structure import pairs, written
+from mupscale.layout.inference.trace import Trace, trace
+from mupscale.layout.inference.units import Conflict, Unit
+from mupscale.precision import Float64
+
+
+def layout_by_running(
+    narrow: nn.Module, wide: nn.Module, inputs: object
+) -> tuple[Layout, dict[str, Fraction]]:
+    """The layout of ``narrow``, and the growth of its axes that gives ``wide``.
+
+    Axes are named after their size and growth, as in `layout_by_shape`.
+
+    Raises:
+        GrowthError: the modules differ in more than widths, or do not run on the inputs.
+    """
+    call = Call.of(inputs)
+    base, other = _traced(narrow, call), _traced(wide, call)
+    if differing := base.dims.keys() ^ other.dims.keys():
+        raise GrowthError(
+            f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
+        )
+    names: dict[int, str] = {}
+    sizes: dict[str, int] = {}
+    growth: dict[str, Fraction] = {}
+    inexact: dict[str, str] = {}
+    for name, dims in base.dims.items():
+        for a, b in zip(dims, other.dims[name], strict=True):
+            try:
+                for unit, grown in pairs(a, b):
+                    if unit.size != grown.size:
+                        ratio = Fraction(grown.size, unit.size)
+                        axis = f"w{unit.size}x{ratio}".replace("/", "_")
+                        names[id(unit.find())] = axis
+                        sizes[axis], growth[axis] = unit.size, ratio
+                        if unit.fixed:
+                            inexact[axis] = unit.fixed
+            except Conflict as conflict:
+                raise GrowthError(f"{name}: has another structure in the wide module: {conflict}") from None
+
+    def named(unit: Unit) -> str | int:
+        return names.get(id(unit.find()), unit.size)
+
+    seen = written(base, named)
+    params = dict(narrow.named_parameters())
+    stored = narrow.state_dict(keep_vars=True)
+    first = {id(p): n for n, p in params.items()}
+    whole = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in narrow.named_buffers() if n in stored}
+    found = folds(base, other, lambda unit: float(growth.get(names.get(id(unit.find()), ""), 1)))
+    layout = Layout(
+        sizes=sizes,
+        params={n: seen.axes[n] for n in params},
+        buffers={n: seen.axes.get(n, axes) for n, axes in whole.items()},
+        ties={n: first[id(p)] for n, p in narrow.named_parameters(remove_duplicate=False) if n not in params},
+        readouts=seen.readouts,
+        folds={n: (f,) for n, f in said_as_folds(found, seen.axes, growth, type(narrow).__name__).items()},
+        inexact=inexact,
+        outputs=seen.outputs,
+    )
+    return layout, growth
+
+
+def _traced(module: nn.Module, call: Call) -> Trace:
+    try:
+        with float64(), Float64():
+            return trace(copy.deepcopy(module).double().cpu(), call.args, call.kwargs)
+    except Exception as error:  # whatever the module's own code raises
+        raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error

@@ -1,0 +1,94 @@
+"""What a rule is, and which operator has which: what torch's operators say about the dims of their tensors.
+
+A rule gets a `Call` with the dims of the inputs and gives the dims of the output, or nothing where it knows
+none. What is not ruled on is left open: inference then knows less, and the proof that follows decides. The
+rules themselves stand in `rules_views` and `rules_sums`: a handful for a few hundred operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from mupscale.layout.inference.units import Unit, Units, unify
+
+Dims = list[Units]
+Rule = Callable[["Call"], "Dims | list[Dims] | None"]
+_R = TypeVar("_R", bound=Rule)
+
+
+@dataclass
+class Call:
+    """One operator at work: its arguments, what it gave, and how to ask for the dims of a tensor."""
+
+    name: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    out: Any
+    dims_of: Callable[[Tensor], Dims]
+    contract: Callable[[Tensor, int], None]
+    place: str
+    pending: list[tuple[Units, str]]
+
+    def dims(self, i: int) -> Dims:
+        return self.dims_of(self.args[i])
+
+    def get(self, i: int, name: str, default: Any = None) -> Any:
+        return self.args[i] if len(self.args) > i else self.kwargs.get(name, default)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        found: list[Tensor] = []
+        for value in (*self.args, *self.kwargs.values()):
+            found += [
+                v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Tensor)
+            ]
+        return found
+
+    def axis(self, value: int, ndim: int | None = None) -> int:
+        return value % (self.args[0].ndim if ndim is None else ndim)
+
+    def fix_once_used(self, units: Units, why: str) -> None:
+        """Fix units as soon as an operator reads the output: many a slice is taken for its shape alone."""
+        self.pending.append((units, f"{why} in {self.place}"))
+
+    def fix(self, units: Units, why: str) -> None:
+        for unit in units:
+            unit.fix(f"{why} in {self.place}")
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(names: str) -> Callable[[_R], _R]:
+    """Make a function the rule of the operators of these names."""
+
+    def register(function: _R) -> _R:
+        RULES.update(dict.fromkeys(names.split(), function))
+        return function
+
+    return register
+
+
+def fresh(tensor: Tensor, why: str | None = None) -> Dims:
+    """Units of which nothing is known, one a dim."""
+    return [(Unit(n, why),) if n != 1 else () for n in tensor.shape]
+
+
+def pointwise(call: Call) -> Dims:
+    """Dims that broadcast together are the same."""
+    out: Dims = [() for _ in call.out.shape]
+    for tensor in call.tensors:
+        if tensor.ndim > call.out.ndim:
+            continue
+        for i, units in enumerate(call.dims_of(tensor), start=call.out.ndim - tensor.ndim):
+            if tensor.shape[i - call.out.ndim] == 1:
+                continue
+            if out[i]:
+                unify(out[i], units)
+            else:
+                out[i] = units
+    return out

@@ -1,0 +1,263 @@
+"""Rules of the operators that sum over dims, or look dims up and write them by index.
+
+They know which dims a product contracts, what a norm, a reduction or a pooling leaves of its input, and that
+a dim that is looked up means something by its index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mupscale.layout.inference.operators import Call, Dims, fresh, pointwise, rule
+from mupscale.layout.inference.units import cut, regroup, size_of, unify
+
+
+def _contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> None:
+    unify(call.dims_of(a)[i], call.dims_of(b)[j])
+    call.contract(a, i)
+    call.contract(b, j)
+
+
+@rule("mm bmm matmul mv dot")
+def _mm(call: Call) -> Dims:
+    a, b = call.args[:2]
+    i, j = a.ndim - 1, max(0, b.ndim - 2)
+    _contract(call, a, i, b, j)
+    left, right = call.dims_of(a), call.dims_of(b)
+    if a.ndim == 3 and b.ndim == 3 and a.shape[0] != 1:
+        unify(left[0], right[0])
+    return left[:-1] + (right[-1:] if b.ndim > 1 else [])
+
+
+@rule("addmm baddbmm addmv addbmm")
+def _addmm(call: Call) -> Dims:
+    product = Call(call.name, call.args[1:], {}, call.out, call.dims_of, call.contract, call.place, [])
+    out = _mm(product)
+    for i, units in enumerate(call.dims(0), start=len(out) - call.args[0].ndim):
+        if call.args[0].shape[i - len(out)] != 1:
+            unify(out[i], units)
+    return out
+
+
+@rule("linear")
+def _linear(call: Call) -> Dims:
+    x, weight, bias = call.args[0], call.args[1], call.get(2, "bias")
+    _contract(call, x, x.ndim - 1, weight, 1)
+    out = call.dims(1)[0]
+    if bias is not None:
+        unify(out, call.dims_of(bias)[0])
+    return [*call.dims(0)[:-1], out]
+
+
+@rule("convolution _convolution conv1d conv2d conv3d mkldnn_convolution")
+def _convolution(call: Call) -> Dims:
+    x, weight, bias = call.args[:3]
+    transposed, groups = bool(call.get(6, "transposed", False)), int(call.get(8, "groups", 1))
+    channels = call.dims_of(x)[-weight.ndim + 1]
+    w = call.dims_of(weight)
+    into, out = (w[0], w[1]) if transposed else (w[1], w[0])
+    if groups == 1:
+        unify(channels, into)
+        call.contract(weight, 0 if transposed else 1)
+    elif weight.shape[0 if transposed else 1] == 1 or size_of(channels) == groups:
+        # Depthwise: a filter, or a few, for every channel by itself.
+        each, *more = regroup(out, (groups, size_of(out) // groups))
+        unify(channels, each)
+        out = tuple(u for units in (each, *more) for u in units)
+    else:
+        _, each = regroup(channels, (groups, size_of(channels) // groups))
+        group, outs = regroup(out, (groups, size_of(out) // groups)) if not transposed else ((), out)
+        unify(each, into)
+        call.fix(regroup(channels, (groups, size_of(each)))[0], "convolutions are grouped by it")
+        call.contract(weight, 0 if transposed else 1)
+        out = (*group, *outs)
+    if bias is not None:
+        unify(out, call.dims_of(bias)[0])
+    dims = fresh(call.out, "a place")
+    if call.out.ndim == weight.ndim:
+        dims[0] = call.dims_of(x)[0]
+    dims[-weight.ndim + 1] = out
+    return dims
+
+
+@rule("native_layer_norm layer_norm _fused_rms_norm rms_norm")
+def _layer_norm(call: Call) -> Any:
+    dims = call.dims(0)
+    for tensor in call.tensors[1:]:
+        for i, units in enumerate(call.dims_of(tensor), start=len(dims) - tensor.ndim):
+            unify(dims[i], units)
+    return [dims] if isinstance(call.out, tuple) else dims
+
+
+@rule("native_group_norm group_norm")
+def _group_norm(call: Call) -> Any:
+    groups = call.args[6] if call.name == "native_group_norm" else call.args[1]
+    return _channel_norm(call, int(groups))
+
+
+@rule(
+    "native_batch_norm batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+    "instance_norm cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update"
+)
+def _channel_norm(call: Call, groups: int = 1) -> Any:
+    dims = call.dims(0)
+    regroup(dims[1], (groups, size_of(dims[1]) // groups))
+    for tensor in call.tensors[1:]:
+        if tensor.ndim == 1 and tensor.shape[0] == call.args[0].shape[1]:
+            unify(dims[1], call.dims_of(tensor)[0])
+    return [dims] if isinstance(call.out, tuple) else dims
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention "
+    "_scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps "
+    "_scaled_dot_product_fused_attention_overrideable"
+)
+def _attention(call: Call) -> Any:
+    q, k, v = (call.dims(i) for i in range(3))
+    unify(q[-1], k[-1])
+    for i in range(len(q) - 2):
+        if call.args[0].shape[i] == call.args[1].shape[i]:
+            unify(q[i], k[i])
+            unify(k[i], v[i])
+    out = [*q[:-1], v[-1]]
+    return [out] if isinstance(call.out, tuple) else out
+
+
+@rule(
+    "sum mean amax amin prod var std norm linalg_vector_norm logsumexp any all argmax argmin max min "
+    "var_mean std_mean median nansum count_nonzero aminmax nanmean"
+)
+def _reduce(call: Call) -> Any:
+    dims = call.dims(0)
+    which = call.get(2 if call.name in ("norm", "linalg_vector_norm") else 1, "dim")
+    if isinstance(which, Tensor):
+        return pointwise(call)  # the maximum of two tensors
+    which = range(len(dims)) if which is None or which == [] else [which] if isinstance(which, int) else which
+    gone = {call.axis(d) for d in which} if dims else set()
+    first = call.out[0] if isinstance(call.out, tuple | list) else call.out
+    if call.name.startswith("arg"):
+        for d in gone:
+            call.fix(dims[d], f"{call.name} picks from it")
+    kept = [() if i in gone else d for i, d in enumerate(dims)]
+    if first.ndim != len(dims):
+        kept = [d for i, d in enumerate(dims) if i not in gone]
+    return [kept for _ in call.out] if isinstance(call.out, tuple | list) else kept
+
+
+@rule(
+    "max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d "
+    "adaptive_avg_pool1d upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
+    "max_pool2d upsample_linear1d _upsample_bilinear2d_aa _upsample_bicubic2d_aa avg_pool3d "
+    "max_pool3d_with_indices grid_sampler_2d im2col"
+)
+def _pool(call: Call) -> Any:
+    out = call.out[0] if isinstance(call.out, tuple) else call.out
+    lead = 2 if call.args[0].ndim in (3, 4) else 1
+    dims = [*call.dims(0)[:lead], *fresh(out, "a place")[lead:]]
+    return [dims] if isinstance(call.out, tuple) else dims
+
+
+@rule("embedding")
+def _embedding(call: Call) -> Dims:
+    weight, index = call.dims(0), call.dims(1)
+    call.fix(weight[0], "it is looked up by index")
+    return [*index, *weight[1:]]
+
+
+@rule("index_select")
+def _index_select(call: Call) -> Dims:
+    dims = list(call.dims(0))
+    at = call.axis(call.args[1])
+    call.fix(dims[at], "it is looked up by index")
+    dims[at] = call.dims_of(call.args[2])[0] if call.args[2].ndim else ()
+    return dims
+
+
+@rule("gather take_along_dim")
+def _gather(call: Call) -> Dims:
+    source, index = call.args[0], call.args[2]
+    at = call.axis(call.args[1])
+    dims = list(call.dims_of(index))
+    for i, units in enumerate(call.dims(0)):
+        if i != at and source.shape[i] == index.shape[i]:
+            unify(dims[i], units)
+    call.fix(call.dims(0)[at], "it is looked up by index")
+    return dims
+
+
+@rule("scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_")
+def _scatter(call: Call) -> Dims:
+    dims = call.dims(0)
+    at = call.axis(call.args[1])
+    call.fix(dims[at], "it is written by index")
+    source = call.get(3, "src")
+    if isinstance(source, Tensor):
+        for i, units in enumerate(call.dims_of(source)):
+            if i != at and source.shape[i] == call.args[0].shape[i]:
+                unify(dims[i], units)
+    return dims
+
+
+@rule("index_add index_add_ index_copy index_copy_")
+def _index_add(call: Call) -> Dims:
+    dims, at = call.dims(0), call.axis(call.args[1])
+    for i, units in enumerate(call.dims(3)):
+        if i != at:
+            unify(dims[i], units)
+    return dims
+
+
+def _indexed(call: Call) -> tuple[list[int], int, int]:
+    """Of advanced indexing: the dims that stay, where the result of the indices goes, how many there are."""
+    indices = list(call.args[1]) + [None] * call.args[0].ndim
+    at, kept = 0, []
+    used: list[int] = []
+    for index in indices:
+        if at >= call.args[0].ndim:
+            break
+        if index is None:
+            kept.append(at)
+            at += 1
+        else:
+            width = index.ndim if index.dtype in (torch.bool, torch.uint8) else 1
+            used += range(at, at + width)
+            at += width
+    together = used == list(range(used[0], used[-1] + 1)) if used else True
+    return kept, (used[0] if together and used else 0), call.args[0].ndim
+
+
+@rule("index _unsafe_index")
+def _index(call: Call) -> Dims:
+    dims, (kept, at, ndim) = call.dims(0), _indexed(call)
+    index = [t for t in call.args[1] if t is not None]
+    if len(index) == 1 and index[0].numel() == 1 and index[0].dtype not in (torch.bool, torch.uint8):
+        # One index is a slice of length one.
+        gone = next(i for i in range(ndim) if i not in kept)
+        at_index = int(index[0]) % call.args[0].shape[gone]
+        cut(dims[gone], at_index, at_index + 1)
+        rest = [dims[i] for i in kept]
+        return [*rest[:at], *[()] * index[0].ndim, *rest[at:]]
+    for i in range(ndim):
+        if i not in kept:
+            call.fix(dims[i], "it is looked up by index")
+    new = call.out.ndim - len(kept)
+    middle = fresh(call.out, "looked up")[at : at + new]
+    if len(index) == 1 and index[0].dtype not in (torch.bool, torch.uint8):
+        middle = call.dims_of(index[0])
+    rest = [dims[i] for i in kept]
+    return [*rest[:at], *middle, *rest[at:]]
+
+
+@rule("index_put index_put_ _index_put_impl_ _unsafe_index_put")
+def _index_put(call: Call) -> Dims:
+    dims, (kept, at, _) = call.dims(0), _indexed(call)
+    values = call.args[2]
+    behind = [i for i in kept if i >= at]
+    for k, i in enumerate(reversed(behind), start=1):
+        if values.ndim >= k and values.shape[-k] == call.args[0].shape[i] != 1:
+            unify(dims[i], call.dims_of(values)[-k])
+    return dims

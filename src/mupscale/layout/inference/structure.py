@@ -1,0 +1,132 @@
+"""From the units of a trace to axes: pair the traces of two sizes of a model, and write units as notation."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mupscale.axes import Axes
+from mupscale.dims import Dim, Factor, Row
+from mupscale.layout.inference.trace import Trace
+from mupscale.layout.inference.units import Conflict, Unit, Units, flat, size_of
+
+
+def pairs(a: Units, b: Units, *, rows: bool = False) -> Iterator[tuple[Unit, Unit]]:
+    """The units of a dim, each with that of the same place in the same dim of another size.
+
+    Args:
+        rows: give those that are made of segments, too, and not only their parts.
+
+    Raises:
+        Conflict: the dim has another structure in the other size.
+    """
+    for u, v in _zipped(flat(a), flat(b)):
+        if rows and u.segments:
+            yield u, v
+        if u.segments or v.segments:
+            for one, other in _zipped(u.segments, v.segments):
+                yield from pairs((one,), (other,), rows=rows)
+        else:
+            yield u, v
+
+
+def _zipped(a: Units, b: Units) -> Iterator[tuple[Unit, Unit]]:
+    if len(a) != len(b):
+        raise Conflict(f"{len(a)} parts in one size, {len(b)} in another")
+    return zip(a, b, strict=True)
+
+
+def leaves(units: Units) -> Iterator[Unit]:
+    """The units that have no parts."""
+    for unit in flat(units):
+        if unit.segments:
+            for segment in unit.segments:
+                yield from leaves((segment,))
+        else:
+            yield unit
+
+
+@dataclass(frozen=True)
+class Written:
+    """A trace in the notation.
+
+    Attributes:
+        axes: of every parameter and persistent buffer.
+        outputs: of what the model returned.
+        readouts: the weights from the last hidden layer to the outputs.
+    """
+
+    axes: dict[str, Axes]
+    outputs: tuple[Axes, ...]
+    readouts: frozenset[str]
+
+
+def written(trace: Trace, name: Callable[[Unit], str | int]) -> Written:
+    """Write a trace down; units without a name are numbers.
+
+    A lookup table contracts nothing, even where it is the readout, too: its scale is that of the lookup.
+    """
+    axes = {
+        tensor: Axes(
+            tuple(
+                as_dim(
+                    units, name, contracted=(tensor, i) in trace.contracted and tensor not in trace.lookups
+                )
+                for i, units in enumerate(dims)
+            )
+        )
+        for tensor, dims in trace.dims.items()
+    }
+    ends = {id(leaf) for dims in trace.output_dims for leaf in leaves(dims[-1] if dims else ())}
+    return Written(
+        axes,
+        outputs=tuple(Axes(tuple(as_dim(units, name) for units in dims)) for dims in trace.output_dims),
+        readouts=frozenset(
+            tensor
+            for tensor, dims in trace.dims.items()
+            if any(dim.contracted for dim in axes[tensor].dims)
+            for units, dim in zip(dims, axes[tensor].dims, strict=True)
+            if not dim.contracted and size_of(units) > 1 and all(id(u) in ends for u in leaves(units))
+        ),
+    )
+
+
+def as_dim(units: Units, name: Callable[[Unit], str | int], *, contracted: bool = False) -> Dim:
+    """A dim in the notation; units without a name are numbers."""
+    return Dim(_simple(_factors(units, name)) or (1,), contracted=contracted)
+
+
+def _factors(units: Units, name: Callable[[Unit], str | int]) -> tuple[Factor, ...]:
+    found: list[Factor] = []
+    for unit in flat(units):
+        # Segments of which one is fixed, all following the same fields, are one axis: a head that is turned
+        # in halves.
+        whole = any(leaf.fixed for leaf in leaves((unit,))) and isinstance(name(unit), str)
+        if unit.segments and not (whole and not re.search(r"_x\d+$", str(name(unit)))):
+            found.append(Row(tuple(_factors((s,), name) or (1,) for s in unit.segments)))
+        else:
+            found.append(name(unit))
+    return tuple(found)
+
+
+def _simple(factors: tuple[Factor, ...]) -> tuple[Factor, ...]:
+    """Segments that are alike written once with their number, and numbers side by side as one."""
+    found: list[Factor] = []
+    for factor in factors:
+        parts: tuple[Factor, ...] = (factor,)
+        if isinstance(factor, Row):
+            segments = tuple(_simple(segment) or (1,) for segment in factor.segments)
+            if len(set(segments)) == 1:
+                parts = _simple((len(segments), *segments[0]))
+            elif all(isinstance(f, int) for segment in segments for f in segment):
+                parts = (sum(math.prod(f for f in s if isinstance(f, int)) for s in segments),)
+            else:
+                parts = (Row(segments),)
+        for part in parts:
+            if isinstance(part, int) and found and isinstance(found[-1], int):
+                found[-1] *= part
+            else:
+                found.append(part)
+    return tuple(f for f in found if f != 1)

@@ -1,0 +1,284 @@
+"""Run a model once and read from its operators which dims are one and the same axis.
+
+`trace` calls the model on the CPU with small real inputs, under a mode that sees every operator of torch; the
+rules say what each means for the dims (see `operators` and `units`). Weights matter only where they steer the
+control flow, as a router does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
+from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
+from mupscale.layout.inference.units import Conflict, Units, size_of
+
+Root = tuple[str, int]  # a parameter and one of its dims
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of the run, for those who follow values rather than dims.
+
+    Attributes:
+        summed: the units that it sums over.
+        is_view: whether the output goes over the memory of the input.
+    """
+
+    name: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    inputs: list[Tensor]
+    outs: list[Tensor]
+    summed: Units
+    is_view: bool
+
+
+@dataclass
+class Trace:
+    """What one run showed.
+
+    Attributes:
+        dims: the units of every dim of every parameter and persistent buffer, by name.
+        contracted: the dims that are summed over, as (name, dim).
+        conflicts: where two structures did not fit, in words.
+        unknown: operators without a rule, with the module that called them.
+        seen: the names of the parameters that the run has used.
+        lookups: parameters whose rows are looked up by index.
+        steps: every operator, in order.
+        outputs: the tensors that the model returned; ``output_dims``: the units of their dims.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    parameters: set[str] = field(default_factory=set)
+    lookups: set[str] = field(default_factory=set)
+    steps: list[Step] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    output_dims: list[Dims] = field(default_factory=list)
+
+    dims: dict[str, Dims] = field(default_factory=dict)
+    contracted: set[Root] = field(default_factory=set)
+    conflicts: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trace = trace
+        self.place = "the model"
+        self.known: Any = WeakIdKeyDictionary()
+        # For what is made of parameters alone: which of their dims each of its dims comes from.
+        self.roots: Any = WeakIdKeyDictionary()
+        self.names: dict[int, str] = {}
+        self.pending: Any = WeakIdKeyDictionary()
+        self.summed: Units = ()
+
+    def give(self, tensor: Tensor, dims: Dims, roots: list[frozenset[Root]] | None = None) -> None:
+        self.known[tensor] = dims
+        if roots is not None:
+            self.roots[tensor] = roots
+
+    def dims_of(self, tensor: Tensor) -> Dims:
+        if tensor not in self.known:
+            # Made outside of what we see: a constant. Unless all alike, its entries tell indices apart.
+            value = tensor.detach()
+            constant = value.numel() == 0 or bool((value == value.flatten()[0]).all())
+            why = None if constant else f"constants in {self.place} tell its indices apart"
+            self.known[tensor] = fresh(tensor, why)
+        return list(self.known[tensor])
+
+    def contract(self, tensor: Tensor, dim: int) -> None:
+        self.summed = tuple(self.known[tensor][dim])
+        for root in self.roots.get(tensor, ())[dim : dim + 1]:
+            self.trace.contracted |= root
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        call = Call(name, args, kwargs or {}, out, self.dims_of, self.contract, self.place, [])
+        outs = [o for o in (out if isinstance(out, tuple | list) else [out]) if isinstance(o, Tensor)]
+        if not outs:
+            return out
+        inputs = call.tensors
+        for tensor in inputs:
+            if id(tensor) in self.names:
+                self.trace.seen.add(self.names[id(tensor)])
+            for units, why in self.pending.pop(tensor, ()):
+                for unit in units:
+                    unit.fix(why)
+        found: Any = None
+        self.summed = ()
+        known = (
+            RULES.get(name)
+            or RULES.get(name.removesuffix("_"))
+            or (pointwise if torch.Tag.pointwise in func.tags else None)
+        )
+        try:
+            if known is not None:
+                found = known(call)
+            elif inputs and not name.startswith(("new_", "empty", "zeros", "ones", "full", "rand", "normal")):
+                self.trace.unknown.setdefault(name, self.place)
+        except Conflict as conflict:
+            self.trace.conflicts.append(
+                f"{name} in {self.place}: {conflict}; "
+                f"{[tuple(t.shape) for t in inputs]} → {[tuple(o.shape) for o in outs]}"
+            )
+            for tensor in inputs:
+                for units in self.dims_of(tensor):
+                    for unit in units:
+                        unit.fix(f"{name} does not keep it whole in {self.place}")
+        if name in ("sum", "nansum", "linalg_vector_norm", "norm") and found is not None:
+            self.summed = _reduced(call)
+        if name == "embedding" and id(args[0]) in self.names:
+            self.trace.lookups.add(self.names[id(args[0])])
+        is_view = bool(inputs) and all(
+            o.untyped_storage()._cdata == inputs[0].untyped_storage()._cdata for o in outs
+        )
+        is_view = is_view and not func._schema.is_mutable
+        self.trace.steps.append(Step(name, args, kwargs or {}, inputs, outs, self.summed, is_view))
+        each = found if found and isinstance(found[0], list) else [found] * len(outs)
+        for tensor, dims in zip(outs, [*each, *[None] * len(outs)], strict=False):
+            if any(tensor is t for t in inputs):
+                continue  # changed in place: its dims stay
+            if (
+                dims is None
+                or len(dims) != tensor.ndim
+                or any(size_of(d) != n for d, n in zip(dims, tensor.shape, strict=True))
+            ):
+                if dims is not None:
+                    self.trace.unknown.setdefault(f"{name} (shape)", self.place)
+                dims = fresh(tensor)
+            if call.pending:
+                self.pending[tensor] = call.pending
+            self.give(tensor, dims, self._roots(func, inputs, tensor))
+        return out
+
+    def _roots(self, func: Any, inputs: list[Tensor], out: Tensor) -> list[frozenset[Root]] | None:
+        """Of an operator on parameters alone: whose dims the dims of the output are.
+
+        A view goes over the memory of what it views, so that its strides tell; elementwise operators keep
+        dims.
+        """
+        sources = [t for t in inputs if t.ndim]
+        if not sources or any(t not in self.roots for t in sources):
+            return None
+        source = sources[0]
+        if source.untyped_storage().data_ptr() == out.untyped_storage().data_ptr():
+            own = [
+                (s, n, r) for s, n, r in zip(source.stride(), source.shape, self.roots[source], strict=True)
+            ]
+            return [
+                frozenset().union(*(r for s, n, r in own if s < stride * size and stride < s * n))
+                for stride, size in zip(out.stride(), out.shape, strict=True)
+            ]
+        if torch.Tag.pointwise in func.tags or out.shape == source.shape:
+            alike = [t for t in sources if t.shape == out.shape]
+            return [frozenset().union(*(self.roots[t][i] for t in alike)) for i in range(out.ndim)]
+        return None
+
+
+def _reduced(call: Call) -> Units:
+    which = call.get(2 if "norm" in call.name else 1, "dim")
+    dims = call.dims(0)
+    which = range(len(dims)) if which is None or which == [] else [which] if isinstance(which, int) else which
+    return tuple(u for d in which for u in dims[call.axis(d)]) if dims else ()
+
+
+@contextmanager
+def _places(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Keep track of the module that is at work."""
+    stack = ["the model"]
+
+    def enter(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            stack.append(name or "the model")
+            watch.place = stack[-1]
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+        watch.place = stack[-1]
+
+    handles = []
+    for name, module in model.named_modules():
+        handles += [
+            module.register_forward_pre_hook(enter(name)),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Trace:
+    """Run ``model(*args, **kwargs)`` and read the structure of its parameters' dims.
+
+    The model should be small and on the CPU; it runs in evaluation mode.
+    """
+    result = Trace()
+    watch = _Watch(result)
+    stored = model.state_dict(keep_vars=True)
+    computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in stored and tensor.is_floating_point():
+            dims = fresh(tensor)
+            result.dims[name] = dims
+            result.tensors[name] = tensor
+            if isinstance(tensor, nn.Parameter):
+                result.parameters.add(name)
+            if any(re.search(pattern, name) for pattern in computed):
+                dims = fresh(tensor, f"{name} is not stored but computed from its indices")
+                result.dims[name] = dims
+            watch.names[id(tensor)] = name
+            is_param = isinstance(tensor, nn.Parameter)
+            watch.give(
+                tensor, dims, [frozenset([(name, i)]) for i in range(tensor.ndim)] if is_param else None
+            )
+    for value in (*args, *(kwargs or {}).values()):
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(tensor, Tensor):
+                watch.give(tensor, fresh(tensor, "it is a dim of the inputs"))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    training = model.training
+    try:
+        with torch.no_grad(), _places(model.eval(), watch), watch:
+            result.outputs = result_tensors(model(*args, **(kwargs or {})))
+        result.output_dims = [watch.dims_of(tensor) for tensor in result.outputs]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        model.train(training)
+    return result
+
+
+def result_tensors(output: Any) -> list[Tensor]:
+    """What a model returned that is a result: its logits where it has such, else every tensor."""
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return [logits]
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    values = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    )
+    return [t for value in values for t in result_tensors(value)]

@@ -1,0 +1,84 @@
+"""What to call a transformers model with, worked out from its config and the signature of its forward."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.errors import GrowthError
+
+TOKENS = ("input_ids", "decoder_input_ids")
+# These read the codebooks of one sequence as rows of their own.
+_A_ROW_PER_CODEBOOK = ("musicgen_decoder", "musicgen_melody_decoder")
+
+
+def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: int = 12) -> dict[str, Any]:
+    """Arguments for one call of `model`: its main input, what goes with it, and no cache.
+
+    Token ids leave out the special ones: some models read more out of those than an embedding.
+    """
+    config: Any = model.config
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    draw = torch.Generator().manual_seed(seed)
+    takes = inspect.signature(model.forward).parameters
+    main = getattr(model, "main_input_name", "input_ids")
+    wanted = {main}
+    if "vision_config" in config and "text_config" in config and not getattr(model, "can_generate", bool)():
+        wanted |= {"input_ids", "pixel_values"}  # two towers, as CLIP's
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        wanted.add("decoder_input_ids")
+    if "noise" in takes:
+        wanted.add("noise")  # a masked autoencoder draws its mask by it, and draws one of its own without
+    made: dict[str, Any] = {}
+    for name in sorted(wanted):
+        if name in TOKENS:
+            rows = batch * (config.num_codebooks if config.model_type in _A_ROW_PER_CODEBOOK else 1)
+            made[name] = _ids(config, (rows, length + 2 * (name != main)), draw)
+        else:
+            made[name] = torch.randn(_shape(config, name, batch, length), generator=draw, dtype=dtype)
+    if "use_cache" in takes:
+        made["use_cache"] = False
+    return made
+
+
+def _special(config: Any) -> set[int]:
+    """Ids that a config gives a meaning of their own."""
+    found: set[int] = set()
+    for key, value in config.to_dict().items():
+        if isinstance(value, dict):
+            sub = vars(config).get(key)
+            found |= _special(sub) if hasattr(sub, "to_dict") else set()
+        elif "_token_" in key:
+            found |= {v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)}
+    return found
+
+
+def _ids(config: Any, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    tables = ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input")
+    named = (getattr(of, table, None) for of in (text, config) for table in tables)
+    vocabulary = min(size for size in named if isinstance(size, int) and size > 0)
+    plain = sorted(set(range(vocabulary)) - _special(config)) or [0]
+    return torch.tensor(plain)[torch.randint(len(plain), shape, generator=draw)]
+
+
+def _shape(config: Any, name: str, batch: int, length: int) -> tuple[int, ...]:
+    if name in ("pixel_values", "noise"):
+        vision = getattr(config, "vision_config", config)
+        side = getattr(vision, "image_size", 32)
+        height, width = (side, side) if isinstance(side, int) else side
+        if name == "noise":
+            return batch, (height // vision.patch_size) * (width // vision.patch_size)
+        return batch, getattr(vision, "num_channels", 3), height, width
+    if name == "input_features":
+        # An encoder of fixed length halves the frames once.
+        frames = 2 * getattr(config, "max_source_positions", length)
+        return batch, getattr(config, "num_mel_bins", 80), frames
+    if name == "input_values":
+        strides = getattr(config, "conv_stride", [1])
+        return batch, math.prod(strides) * (length + 1) + sum(getattr(config, "conv_kernel", [0]))
+    raise GrowthError(f"{type(config).__name__}: no example of the input {name!r} is known")

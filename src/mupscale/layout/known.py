@@ -1,0 +1,111 @@
+"""What is known of the families of transformers: measured when first asked for, and remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from mupscale.errors import GrowthError
+from mupscale.layout.base import Fold, Layout
+from mupscale.layout.cache import remembered
+from mupscale.layout.inference.family import Family, part_of
+from mupscale.layout.inference.folding import folds_of
+from mupscale.layout.inference.measuring import infer
+from mupscale.layout.tiny import tiny
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a config: its axes, and the fields that they follow.
+
+    Raises:
+        GrowthError: no tiny model of it can be built and run.
+    """
+    return _family(json.dumps(_key(tiny(config)), sort_keys=True, default=str), _Held(config))
+
+
+class _Held:
+    """A config that is no part of a cache's key."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=64)
+def _family(key: str, held: _Held) -> Family:
+    data = remembered("family", key, lambda: infer(held.config).to_dict())
+    return Family.from_dict(held.config, data)
+
+
+def _key(config: PreTrainedConfig) -> dict[str, Any]:
+    return {k: v for k, v in config.to_dict().items() if k not in _NOTES}
+
+
+_NOTES = {
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "use_cache",
+    "initializer_range",
+    "id2label",
+    "label2id",
+}
+
+
+def folds_for(family: Family, layout: Layout, growth: Mapping[str, Fraction]) -> dict[str, tuple[Fold, ...]]:
+    """The folds of a model's parameters under a growth, by name.
+
+    Axes along which copies are not exact fold nothing: what is padded has no constants to make up for.
+
+    Raises:
+        GrowthError: no folds make up for a constant of the architecture that depends on width.
+    """
+    asked = {axis: g for axis, g in growth.items() if axis in family.laws}
+    if not asked:
+        return {}
+    whole = all(g.denominator == 1 and g > 1 and axis not in layout.inexact for axis, g in asked.items())
+    # Of a growth that is not made of whole copies, the plainest of those that are shows the same laws.
+    stand_in = asked if whole else family.width(Fraction(2))
+    factors = {path: int(f) for path, f in family.factors_for(stand_in).items()}
+    key = [_key(family.small), sorted((".".join(p), f) for p, f in factors.items())]
+    data = remembered(
+        "folds",
+        key,
+        lambda: {n: [f.axis, str(f.power), f.offset] for n, f in folds_of(family, factors, stand_in).items()},
+    )
+    tiny_folds = {n: Fold(axis, Fraction(power), offset) for n, (axis, power, offset) in data.items()}
+    found: dict[str, tuple[Fold, ...]] = {}
+    for name, fold in tiny_folds.items():
+        for real in _same_place(name, family.axes, layout.params, tiny_folds):
+            found[real] = (fold,)
+    return found
+
+
+def _same_place(name: str, small: Iterable[str], large: Iterable[str], folded: Iterable[str]) -> list[str]:
+    """The large model's parameters in the place of a tiny one's: in every layer, or in the first or last.
+
+    Raises:
+        GrowthError: some layers in between are folded and others are not.
+    """
+    part = part_of(name)
+    own, ours = ([n for n in names if part_of(n) == part] for names in (small, large))
+    mine = [n for n in own if n in folded]
+    if len(mine) == len(own):
+        return ours
+    if mine == own[-1:]:
+        return ours[-1:]
+    if mine == own[:1]:
+        return ours[:1]
+    raise GrowthError(
+        f"{name}: of the layers of this kind, some need another scale than others; cannot tell which"
+    )

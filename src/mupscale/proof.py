@@ -1,0 +1,245 @@
+"""Nothing is trusted before it is proved: a tiny model of the family, grown in float64, has to agree.
+
+A layout that inference found is a claim. The proof takes a tiny random model of the same config class and
+flags, grows it through the same code as any other, and compares: outputs to 1e-10, and the losses of some
+steps of AdamW and of SGD in training mode. What holds for it holds for every model of the family, whose code
+is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from mupscale.calls import Call
+from mupscale.deviations import deviation, grown_outputs, watch
+from mupscale.errors import GrowthError, one_line
+from mupscale.grower import Grower
+from mupscale.layout import example_inputs, explicit, remembered, tiny
+from mupscale.layout.inference.instance import float64, instance, randomize_
+from mupscale.layout.inference.trace import result_tensors
+from mupscale.layout.models import quiet
+from mupscale.optim import param_groups
+from mupscale.planning import Plan
+from mupscale.precision import Float64
+
+TOLERANCE = 1e-10
+LOSS_TOLERANCE = 1e-9
+STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the tiny model showed.
+
+    Attributes:
+        difference: largest difference of the outputs, relative to their standard deviation where that is
+            above 1.
+        loss_difference: largest difference of the losses over the steps of both optimizers.
+        failure: what is wrong; None where the growth is proved.
+    """
+
+    difference: float
+    loss_difference: float
+    failure: str | None = None
+
+
+def prove(
+    config: PreTrainedConfig,
+    growth: Mapping[str, Any],
+    plan: Callable[[PreTrainedConfig], Plan],
+) -> Proof:
+    """Prove that a growth is exact for the models of a config class and flags, or remember that it was.
+
+    Args:
+        config: of any size.
+        growth: the factor of every axis.
+        plan: makes the plan of the same growth for another config of the family.
+
+    Raises:
+        GrowthError: it is not exact, or cannot be tried.
+    """
+    small = _still(explicit(tiny(config)))
+    made = plan(small)
+    found = remembered(
+        "proof",
+        [json.loads(small.to_json_string()), made.to_dict()["growth"], made.layout.to_dict()],
+        lambda: vars(_tried(small, made)),
+    )
+    proof = Proof(**found)
+    if proof.failure is not None:
+        raise GrowthError(
+            f"{config.model_type}: growing {', '.join(f'{a} by {g}' for a, g in growth.items())} "
+            f"is not exact, so that nothing is grown: {proof.failure}"
+        )
+    return proof
+
+
+def prove_modules(narrow: nn.Module, wide: nn.Module, plan: Plan, inputs: object) -> Proof:
+    """Prove that a growth is exact for a plain module, on copies of it with random weights.
+
+    Raises:
+        GrowthError: it is not.
+    """
+    models = [copy.deepcopy(model).double().cpu().eval() for model in (narrow, wide)]
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+    proof = tried(models[0], models[1], plan, Call.of(inputs))
+    if proof.failure is not None:
+        raise GrowthError(
+            f"{type(narrow).__name__}: growing it is not exact, so that nothing is grown: {proof.failure}"
+        )
+    return proof
+
+
+def _still(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config without anything random in training: dropout and its kind."""
+    config = copy.deepcopy(config)
+    parts = [
+        config,
+        *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None),
+    ]
+    for part in parts:
+        for key, value in part.to_dict().items():
+            if isinstance(value, float) and re.search("drop|jitter|noise|mask.*prob", key):
+                setattr(part, key, 0.0)
+            elif key == "apply_spec_augment":
+                setattr(part, key, False)
+    return config
+
+
+def _tried(small: PreTrainedConfig, plan: Plan) -> Proof:
+    assert plan.config is not None
+    try:
+        narrow, wide = instance(small), instance(plan.config)
+    except Exception as error:  # whatever the model's own code raises
+        raise GrowthError(f"{small.model_type}: no tiny wide model can be made: {one_line(error)}") from error
+    return tried(narrow, wide, plan, Call.of(example_inputs(narrow, seed=1)))
+
+
+def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> Proof:
+    """Randomize ``narrow``, grow it into ``wide``, and compare. Both in float64, changed in place.
+
+    Raises:
+        GrowthError: one of them does not run.
+    """
+    fan_in = {
+        name: math.prod(n for n, d in zip(p.shape, p.axes.dims, strict=True) if d.contracted)
+        for name, p in plan.params.items()
+        if any(d.contracted for d in p.axes.dims)
+    }
+    randomize_(narrow, fan_in)
+    state = {**dict(narrow.named_parameters()), **dict(narrow.named_buffers())}
+    wide_state = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    grower = Grower(plan, lambda name: state[name].detach(), noise=None)
+    with torch.no_grad():
+        for name in (*plan.layout.params, *plan.layout.buffers):
+            wide_state[name].copy_(grower(name))
+    loss_difference = 0.0
+    try:
+        with float64(), quiet(), Float64():
+            difference, failure = _at_rest(narrow, wide, plan, call)
+            if failure is None:
+                loss_difference, failure = _in_lockstep(narrow, wide, plan, call)
+    except Exception as error:  # whatever the model's own code raises
+        raise GrowthError(f"{type(narrow).__name__}: it does not run: {one_line(error)}") from error
+    return Proof(difference=difference, loss_difference=loss_difference, failure=failure)
+
+
+def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
+    seen: dict[str, Tensor] = {}
+    first: list[str] = []
+
+    def compare(name: str, output: Tensor) -> None:
+        if not first and name in seen and seen[name].ndim == output.ndim:
+            error = deviation(seen.pop(name), output, name.partition("#")[0], plan)
+            if error is not None and not error <= TOLERANCE:
+                first.append(
+                    f"the output of {name.partition('#')[0]} is the first that is no duplicate, "
+                    f"off by {error:.3g} of its standard deviation"
+                )
+
+    with torch.no_grad():
+        with watch(narrow, seen.__setitem__):
+            outputs = result_tensors(call(narrow))
+        with watch(wide, compare):
+            wide_outputs = result_tensors(call(wide))
+    worst = 0.0
+    for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
+        if expected.shape != grown.shape:
+            return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
+        error = (expected - grown).abs().max().item() / max(1.0, output.std().item())
+        worst = max(worst, error) if math.isfinite(error) else math.inf
+    if worst <= TOLERANCE:
+        return worst, None
+    return worst, f"outputs differ by {worst:.3g}; " + (
+        first[0] if first else "every module's own output agrees"
+    )
+
+
+def _in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
+    worst = 0.0
+    for kind, values in _OPTIMIZERS:
+        models = copy.deepcopy(narrow).train(), copy.deepcopy(wide).train()
+        # A gain that is stored as its difference from one decays towards one; only without does it scale.
+        decays = [n for n, p in models[1].named_parameters() if not plan[n].offset]
+        optimizers = (
+            kind(_groups(models[0], decays, values), lr=values["lr"]),
+            kind(param_groups(models[1], plan, kind, decay=decays, **values)),
+        )
+        for step in range(STEPS):
+            losses = [
+                _step(model, optimizer, call) for model, optimizer in zip(models, optimizers, strict=True)
+            ]
+            error = abs(losses[0] - losses[1]) / max(1.0, abs(losses[0]))
+            worst = max(worst, error) if math.isfinite(error) else math.inf
+            if worst > LOSS_TOLERANCE:
+                return worst, (
+                    f"outputs agree, but after {step} steps of {kind.__name__} "
+                    f"the losses differ by {worst:.3g}"
+                )
+    return worst, None
+
+
+_OPTIMIZERS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+)
+
+
+def _groups(model: nn.Module, decays: list[str], values: Mapping[str, float]) -> list[dict[str, Any]]:
+    rest = [p for n, p in model.named_parameters() if n not in decays]
+    return [
+        {**values, "params": [p for n, p in model.named_parameters() if n in decays]},
+        *(
+            [{**values, "params": rest, **({"weight_decay": 0.0} if "weight_decay" in values else {})}]
+            if rest
+            else []
+        ),
+    ]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> float:
+    optimizer.zero_grad()
+    loss = sum(_losses(result_tensors(call(model))), start=torch.zeros(()))
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
+def _losses(outputs: list[Tensor]) -> Iterator[Tensor]:
+    """A mean over each output, which copies leave as it is, with a different pull on every place."""
+    for output in outputs:
+        target = torch.linspace(-1.0, 1.0, output.shape[0], dtype=output.dtype)
+        yield (output - target.reshape(-1, *[1] * (output.ndim - 1))).square().mean()

@@ -1,0 +1,146 @@
+"""Modules that mupscale has never seen, planned, proved and grown from their constructor and an input."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import mupscale
+from mupscale import GrowthError
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer: linear maps over channels and, transposed, over patches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = 8 * width
+        self.patches = nn.Conv2d(3, channels, kernel_size=4, stride=4)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
+        self.tokens = nn.Sequential(nn.Linear(16, 12 * width), nn.GELU(), nn.Linear(12 * width, 16))
+        self.channels = nn.Sequential(
+            nn.Linear(channels, 20 * width), nn.GELU(), nn.Linear(20 * width, channels)
+        )
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        x = x + self.channels(self.norms[1](x))
+        return self.head(self.norms[2](x).mean(dim=1))
+
+
+class UNet(nn.Module):
+    """Down, up and a concatenation across, with group norms and a transposed convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        c = 8 * width
+        self.enter = nn.Conv2d(1, c, 3, padding=1)
+        self.down = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
+        self.middle = nn.Sequential(nn.GroupNorm(4, 2 * c), nn.SiLU(), nn.Conv2d(2 * c, 2 * c, 3, padding=1))
+        self.up = nn.ConvTranspose2d(2 * c, c, 2, stride=2)
+        self.join = nn.Sequential(nn.BatchNorm2d(2 * c), nn.ReLU(), nn.Conv2d(2 * c, c, 3, padding=1))
+        self.leave = nn.Conv2d(c, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        entered = self.enter(x)
+        down = self.down(entered)
+        up = self.up(down + self.middle(down))
+        return self.leave(self.join(torch.cat([up, entered], dim=1)))
+
+
+class LSTM(nn.Module):
+    """A language model of two recurrent layers whose readout is the embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8 * width)
+        self.recurrent = nn.LSTM(8 * width, 8 * width, num_layers=2, batch_first=True)
+        self.bias = nn.Parameter(torch.zeros(30))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.recurrent(self.embedding(tokens))
+        return F.linear(hidden, self.embedding.weight / hidden.shape[-1], self.bias)
+
+
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+CASES = {
+    "mixer": (Mixer, IMAGES),
+    "unet": (UNet, IMAGES[:, :1]),
+    "lstm": (LSTM, torch.randint(30, (3, 7), generator=torch.Generator().manual_seed(1))),
+}
+
+
+@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_unknown_modules_grow_without_hints(name, width):
+    make, inputs = CASES[name]
+    torch.manual_seed(0)
+    narrow = make(1).double()
+    plan = mupscale.plan(make, width=width, inputs=inputs)
+    for noise in (None, "balanced:1"):
+        wide = mupscale.grow(narrow, plan, noise=noise)
+        report = mupscale.verify(narrow, wide, plan, inputs, steps=3)
+        assert report.equal, report
+        assert report.max_abs_diff < 1e-10
+
+
+class Flatten(nn.Module):
+    """Channels and places in one dim, which shapes alone cannot tell from channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4 * width, 3)
+        self.scale = nn.Parameter(torch.ones(4 * width, 1, 1))
+        self.head = nn.Linear(4 * width * 4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(F.adaptive_avg_pool2d(self.conv(images) * self.scale, 2).flatten(1))
+
+
+def test_a_run_shows_what_shapes_do_not():
+    plan = mupscale.plan(Flatten, width=2, inputs=IMAGES)
+    assert str(plan["head.weight"].axes) == "5 [w4x2 4]"
+    assert str(plan["scale"].axes) == "w4x2 1 1"
+
+
+class Counted(nn.Module):
+    """Multiplies each channel by its number: copies of a channel are not the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4 * width), nn.Linear(4 * width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.last(hidden * torch.arange(hidden.shape[-1]))
+
+
+def test_what_is_computed_from_an_index_is_not_copied():
+    plan = mupscale.plan(Counted, width=2, inputs=torch.randn(2, 3))
+    assert plan.inexact == {"w4x2": "it is counted by arange in the model"}
+    with pytest.raises(GrowthError, match="w4x2.*counted by arange"):
+        mupscale.grow(Counted(1), plan)
+
+
+class Peak(nn.Module):
+    """Divides by a sum over channels that no weight makes up for."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4 * width), nn.Linear(4 * width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.last(hidden.exp() / (1 + hidden.exp().sum(-1, keepdim=True)))
+
+
+def test_what_no_layout_explains_is_refused_with_the_first_module_that_differs():
+    with pytest.raises(GrowthError, match="Peak: growing it is not exact.*the output of last is the first"):
+        mupscale.plan(Peak, width=2, inputs=torch.randn(2, 3))
+
+
+def test_inputs_that_do_not_fit_are_said_to():
+    with pytest.raises(GrowthError, match="inputs: the module does not run on them"):
+        mupscale.plan(Mixer, width=2, inputs=torch.randn(2, 3))
