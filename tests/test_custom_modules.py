@@ -144,3 +144,21 @@ def test_what_no_layout_explains_is_refused_with_the_first_module_that_differs()
 def test_inputs_that_do_not_fit_are_said_to():
     with pytest.raises(GrowthError, match="inputs: the module does not run on them"):
         mupscale.plan(Mixer, width=2, inputs=torch.randn(2, 3))
+
+
+class Idle(nn.Module):
+    """Has a layer that its forward pass never reaches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(3, 4 * width), nn.Linear(3, 4 * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def test_what_the_run_does_not_reach_is_not_grown():
+    with pytest.raises(
+        GrowthError, match="idle.weight: would grow, but the run on these inputs does not use it"
+    ):
+        mupscale.plan(Idle, width=2, inputs=torch.randn(2, 3))

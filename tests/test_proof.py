@@ -358,3 +358,9 @@ def test_a_table_that_is_computed_when_loaded_is_no_parameter_to_copy():
         GrowthError, match="'d_model' of marian cannot grow: .*embed_positions.weight is not stored"
     ):
         mupscale.plan(config, width=2)
+
+
+def test_a_tower_that_the_proof_does_not_reach_is_not_grown():
+    """Of a vision-language model the text alone is run."""
+    with pytest.raises(GrowthError, match="would grow, but the run of a tiny gemma3 does not use it"):
+        mupscale.plan(tiny(CONFIG_MAPPING["gemma3"]()), width=2)

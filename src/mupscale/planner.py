@@ -172,6 +172,7 @@ def _between(
     """
     layout = replace(layout, folds=folds_for(family, layout, growth))
     growth = {**growth, **family.growth_of_layers(layout, growth)}
+    family.check_used(layout, growth)
     _refuse_shrinking(layout, growth)
     made = Plan(
         layout=layout,

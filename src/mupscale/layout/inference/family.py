@@ -64,6 +64,7 @@ class Family:
         along: fields that no axis follows, but that have to be products of those that axes do: their powers.
         readouts: the weights from the last hidden layer to the outputs.
         outputs: the axes of what the tiny model returns.
+        unused: tensors that its run never touched, nor any of the same part: of these nothing is proved.
     """
 
     small: PreTrainedConfig
@@ -73,6 +74,7 @@ class Family:
     along: Mapping[Path, Mapping[Path, int]]
     readouts: frozenset[str]
     outputs: tuple[Axes, ...]
+    unused: frozenset[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; the tiny config is made anew."""
@@ -88,6 +90,7 @@ class Family:
             ],
             "readouts": sorted(self.readouts),
             "outputs": list(map(str, self.outputs)),
+            "unused": sorted(self.unused),
         }
 
     @staticmethod
@@ -103,6 +106,7 @@ class Family:
             along={tuple(path): {tuple(p): e for p, e in powers} for path, powers in data["along"]},
             readouts=frozenset(data["readouts"]),
             outputs=tuple(map(Axes.parse, data["outputs"])),
+            unused=frozenset(data["unused"]),
         )
 
     @property
@@ -180,6 +184,19 @@ class Family:
                 axis: law.fixed for axis, law in self.laws.items() if law.fixed and axis not in NO_WIDTH
             },
         )
+
+    def check_used(self, layout: Layout, growth: Mapping[str, Fraction]) -> None:
+        """Refuse to grow what the tiny model's run did not use: a vision tower that text alone never reaches.
+
+        Raises:
+            GrowthError: such a tensor would grow.
+        """
+        for name, axes in (*layout.params.items(), *layout.buffers.items()):
+            if self.twin(name, len(axes.dims)) in self.unused and axes.copies(growth) != 1:
+                raise GrowthError(
+                    f"{name}: would grow, but the run of a tiny {self.model_type} does not use it, so that "
+                    "nothing about it can be proved; grow the part of the model that it belongs to by itself"
+                )
 
     def twin(self, name: str, ndim: int) -> str | None:
         """The tiny model's tensor that plays the same part as one of a deeper model."""

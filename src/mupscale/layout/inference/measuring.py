@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from mupscale.errors import GrowthError, one_line
-from mupscale.layout.inference.family import Family, Law
+from mupscale.layout.inference.family import Family, Law, part_of
 from mupscale.layout.inference.fields import (
     NO_WIDTH,
     Path,
@@ -75,6 +75,7 @@ def infer(config: PreTrainedConfig) -> Family:
     laws = {axis: law for axis, law in laws.items() if axis in used}
     followed = {path for law in laws.values() for path in law.powers}
     along = _along([change for change, _ in variants], followed)
+    parts = {part_of(name) for name in base.seen}
     return Family(
         small=small,
         grouped=grouped,
@@ -83,6 +84,7 @@ def infer(config: PreTrainedConfig) -> Family:
         along=along,
         readouts=found.readouts,
         outputs=found.outputs,
+        unused=frozenset(n for n in base.dims if n not in base.seen and part_of(n) not in parts),
     )
 
 

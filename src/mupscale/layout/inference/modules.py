@@ -59,6 +59,11 @@ def layout_by_running(
         return names.get(id(unit.find()), unit.size)
 
     seen = written(base, named)
+    if unused := [n for n, axes in seen.axes.items() if n not in base.seen and axes.copies(growth) != 1]:
+        raise GrowthError(
+            f"{unused[0]}: would grow, but the run on these inputs does not use it, so that nothing about it "
+            "can be proved; give inputs that reach all of the module"
+        )
     params = dict(narrow.named_parameters())
     stored = narrow.state_dict(keep_vars=True)
     first = {id(p): n for n, p in params.items()}
