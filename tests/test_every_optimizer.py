@@ -269,6 +269,7 @@ def test_a_schedule_free_optimizer_is_registered():
             state={"z": Power(weight=1), "exp_avg_sq": 2},
             decoupled=True,
             values={"lr_max": lr, "scheduled_lr": lr, "weight_sum": Power(weight=2)},
+            looks_at_values=True,
         ),
     )
 

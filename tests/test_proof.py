@@ -24,6 +24,7 @@ from mupscale import GrowthError
 from mupscale.axes import Axes, duplicate
 from mupscale.calls import Call
 from mupscale.dims import Row
+from mupscale.growth import grow_checkpoint
 from mupscale.layout import Fold, example_inputs, explicit, family_of, known, tiny
 from mupscale.layout.inference.instance import instance
 from mupscale.planner import _alike
@@ -348,6 +349,28 @@ def test_a_folded_gain_that_is_stored_as_a_difference_does_not_decay():
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-3, weight_decay=0.1)
     with pytest.raises(mupscale.GrowthError, match="model.norm.weight: the model adds 1"):
         mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+
+
+def test_a_folded_gain_that_is_stored_as_a_difference_takes_no_optimizer_that_looks_at_it():
+    """ASGD averages and decays what is stored, Adafactor's steps are relative to it."""
+    narrow = Gemma2ForCausalLM(tiny(Gemma2Config()))
+    plan = mupscale.plan(narrow, width=2)
+    wide = mupscale.grow(narrow, plan)
+    for optimizer in (torch.optim.ASGD, torch.optim.Adafactor):
+        with pytest.raises(GrowthError, match=r"model.norm.weight: the model adds 1 .*another optimizer"):
+            mupscale.param_groups(wide, plan, optimizer, lr=1e-3, weight_decay=0.0)
+
+
+def test_a_checkpoint_whose_folded_gain_decays_is_refused(tmp_path):
+    narrow = Gemma2ForCausalLM(tiny(Gemma2Config()))
+    narrow.save_pretrained(tmp_path / "narrow")
+    optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-3, weight_decay=0.1)
+    narrow(input_ids=torch.arange(8)[None]).logits.square().mean().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "narrow" / "optimizer.pt")
+    with pytest.raises(GrowthError, match=r"optimizer.pt: model.norm.weight: the model adds 1 .*--no-optim"):
+        grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2)
+    assert not (tmp_path / "wide").exists()
 
 
 def test_a_table_that_is_computed_when_loaded_is_no_parameter_to_copy():

@@ -69,7 +69,7 @@ def grow_training_state(
                         rule.check_state(name, key, value, shapes[name])
                 if state and (reason := rule.ready(state, group)):
                     raise GrowthError(f"{name}: {reason}")
-                pairs.append((name, index, rule.group(plan[name], group)))
+                pairs.append((name, index, rule.group(name, plan[name], group)))
     except GrowthError as error:
         raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
     pairs.sort(key=_place(saved["param_groups"], names, skeleton))

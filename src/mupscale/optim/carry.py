@@ -13,7 +13,7 @@ from mupscale.axes import Axes, pad
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.operators import duplicate_scaled, operator_named
-from mupscale.optim.groups import merge_groups, refuse_decay
+from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_for
 from mupscale.optim.rules import Rule
 from mupscale.optim.together import Together
@@ -66,8 +66,7 @@ def carry_optimizer(
             name = names[id(param)]
             carried.append((name, param, rule))
             group_of[param] = group
-            refuse_decay(name, plan[name], group)
-            grown_params.append((name, wide_params[name], rule.group(plan[name], group)))
+            grown_params.append((name, wide_params[name], rule.group(name, plan[name], group)))
     accepted = inspect.signature(type(optimizer)).parameters
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
     grown = type(optimizer)(merge_groups(grown_params), **defaults)

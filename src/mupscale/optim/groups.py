@@ -10,7 +10,7 @@ from torch import nn
 
 from mupscale.errors import GrowthError
 from mupscale.optim.registry import rule_for
-from mupscale.planning import Plan, Scaling
+from mupscale.planning import Plan
 
 
 def param_groups(
@@ -75,26 +75,11 @@ def param_groups(
             mine["weight_decay"] = embedding_weight_decay
         if "weight_decay" in mine and decay is not None and name not in decay:
             mine["weight_decay"] = 0.0
-        refuse_decay(name, plan[name], mine)
         return mine
 
     named = [(n, p) for n, p in wide.named_parameters() if only is None or n in only]
     named.sort(key=lambda pair: decay is not None and pair[0] not in decay)  # stable: decaying ones first
-    return merge_groups((name, param, rule.group(plan[name], base(name))) for name, param in named)
-
-
-def refuse_decay(name: str, scaling: Scaling, values: Mapping[str, Any]) -> None:
-    """Refuse weight decay of a folded gain that is stored as its difference from one: it pulls elsewhere.
-
-    Raises:
-        GrowthError: it is to decay.
-    """
-    if scaling.offset and values.get("weight_decay"):
-        raise GrowthError(
-            f"{name}: the model adds {scaling.offset:g} to it before use, and growth scales the sum, so that "
-            "weight decay would pull it elsewhere than in the narrow model; leave it out of what decays "
-            "(decay=[...])"
-        )
+    return merge_groups((name, param, rule.group(name, plan[name], base(name))) for name, param in named)
 
 
 def hidden_matrices(plan: Plan) -> list[str]:

@@ -54,6 +54,8 @@ class Rule:
         values: scales of other values of a parameter group, and of entries of tuples; None leaves an entry.
         lr: the scale of the learning rate, where it is not s / c^p.
         ready: (state of a parameter, group) → why it cannot be carried yet, or None.
+        looks_at_values: whether a step or the state depends on the parameter's own value, beside weight
+            decay. Where a model adds a constant to a parameter before use, that value does not scale.
     """
 
     degree: int
@@ -64,6 +66,7 @@ class Rule:
     values: Mapping[str, Scale | tuple[Scale | None, ...]] = field(default_factory=dict)
     lr: Scale | None = None
     ready: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = lambda state, group: None
+    looks_at_values: bool = False
 
     def lr_scale(self, p: Scaling) -> float:
         """lr↑ / lr = s / c^p."""
@@ -78,11 +81,21 @@ class Rule:
         scale = self.state[key]
         return Power(grad=scale)(p) if isinstance(scale, int) else scale(p)
 
-    def group(self, p: Scaling, group: Mapping[str, Any]) -> dict[str, Any]:
-        """A parameter group's values, without its parameters, as they become at scaling ``p``.
+    def group(self, name: str, p: Scaling, group: Mapping[str, Any]) -> dict[str, Any]:
+        """A parameter group's values, without its parameters, as they become for ``name`` at scaling ``p``.
 
         ``lr_scale`` accumulates, so that a model grown twice keeps its ratio to the first.
+
+        Raises:
+            GrowthError: the parameter is a folded gain that is stored as its difference from a constant, and
+                is to decay or to step by its own value.
         """
+        if p.offset and (group.get("weight_decay") or self.looks_at_values):
+            mend = "another optimizer" if self.looks_at_values else "no weight decay (decay=[...] without it)"
+            raise GrowthError(
+                f"{name}: the model adds {p.offset:g} to it before use, and growth scales the sum, so that "
+                f"what pulls on the stored value pulls elsewhere than in the narrow model; give it {mend}"
+            )
         wide = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         scales: dict[str, Scale | tuple[Scale | None, ...]] = {
             "lr": self.lr_scale,
