@@ -1,15 +1,19 @@
 """Each operator's claim on keeping the function, measured in float64 on GPT-2 and Llama."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
+from transformers import Phi3Config, Phi3ForCausalLM
 
 import mupscale
 from models import build
 from mupscale import GrowthError
+from mupscale.axes import Axes
+from mupscale.layout import Fold, tiny
 from mupscale.operators import OPERATORS
-from mupscale.operators.net2net import chosen_units
+from mupscale.operators.net2net import chosen_units, random_copies
 
 LMS = ["gpt2", "gpt2_untied", "llama", "llama_tied", "gpt_neox"]
 
@@ -74,9 +78,34 @@ def test_net2net_does_not_keep_it_where_a_norm_averages_over_uneven_copies(name)
     assert difference(name, "net2net", width=2) > 1e-3
 
 
-def test_net2net_grows_by_fractions():
-    from fractions import Fraction
+@pytest.mark.parametrize("axes", [{"kv_heads": 4}, {"d_ff": 3}, {"kv_heads": 4, "d_ff": 2}])
+def test_net2net_keeps_the_function_of_fused_projections(axes):
+    """Phi-3 holds query, key and value in one weight, gate and up in another: rows of segments."""
+    torch.manual_seed(0)
+    narrow = Phi3ForCausalLM(tiny(Phi3Config())).double()
+    plan = mupscale.plan(narrow, axes=axes)
+    assert any(dim.has_segments for p in plan.params.values() for dim in p.axes.dims)
+    wide = mupscale.grow(narrow, plan, operator="net2net")
+    report = mupscale.verify(narrow, wide, plan, operator="net2net")
+    assert report.max_abs_diff < 1e-10 * max(1, report.logits_std)
+    for axis, growth in plan.growth.items():
+        size = plan.layout.sizes[axis]
+        units = chosen_units(axis, size, int(growth * size), seed=0)
+        assert len(set(torch.bincount(units).tolist())) > 1
 
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_net2net_scales_a_gain_as_it_is_used(offset):
+    """Gemma uses 1 + θ; of a tied readout's norm, each unit is divided by the number of its copies."""
+    gain, units = torch.randn(5), chosen_units("d_model", 5, 10, 0)
+    fold = Fold("d_model", Fraction(-1), offset)
+    wide = random_copies(
+        gain, Axes.parse("d_model"), {"d_model": 5}, {"d_model": Fraction(2)}, seed=0, folds=(fold,)
+    )
+    torch.testing.assert_close(wide + offset, ((gain + offset) / torch.bincount(units))[units])
+
+
+def test_net2net_grows_by_fractions():
     assert difference("llama", "net2net", axes={"d_ff": Fraction(4, 3)}) < 1e-10
 
 

@@ -88,8 +88,6 @@ class Grower:
             wide = self._zero_pad(name, narrow)
         else:
             wide = self._copies(name, narrow)
-            if offset := self.plan[name].offset:  # θ↑ + offset = s · dup(θ + offset)
-                wide += offset * (self.plan[name].weight_scale - 1)
             if self.noise is not None and name in self.plan.layout.params:
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)
@@ -116,7 +114,9 @@ class Grower:
     def _copies(self, name: str, narrow: Tensor) -> Tensor:
         scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
         if self.operator.copies_evenly:
-            return duplicate_scaled(narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale)
+            return duplicate_scaled(
+                narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale, offset=scaling.offset
+            )
         above = renumbered(name, 1)[0] if self.operator.name == "aki" else name
         return random_copies(
             narrow,

@@ -9,12 +9,15 @@ from mupscale.axes import Axes, duplicate
 from mupscale.dims import Growth, Sizes
 
 
-def duplicate_scaled(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth, scale: float) -> Tensor:
+def duplicate_scaled(
+    tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth, scale: float, *, offset: float = 0.0
+) -> Tensor:
     """``scale`` · dup(θ), in float32 or better; the caller casts to the dtype it stores.
 
     Args:
         tensor: θ, of shape ``axes.shape(sizes)``. Integers are only repeated.
         scale: s for a parameter, powers of s and c for optimizer state.
+        offset: what the model adds to θ before use: θ↑ + offset = s · dup(θ + offset).
 
     Returns:
         A new tensor of the wide shape.
@@ -23,5 +26,7 @@ def duplicate_scaled(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth, s
         return duplicate(tensor, axes, sizes, growth).clone()
     exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     # Scaling the small tensor first costs nothing; multiplication commutes with repetition.
-    wide = duplicate(exact * scale if scale != 1 else exact, axes, sizes, growth)
+    if scale != 1:
+        exact = exact * scale + offset * (scale - 1)
+    wide = duplicate(exact, axes, sizes, growth)
     return wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide

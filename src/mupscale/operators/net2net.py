@@ -11,17 +11,16 @@ instead, which breaks the symmetry between copies and does not keep the function
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mupscale.axes import Axes
-from mupscale.dims import Dim, Growth, Sizes, wide_sizes
+from mupscale.dims import Dim, Factor, Growth, Row, Sizes
 from mupscale.errors import GrowthError
 from mupscale.layout import Fold
 from mupscale.operators.noise import generator_of
@@ -65,42 +64,68 @@ def random_copies(
             f"axis {min(missing)!r}: growing it changes a constant of the architecture, for which unequal "
             "copies cannot make up; choose another operator, or other axes"
         )
-    if tensor.is_floating_point():
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    wide, upper = tensor, above.to(tensor.dtype) if above is not None else None
+    offset = max((fold.offset for fold in folds), default=0.0)
+    tensors = [tensor] if above is None else [tensor, above]
+    exact = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
+    wide = [t.to(exact) for t in tensors]
     for i, dim in enumerate(axes.dims):
         if dim.growth(growth) == 1:
             continue
-        copied = _Copied.of(dim, sizes, growth, seed, powers)
+        copied = _Copied.of(dim.axes, sizes, growth, seed, powers, contracted=dim.contracted)
+        source, scale, new = (torch.from_numpy(a).to(tensor.device) for a in copied)
         along = [-1 if j == i else 1 for j in range(tensor.ndim)]
-        scale = copied.scale.to(tensor).view(along) if tensor.is_floating_point() else 1
-        wide = wide.index_select(i, copied.source.to(tensor.device)) * scale
-        if upper is not None:
-            upper = upper.index_select(i, copied.source.to(tensor.device)) * scale
-            if not dim.contracted:
-                wide = torch.where(copied.new.to(tensor.device).view(along), upper, wide)
-    return wide.clone() if wide is tensor else wide
+        wide = [t.index_select(i, source) for t in wide]
+        if tensor.is_floating_point():
+            scale = scale.to(exact).view(along)
+            wide = [t * scale + offset * (scale - 1) for t in wide]
+        if above is not None and not dim.contracted:
+            wide[0] = torch.where(new.view(along), wide[1], wide[0])
+    return wide[0].clone() if wide[0] is tensor else wide[0]
 
 
-@dataclass(frozen=True)
-class _Copied:
+class _Copied(NamedTuple):
     """Along one dim: the narrow index that each wide index copies, its scale, and whether it is a new one."""
 
-    source: Tensor
-    scale: Tensor
-    new: Tensor
+    source: np.ndarray
+    scale: np.ndarray
+    new: np.ndarray
 
     @staticmethod
-    def of(dim: Dim, sizes: Sizes, growth: Growth, seed: int, powers: Mapping[str, float]) -> _Copied:
-        narrow, wide = dim.shape(sizes), dim.shape(wide_sizes(sizes, growth))
-        at = [torch.from_numpy(c) for c in np.unravel_index(np.arange(math.prod(wide)), wide)]
-        scale = torch.ones(math.prod(wide), dtype=torch.float64)
-        new = torch.zeros(math.prod(wide), dtype=torch.bool)
-        for i, axis in enumerate(dim.axes):
-            if isinstance(axis, str) and growth.get(axis, 1) != 1:
-                units = chosen_units(axis, narrow[i], wide[i], seed)
-                new |= at[i] >= narrow[i]
-                at[i] = units[at[i]]
-                copies = torch.bincount(units).double()[at[i]]
-                scale *= copies ** (powers.get(axis, 0.0) - dim.contracted)
-        return _Copied(torch.from_numpy(np.ravel_multi_index([c.numpy() for c in at], narrow)), scale, new)
+    def of(
+        factors: tuple[Factor, ...],
+        sizes: Sizes,
+        growth: Growth,
+        seed: int,
+        powers: Mapping[str, float],
+        *,
+        contracted: bool,
+    ) -> _Copied:
+        """Of a product of axes, slowest first."""
+        found = _Copied(np.zeros(1, dtype=np.int64), np.ones(1), np.zeros(1, dtype=bool))
+        for factor in factors:
+            size = Dim((factor,)).size(sizes)
+            if isinstance(factor, Row):
+                each = [
+                    _Copied.of(segment, sizes, growth, seed, powers, contracted=contracted)
+                    for segment in factor.segments
+                ]
+                starts = np.cumsum([0, *(Dim(segment).size(sizes) for segment in factor.segments[:-1])])
+                own = _Copied(
+                    np.concatenate([part.source + start for part, start in zip(each, starts, strict=True)]),
+                    np.concatenate([part.scale for part in each]),
+                    np.concatenate([part.new for part in each]),
+                )
+            elif isinstance(factor, str) and growth.get(factor, 1) != 1:
+                units = chosen_units(factor, size, int(size * growth[factor]), seed).numpy()
+                copies = np.bincount(units)[units].astype(float)
+                own = _Copied(
+                    units, copies ** (powers.get(factor, 0.0) - contracted), np.arange(len(units)) >= size
+                )
+            else:
+                own = _Copied(np.arange(size), np.ones(size), np.zeros(size, dtype=bool))
+            found = _Copied(
+                (found.source[:, None] * size + own.source).reshape(-1),
+                (found.scale[:, None] * own.scale).reshape(-1),
+                (found.new[:, None] | own.new).reshape(-1),
+            )
+        return found
