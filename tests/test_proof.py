@@ -262,7 +262,7 @@ def llama(**sizes):
 
 def test_a_family_is_measured_and_proved_once(monkeypatch):
     first = mupscale.plan(llama(), width=2)
-    known._family.cache_clear()  # what this process knows, so that only the files are left
+    known._families.clear()  # what this process knows, so that only the files are left
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *args, **kwargs: pytest.fail("a model runs"))
     monkeypatch.setattr("mupscale.proof.instance", lambda config: pytest.fail("a model is made"))
     assert mupscale.plan(llama(), width=2) == first
@@ -274,14 +274,14 @@ def test_a_family_is_measured_and_proved_once(monkeypatch):
 
 def test_what_cannot_be_read_is_measured_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("MUPSCALE_CACHE", str(tmp_path))
-    known._family.cache_clear()
+    known._families.clear()
     first = mupscale.plan(llama(), width=2)
     files = sorted(tmp_path.iterdir())
     assert [file.name.partition("-")[0] for file in files] == ["family", "folds", "proof"]
     before = [file.read_bytes() for file in files]
     for file, garbage in zip(files, (before[0][:100], b"\xff\x00", b""), strict=True):
         file.write_bytes(garbage)
-    known._family.cache_clear()
+    known._families.clear()
     assert mupscale.plan(llama(), width=2) == first
     assert sorted(tmp_path.iterdir()) == files
     assert [file.read_bytes() for file in files] == before

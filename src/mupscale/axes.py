@@ -218,15 +218,13 @@ def duplicate(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tenso
     ...           {"heads": 2}).tolist()
     [1, 2, 1, 2, 3, 4, 3, 4]
     """
-    plain = Axes(tuple(Dim((1,)) if dim.has_segments else dim for dim in axes.dims))
+    plain = list(axes.dims)
     for i, dim in enumerate(axes.dims):
-        if dim.has_segments and dim.growth(growth) != 1:
-            tensor = tensor.index_select(i, dim.sources(sizes, growth).to(tensor.device))
-    if plain != axes:
-        plain = Axes(
-            tuple(Dim((tensor.shape[i],)) if dim.has_segments else dim for i, dim in enumerate(axes.dims))
-        )
-    copies = plain.expand_copies(sizes, growth)
+        if dim.has_segments:  # their copies do not stand in one place: gather them, index by index
+            if dim.growth(growth) != 1:
+                tensor = tensor.index_select(i, dim.sources(sizes, growth).to(tensor.device))
+            plain[i] = Dim((tensor.shape[i],))
+    copies = Axes(tuple(plain)).expand_copies(sizes, growth)
     copy_dims = {*copies.summed, *copies.kept}
     narrow = [1 if i in copy_dims else n for i, n in enumerate(copies.shape)]
     # A grown dim of size 1 comes out of reshape as an expanded view.

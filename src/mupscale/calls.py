@@ -1,4 +1,4 @@
-"""How to call a model: its inputs, in whatever form they come, in the precision of a proof."""
+"""How to call a model: its inputs, in whatever form they come, and what of its outputs is a result."""
 
 from __future__ import annotations
 
@@ -29,3 +29,16 @@ class Call:
 
     def __call__(self, model: nn.Module) -> Any:
         return model(*self.args, **self.kwargs)
+
+
+def result_tensors(output: Any) -> list[Tensor]:
+    """What a model returned that is a result: its logits where it has such, else every tensor."""
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return [logits]
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    values = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    )
+    return [t for value in values for t in result_tensors(value)]

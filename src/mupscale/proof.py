@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mupscale.calls import Call
+from mupscale.calls import Call, result_tensors
 from mupscale.deviations import deviation, grown_outputs, watch
 from mupscale.errors import GrowthError, one_line
 from mupscale.grower import Grower
 from mupscale.layout import example_inputs, explicit, remembered, tiny
 from mupscale.layout.inference.instance import float64, instance, randomize_
-from mupscale.layout.inference.trace import result_tensors
 from mupscale.layout.models import quiet
 from mupscale.optim import param_groups
 from mupscale.planning import Plan
@@ -192,12 +191,7 @@ def _in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> 
     worst = 0.0
     for kind, values in _OPTIMIZERS:
         models = copy.deepcopy(narrow).train(), copy.deepcopy(wide).train()
-        # A gain that is stored as its difference from one decays towards one; only without does it scale.
-        decays = [n for n, p in models[1].named_parameters() if not plan[n].offset]
-        optimizers = (
-            kind(_groups(models[0], decays, values), lr=values["lr"]),
-            kind(param_groups(models[1], plan, kind, decay=decays, **values)),
-        )
+        optimizers = paired_optimizers(*models, plan, kind, **values)
         for step in range(STEPS):
             losses = [
                 _step(model, optimizer, call) for model, optimizer in zip(models, optimizers, strict=True)
@@ -218,16 +212,26 @@ _OPTIMIZERS: tuple[tuple[Any, dict[str, Any]], ...] = (
 )
 
 
-def _groups(model: nn.Module, decays: list[str], values: Mapping[str, float]) -> list[dict[str, Any]]:
-    rest = [p for n, p in model.named_parameters() if n not in decays]
-    return [
-        {**values, "params": [p for n, p in model.named_parameters() if n in decays]},
-        *(
-            [{**values, "params": rest, **({"weight_decay": 0.0} if "weight_decay" in values else {})}]
-            if rest
-            else []
-        ),
+def paired_optimizers(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, kind: Any, *, lr: float, **values: Any
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """An optimizer for either model, under which they are to stay in lockstep.
+
+    A gain that is stored as its difference from one decays towards one, and scales without decay only.
+    """
+    decays = {name: not plan[name].offset for name, _ in narrow.named_parameters()}
+    groups = [
+        {
+            "params": [p for name, p in narrow.named_parameters() if decays[name] == decaying],
+            "weight_decay": values.get("weight_decay", 0.0) * decaying,
+        }
+        for decaying in (True, False)
     ]
+    decaying = [name for name, decay in decays.items() if decay]
+    return (
+        kind([group for group in groups if group["params"]], lr=lr, **values),
+        kind(param_groups(wide, plan, kind, lr=lr, decay=decaying, **values)),
+    )
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> float:

@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mupscale.axes import Axes, duplicate, sum_copies
-from mupscale.calls import Call
+from mupscale.calls import Call, result_tensors
 from mupscale.deviations import deviation, grown_outputs, watch
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.growth import grow
 from mupscale.layout import example_inputs, transformers_config
-from mupscale.layout.inference.trace import result_tensors
 from mupscale.operators import operator_named
-from mupscale.optim import param_groups
 from mupscale.planning import Plan
 from mupscale.precision import Float64
+from mupscale.proof import paired_optimizers
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.
@@ -220,20 +219,7 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
 
 def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -> float:
     wide = _plain_experts(grow(narrow, plan, noise=None))
-    lr, weight_decay = 1e-3, 0.1
-    decaying = [n for n, _ in wide.named_parameters() if not plan[n].offset]
-    groups = [
-        {
-            "params": [p for n, p in narrow.named_parameters() if (n in decaying) == decays],
-            "weight_decay": weight_decay * decays,
-        }
-        for decays in (True, False)
-    ]
-    adamw = torch.optim.AdamW
-    optimizers = (
-        adamw([g for g in groups if g["params"]], lr=lr),
-        adamw(param_groups(wide, plan, adamw, lr=lr, decay=decaying, weight_decay=weight_decay)),
-    )
+    optimizers = paired_optimizers(narrow, wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
     worst = 0.0
     with Float64():
         for _ in range(steps):

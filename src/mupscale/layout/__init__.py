@@ -3,10 +3,10 @@
 Knows models and configs; knows nothing of growth rules, optimizers or files.
 """
 
-from mupscale.layout.base import Fold, Layout
+from mupscale.layout.base import DEPTH, Fold, Layout
 from mupscale.layout.by_shape import layout_by_shape
 from mupscale.layout.cache import remembered
-from mupscale.layout.configs import DEPTH, growth_asked, growth_between, growth_factor, widen
+from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import explicit
 from mupscale.layout.inference.modules import layout_by_running

@@ -10,6 +10,8 @@ from typing import Any
 from mupscale.axes import Axes
 from mupscale.errors import GrowthError
 
+DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
+
 
 @dataclass(frozen=True)
 class Fold:

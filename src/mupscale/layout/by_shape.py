@@ -15,6 +15,7 @@ from mupscale.axes import Axes
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
+from mupscale.layout.models import ties
 
 # The dim of ``weight`` that the forward pass sums over; None: an elementwise gain or a lookup.
 _CONTRACTED: dict[type[nn.Module], int | None] = {
@@ -102,7 +103,7 @@ def layout_by_shape(
             sizes=sizes,
             params=weights,
             buffers={n: tensors[n] for n in buffers},
-            ties={n: t for n, t in _ties(narrow).items() if n not in params},
+            ties=ties(narrow),
             readouts=_readouts(weights, growth),
         ),
         growth,
@@ -138,11 +139,6 @@ def _read_hint(name: str, hint: str, shape: tuple[int, ...]) -> Axes:
         if size % dim.size(dict.fromkeys(dim.names, 1)) or (not dim.names and dim.size({}) != size):
             raise GrowthError(f"hint for {name!r}: '{dim}' does not fit a dim of size {size}")
     return axes
-
-
-def _ties(module: nn.Module) -> dict[str, str]:
-    first = {id(p): n for n, p in module.named_parameters()}
-    return {n: first[id(p)] for n, p in module.named_parameters(remove_duplicate=False)}
 
 
 def _readouts(params: Mapping[str, Axes], growth: Mapping[str, Fraction]) -> frozenset[str]:

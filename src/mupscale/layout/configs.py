@@ -9,12 +9,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mupscale.errors import GrowthError
-from mupscale.layout.base import Layout
+from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import NO_WIDTH, Path, times, value_at, with_fields
 from mupscale.layout.models import shapes, skeleton
-
-DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
 
 
 def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -25,26 +24,14 @@ def family_of(config: PreTrainedConfig) -> Family:
     Raises:
         GrowthError: no tiny model of it can be built and run.
     """
-    return _family(json.dumps(_key(tiny(config)), sort_keys=True, default=str), _Held(config))
+    key = json.dumps(_key(tiny(config)), sort_keys=True, default=str)
+    if key not in _families:
+        data = remembered("family", key, lambda: infer(config).to_dict())
+        _families[key] = Family.from_dict(config, data)
+    return _families[key]
 
 
-class _Held:
-    """A config that is no part of a cache's key."""
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=64)
-def _family(key: str, held: _Held) -> Family:
-    data = remembered("family", key, lambda: infer(held.config).to_dict())
-    return Family.from_dict(held.config, data)
+_families: dict[str, Family] = {}  # of this process
 
 
 def _key(config: PreTrainedConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Models of configs, by names and shapes alone."""
+"""Models by names and shapes alone, and what a config is a model of."""
 
 from __future__ import annotations
 
@@ -63,6 +63,13 @@ def shapes(config: PreTrainedConfig, *, buffers: bool = True) -> dict[str, tuple
         model = skeleton(config)
     tensors = (*model.named_parameters(), *(model.named_buffers() if buffers else ()))
     return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def ties(model: nn.Module) -> dict[str, str]:
+    """The other names of tied parameters, each with the first one."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if name != first[id(p)]}
 
 
 @contextmanager

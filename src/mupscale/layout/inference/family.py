@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from mupscale.axes import Axes
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
-from mupscale.layout.base import Layout
+from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.fields import (
     NO_WIDTH,
     Path,
@@ -31,6 +31,7 @@ from mupscale.layout.inference.fields import (
     size_fields,
     value_at,
 )
+from mupscale.layout.models import ties
 from mupscale.layout.tiny import tiny
 
 
@@ -150,12 +151,6 @@ class Family:
             GrowthError: it has a parameter that the tiny one has not, or of a shape that does not follow.
         """
         params = dict(model.named_parameters())
-        first = {id(p): name for name, p in params.items()}
-        ties = {
-            name: first[id(p)]
-            for name, p in model.named_parameters(remove_duplicate=False)
-            if name not in params
-        }
         stored = model.state_dict(keep_vars=True)
         buffers = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
         sizes = {a: n for a, law in self.laws.items() if (n := law.size(config)) is not None}
@@ -166,10 +161,10 @@ class Family:
         }
         rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in model.named_buffers() if n in stored}
         return Layout(
-            sizes=sizes | {"layers": getattr(config.get_text_config(), "num_hidden_layers", 1)},
+            sizes=sizes | {DEPTH: getattr(config.get_text_config(), "num_hidden_layers", 1)},
             params={n: found[n] for n in params},
             buffers={n: found.get(n, axes) for n, axes in rest.items()},
-            ties=ties,
+            ties=ties(model),
             readouts=frozenset(n for n in params if self.twin(n, params[n].ndim) in self.readouts),
             ignored=(
                 *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),

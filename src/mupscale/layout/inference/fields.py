@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from mupscale.layout.base import DEPTH
 from mupscale.layout.models import quiet, shapes
 from mupscale.layout.tiny_sizes import canonical
 
@@ -36,7 +37,7 @@ NO_WIDTH = {
     "type_vocab": "the number of segment types is not a width",
     "positions": "the number of positions is not a width",
     "labels": "the number of classes is not a width",
-    "layers": "depth is not a width",
+    DEPTH: "depth is not a width",
 }
 _AXIS = {
     "hidden_size": "d_model",

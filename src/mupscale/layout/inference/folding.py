@@ -13,8 +13,8 @@ from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import Path, times, value_at, with_fields
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.scales import Variable, folds
-from mupscale.layout.inference.structure import pairs
-from mupscale.layout.inference.units import Conflict, Unit
+from mupscale.layout.inference.structure import counterparts
+from mupscale.layout.inference.units import Unit
 
 POWERS = [Fraction(n, 8) for n in range(-16, 17) if n]
 
@@ -36,13 +36,7 @@ def folds_of(family: Family, factors: Mapping[Path, int], growth: Mapping[str, F
         raise GrowthError(
             f"{family.model_type}: a tiny model of this growth does not run: {one_line(error)}"
         ) from error
-    grown: dict[int, float] = {}
-    for name, dims in base.dims.items():
-        for a, b in zip(dims, wide.dims.get(name, ()), strict=False):
-            try:
-                grown |= {id(u.find()): v.size / u.size for u, v in pairs(a, b)}
-            except Conflict:
-                continue
+    grown = {id(unit.find()): other.size / unit.size for unit, other in counterparts(base, wide)}
 
     def growth_of(unit: Unit) -> float:
         return grown.get(id(unit.find()), 1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -29,9 +29,9 @@ from mupscale.layout.inference.fields import (
 )
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.structure import leaves, pairs, written
+from mupscale.layout.inference.structure import counterparts, leaves, written
 from mupscale.layout.inference.trace import Trace
-from mupscale.layout.inference.units import Conflict, Unit
+from mupscale.layout.inference.units import Unit
 from mupscale.layout.models import shapes
 from mupscale.layout.tiny import tiny
 
@@ -64,6 +64,8 @@ def infer(config: PreTrainedConfig) -> Family:
         factor = Fraction(unit.size)
         for path, power in own.items():
             factor /= Fraction(values.get(path, unit.size)) ** power
+        if unit.segments and factor.denominator == 1 and factor != 1:
+            return unit.size  # so many axes side by side
         name = axis_name(small, own, factor)
         fixed = next((leaf.fixed for leaf in leaves((unit,)) if leaf.fixed), None)
         if name not in laws or (fixed and not laws[name].fixed):
@@ -148,8 +150,8 @@ def _powers(base: Trace, variants: list[tuple[Change, Trace]]) -> dict[int, dict
     """Which fields each unit follows, and to what power: one equation for every variant that has it."""
     seen: dict[int, dict[int, float]] = {}
     for i, (_, other) in enumerate(variants):
-        for unit, ratio in _ratios(base, other):
-            seen.setdefault(id(unit), {})[i] = math.log2(ratio)
+        for unit, wide in counterparts(base, other, rows=True):
+            seen.setdefault(id(unit.find()), {})[i] = math.log2(wide.size / unit.size)
     paths = list(dict.fromkeys(path for change, _ in variants for path in change))
     changes = np.array([[math.log2(change.get(p, 1)) for p in paths] for change, _ in variants])
     found: dict[int, dict[Path, int]] = {}
@@ -160,15 +162,6 @@ def _powers(base: Trace, variants: list[tuple[Change, Trace]]) -> dict[int, dict
             if np.abs(changes[list(logs)] @ whole - list(logs.values())).max() < 1e-6:
                 found[key] = {p: int(x) for p, x in zip(paths, whole, strict=True) if x}
     return found
-
-
-def _ratios(base: Trace, other: Trace) -> Iterator[tuple[Unit, float]]:
-    for name, dims in base.dims.items():
-        for a, b in zip(dims, other.dims.get(name, ()), strict=False):
-            try:
-                yield from [(u.find(), v.size / u.size) for u, v in pairs(a, b, rows=True)]
-            except Conflict:
-                continue
 
 
 def _common(unit: Unit, powers: Mapping[int, dict[Path, int]]) -> dict[Path, int]:

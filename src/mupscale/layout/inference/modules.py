@@ -18,6 +18,7 @@ from mupscale.layout.inference.scales import folds
 from mupscale.layout.inference.structure import pairs, written
 from mupscale.layout.inference.trace import Trace, trace
 from mupscale.layout.inference.units import Conflict, Unit
+from mupscale.layout.models import ties
 from mupscale.precision import Float64
 
 
@@ -66,14 +67,13 @@ def layout_by_running(
         )
     params = dict(narrow.named_parameters())
     stored = narrow.state_dict(keep_vars=True)
-    first = {id(p): n for n, p in params.items()}
     whole = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in narrow.named_buffers() if n in stored}
     found = folds(base, other, lambda unit: float(growth.get(names.get(id(unit.find()), ""), 1)))
     layout = Layout(
         sizes=sizes,
         params={n: seen.axes[n] for n in params},
         buffers={n: seen.axes.get(n, axes) for n, axes in whole.items()},
-        ties={n: first[id(p)] for n, p in narrow.named_parameters(remove_duplicate=False) if n not in params},
+        ties=ties(narrow),
         readouts=seen.readouts,
         folds={n: (f,) for n, f in said_as_folds(found, seen.axes, growth, type(narrow).__name__).items()},
         inexact=inexact,

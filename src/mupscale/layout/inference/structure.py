@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,6 +29,16 @@ def pairs(a: Units, b: Units, *, rows: bool = False) -> Iterator[tuple[Unit, Uni
                 yield from pairs((one,), (other,), rows=rows)
         else:
             yield u, v
+
+
+def counterparts(a: Trace, b: Trace, *, rows: bool = False) -> Iterator[tuple[Unit, Unit]]:
+    """The units of every tensor, as `pairs`; of dims that have the same structure in both sizes."""
+    for name, dims in a.dims.items():
+        for narrow, wide in zip(dims, b.dims.get(name, ()), strict=False):
+            try:
+                yield from list(pairs(narrow, wide, rows=rows))
+            except Conflict:
+                continue
 
 
 def _zipped(a: Units, b: Units) -> Iterator[tuple[Unit, Unit]]:
@@ -101,10 +110,9 @@ def as_dim(units: Units, name: Callable[[Unit], str | int], *, contracted: bool 
 def _factors(units: Units, name: Callable[[Unit], str | int]) -> tuple[Factor, ...]:
     found: list[Factor] = []
     for unit in flat(units):
-        # Segments of which one is fixed, all following the same fields, are one axis: a head that is turned
-        # in halves.
-        whole = any(leaf.fixed for leaf in leaves((unit,))) and isinstance(name(unit), str)
-        if unit.segments and not (whole and not re.search(r"_x\d+$", str(name(unit)))):
+        # Segments of which one is fixed are one axis if they have one name: a head that is turned in halves.
+        one = any(leaf.fixed for leaf in leaves((unit,))) and isinstance(name(unit), str)
+        if unit.segments and not one:
             found.append(Row(tuple(_factors((s,), name) or (1,) for s in unit.segments)))
         else:
             found.append(name(unit))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mupscale.calls import result_tensors
 from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.inference.units import Conflict, Units, size_of
@@ -48,28 +49,30 @@ class Trace:
     """What one run showed.
 
     Attributes:
-        dims: the units of every dim of every parameter and persistent buffer, by name.
+        tensors: every parameter and persistent buffer, by name.
+        parameters: the names of those that are parameters.
+        dims: the units of every dim of every tensor, by name.
         contracted: the dims that are summed over, as (name, dim).
+        lookups: parameters whose rows are looked up by index.
+        seen: the names of the tensors that the run has used.
+        steps: every operator, in order.
+        outputs: the tensors that the model returned.
+        output_dims: the units of their dims.
         conflicts: where two structures did not fit, in words.
         unknown: operators without a rule, with the module that called them.
-        seen: the names of the parameters that the run has used.
-        lookups: parameters whose rows are looked up by index.
-        steps: every operator, in order.
-        outputs: the tensors that the model returned; ``output_dims``: the units of their dims.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     parameters: set[str] = field(default_factory=set)
+    dims: dict[str, Dims] = field(default_factory=dict)
+    contracted: set[Root] = field(default_factory=set)
     lookups: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     output_dims: list[Dims] = field(default_factory=list)
-
-    dims: dict[str, Dims] = field(default_factory=dict)
-    contracted: set[Root] = field(default_factory=set)
     conflicts: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -269,16 +272,3 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
         torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
     return result
-
-
-def result_tensors(output: Any) -> list[Tensor]:
-    """What a model returned that is a result: its logits where it has such, else every tensor."""
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return [logits]
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    values = (
-        output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    )
-    return [t for value in values for t in result_tensors(value)]
