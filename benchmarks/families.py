@@ -145,7 +145,7 @@ def randomized(model: nn.Module) -> nn.Module:
 def call(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:
     with torch.no_grad(), float64(), Float64():
         output = model(**inputs)
-    logits = getattr(output, "logits", None)
+    logits = getattr(output, "logits", getattr(output, "logits_per_image", None))
     if logits is None:
         logits = [v for v in output.values() if isinstance(v, Tensor) and v.ndim]
     return logits if isinstance(logits, list) else [logits]

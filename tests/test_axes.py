@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from mupscale import GrowthError
 from mupscale.axes import Axes, duplicate, subtract_copy_mean_, sum_copies
 
-NAMES = "abcdef"
+NAMES = "abcd"
 
 
 @st.composite
 def grown_tensors(draw):
     """Axes of one to three dims with composed axes, their sizes, and a growth of some of them."""
-    names = list(draw(st.permutations(NAMES)))
+    name = st.sampled_from(NAMES)  # the same may come again, in another dim or in the same one
     dims = []
     for _ in range(draw(st.integers(1, 3))):
-        words = [names.pop() if draw(st.booleans()) or not i else "2" for i in range(draw(st.integers(1, 2)))]
+        words = [draw(name) if draw(st.booleans()) or not i else "2" for i in range(draw(st.integers(1, 2)))]
         dims.append(f"[{' '.join(words)}]" if draw(st.booleans()) else f"({' '.join(words)})")
     axes = Axes.parse(" ".join(dims))
     sizes = {n: draw(st.integers(1, 4)) for n in axes.names}
@@ -80,7 +80,7 @@ def test_projected_tensors_vanish_on_duplicated_inputs(case):
         assert sum_copies(wide, copies).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("text", ["a (b", "a b]", "(a a)", "()", "a-b", "[a [b]]"])
+@pytest.mark.parametrize("text", ["a (b", "a b]", "()", "a-b", "[a [b]]"])
 def test_unreadable_notation_is_refused(text):
     with pytest.raises(GrowthError, match="axes"):
         Axes.parse(text)

@@ -340,6 +340,23 @@ def test_constants_of_the_width_are_the_wide_models_own():
     assert report.max_abs_diff < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [
+        ("roformer", "RoFormerForMaskedLM"),  # its embedding size and hidden size change together only
+        ("siglip", "SiglipModel"),  # returns normalized embeddings beside its logits
+        ("vit_mae", "ViTMAEForPreTraining"),  # has dims of (patch patch channels)
+    ],
+)
+def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
+    config = tiny(CONFIG_MAPPING[model_type](architectures=[architecture]))
+    narrow = instance(config)
+    plan = mupscale.plan(narrow, width=3)
+    assert plan.growth["d_model"] == 3
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=3)
+    assert report.equal, report
+
+
 def test_a_folded_gain_that_is_stored_as_a_difference_does_not_decay():
     narrow = Gemma2ForCausalLM(tiny(Gemma2Config()))
     plan = mupscale.plan(narrow, width=2)

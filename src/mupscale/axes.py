@@ -45,7 +45,7 @@ class Axes:
         """Read the notation.
 
         Raises:
-            GrowthError: the text is not in the notation, or one dim names an axis twice.
+            GrowthError: the text is not in the notation.
 
         >>> str(Axes.parse("d_model [heads head_dim]"))
         'd_model [heads head_dim]'
@@ -138,9 +138,6 @@ class _Reader:
         if word not in ("(", "["):
             return Dim((self.axis(word),))
         factors = self.group(")" if word == "(" else "]")
-        own = [factor for factor in factors if isinstance(factor, str)]
-        if len(set(own)) != len(own):
-            raise GrowthError(f"axes {self.text!r}: a dim names each axis once")
         return Dim(factors, contracted=word == "[")
 
     def group(self, end: str) -> tuple[Factor, ...]:

@@ -32,10 +32,13 @@ class Call:
 
 
 def result_tensors(output: Any) -> list[Tensor]:
-    """What a model returned that is a result: its logits where it has such, else every tensor."""
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return [logits]
+    """What a model returned that is a result: its logits where it has such, else every tensor.
+
+    Embeddings of which only the angle counts (CLIP) are normalized, so that wide ones are no duplicates.
+    """
+    for name in ("logits", "logits_per_image"):
+        if isinstance(logits := getattr(output, name, None), Tensor):
+            return [logits]
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     values = (

@@ -128,7 +128,7 @@ class Family:
             other = self.growth_of(dict.fromkeys(fewer, growth))
             grown = other if self._can(other) else grown
         hidden = [p for p in size_fields(self.small) if field_name(self.small, p) == "hidden_size"]
-        if hidden and not used & {*hidden}:
+        if hidden and not (used | {*self.along}) & {*hidden}:
             raise GrowthError(
                 f"{self.model_type}: no tiny model of another {'.'.join(hidden[0])} could be made, so that "
                 "what follows it is not known; nothing is grown"

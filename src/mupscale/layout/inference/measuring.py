@@ -53,7 +53,7 @@ def infer(config: PreTrainedConfig) -> Family:
                     f"{config.model_type}: a tiny model of it does not run: {one_line(error)}"
                 ) from error
     variants = _variants(small)
-    powers = _powers(base, variants)
+    powers = _powers(small, base, variants)
     laws: dict[str, Law] = {}
     values = {path: value for path, value in size_fields(small).items() if isinstance(value, int)}
 
@@ -146,13 +146,17 @@ def _along(changes: list[Change], followed: set[Path]) -> dict[Path, dict[Path, 
     return found
 
 
-def _powers(base: Trace, variants: list[tuple[Change, Trace]]) -> dict[int, dict[Path, int]]:
+def _powers(
+    small: PreTrainedConfig, base: Trace, variants: list[tuple[Change, Trace]]
+) -> dict[int, dict[Path, int]]:
     """Which fields each unit follows, and to what power: one equation for every variant that has it."""
     seen: dict[int, dict[int, float]] = {}
     for i, (_, other) in enumerate(variants):
         for unit, wide in counterparts(base, other, rows=True):
             seen.setdefault(id(unit.find()), {})[i] = math.log2(wide.size / unit.size)
     paths = list(dict.fromkeys(path for change, _ in variants for path in change))
+    # Of fields that only change together the first is followed: the hidden size, if it is among them.
+    paths.sort(key=lambda path: field_name(small, path) != "hidden_size")
     changes = np.array([[math.log2(change.get(p, 1)) for p in paths] for change, _ in variants])
     found: dict[int, dict[Path, int]] = {}
     for key, logs in seen.items():
