@@ -3,8 +3,8 @@
     python benchmarks/families.py --json
     python benchmarks/families.py --width 3 --kinds other bloom mamba2
 
-Each type gets a tiny config, a random model in float64, a plan, and a wide model grown without noise. Whether
-the wide one computes the same is checked here, by a comparison and inputs of this script's own.
+Each type gets a tiny config, a random model in float64, a plan, and wide models grown without noise and with
+the default's. Whether these compute the same is checked here, with a comparison and inputs of its own.
 """
 
 from __future__ import annotations
@@ -127,8 +127,11 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
         reason = one_line(error)
         return row | {"status": "refused", "reason": reason, "seconds": time.perf_counter() - start}
     wide = instance(plan.config, seed=13)
-    wide.load_state_dict(mupscale.grow(narrow, plan, noise=None).state_dict())
-    differences = [difference(a, b, width) for a, b in zip(outputs, call(wide, inputs), strict=True)]
+    differences = []
+    for noise in (None, "balanced:1"):
+        wide.load_state_dict(mupscale.grow(narrow, plan, noise=noise).state_dict())
+        grown = call(wide, inputs)
+        differences += [difference(a, b, width) for a, b in zip(outputs, grown, strict=True)]
     row |= {"difference": max(differences), "growth": {a: str(g) for a, g in plan.growth.items()}}
     row["status"] = "proved" if max(differences) < 1e-9 else "WRONG"
     return row | {"seconds": time.perf_counter() - start}

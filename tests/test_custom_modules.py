@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import mupscale
 from mupscale import GrowthError
@@ -162,3 +163,41 @@ def test_what_the_run_does_not_reach_is_not_grown():
         GrowthError, match="idle.weight: would grow, but the run on these inputs does not use it"
     ):
         mupscale.plan(Idle, width=2, inputs=torch.randn(2, 3))
+
+
+class Standardized(nn.Linear):
+    """A linear map that uses its weight with zero mean and unit variance over the inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean(dim=1, keepdim=True)
+        scale = weight.var(dim=1, keepdim=True, correction=0).rsqrt()
+        return F.linear(x, weight * scale / self.in_features, self.bias)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda width: nn.Linear(16 * width, 16 * width),
+        lambda width: weight_norm(nn.Linear(16 * width, 16 * width)),
+        lambda width: Standardized(16 * width, 16 * width),
+    ],
+    ids=["plain", "weight_norm", "standardized"],
+)
+def test_noise_goes_where_the_function_stays(middle, request):
+    """Terms that sum to zero over copies change the norm of a weight, and with it what is divided by it."""
+
+    def make(width):
+        layers = nn.Linear(6, 16 * width), nn.ReLU(), middle(width), nn.ReLU(), nn.Linear(16 * width, 4)
+        return nn.Sequential(*layers).double()
+
+    x = torch.randn(5, 6, dtype=torch.float64)
+    narrow = make(1)
+    plan = mupscale.plan(make, width=2, inputs=x)
+    pure, noisy = (mupscale.grow(narrow, plan, noise=noise) for noise in (None, "balanced:1"))
+    for wide in (pure, noisy):
+        torch.testing.assert_close(wide(x), narrow(x), rtol=0, atol=1e-12)
+    case = request.node.callspec.id
+    weight = "2.parametrizations.weight.original1" if case == "weight_norm" else "2.weight"
+    same = torch.equal(*(wide.get_parameter(weight) for wide in (pure, noisy)))
+    assert same == (case != "plain") == (not plan.params[weight].has_noise)
+    assert mupscale.Plan.from_json(plan.to_json()).params == plan.params

@@ -346,15 +346,30 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("roformer", "RoFormerForMaskedLM"),  # its embedding size and hidden size change together only
         ("siglip", "SiglipModel"),  # returns normalized embeddings beside its logits
         ("vit_mae", "ViTMAEForPreTraining"),  # has dims of (patch patch channels)
+        ("vit", "ViTForMaskedImageModeling"),  # returns a loss beside its result, and no logits
+        ("dinov3_vit", "DINOv3ViTModel"),  # has an empty parameter, and draws positions in training
+        ("wav2vec2", "Wav2Vec2Model"),  # normalizes a weight, and writes into what a module returned
     ],
 )
 def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
     config = tiny(CONFIG_MAPPING[model_type](architectures=[architecture]))
     narrow = instance(config)
     plan = mupscale.plan(narrow, width=3)
-    assert plan.growth["d_model"] == 3
+    assert {*plan.growth.values()} == {3}
     report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=3)
     assert report.equal, report
+
+
+def test_without_a_head_every_hidden_weight_gets_noise():
+    """What is written to the residual stream is returned, but no readout: other weights read it."""
+    plan = mupscale.plan(tiny(CONFIG_MAPPING["bert"](architectures=["BertModel"])), width=2)
+    assert not any(p.readout for p in plan.params.values())
+    assert plan.params["encoder.layer.0.output.dense.weight"].has_noise
+    assert "encoder.layer.0.attention.output.dense.weight" in mupscale.hidden_matrices(plan)
+    headed = mupscale.plan(
+        tiny(CONFIG_MAPPING["bert"](architectures=["BertForTokenClassification"])), width=2
+    )
+    assert {name for name, p in headed.params.items() if p.readout} == {"classifier.weight"}
 
 
 def test_a_folded_gain_that_is_stored_as_a_difference_does_not_decay():

@@ -39,6 +39,11 @@ def result_tensors(output: Any) -> list[Tensor]:
     for name in ("logits", "logits_per_image"):
         if isinstance(logits := getattr(output, name, None), Tensor):
             return [logits]
+    return every_tensor(output)
+
+
+def every_tensor(output: Any) -> list[Tensor]:
+    """All floating-point tensors that a model returned, logits alone of parts that have such."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     values = (

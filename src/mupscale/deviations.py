@@ -13,6 +13,11 @@ from mupscale.dims import Dim
 from mupscale.planning import Plan
 
 
+def spread(tensor: Tensor) -> float:
+    """The standard deviation of the entries; 0 of a single one."""
+    return tensor.std().item() if tensor.numel() > 1 else 0.0
+
+
 def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | None:
     """How far ``wide`` is from duplicates of ``narrow``, in standard deviations; None where unknown."""
     changed = [i for i, (n, w) in enumerate(zip(narrow.shape, wide.shape, strict=True)) if n != w]
@@ -64,7 +69,7 @@ def watch(model: nn.Module, see: Any) -> Iterator[None]:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
                 calls[name] = calls.get(name, 0) + 1
-                see(f"{name}#{calls[name]}", output.detach())
+                see(f"{name}#{calls[name]}", output.detach().clone())  # some models write into it later
 
         return after
 

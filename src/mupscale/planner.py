@@ -28,13 +28,14 @@ from mupscale.layout import (
     layout_by_running,
     layout_by_shape,
     own_config,
+    part_of,
     shapes,
     skeleton,
     transformers_config,
     widen,
 )
 from mupscale.planning import MANIFEST, Plan, builder
-from mupscale.proof import prove, prove_modules
+from mupscale.proof import Proof, prove, prove_modules
 
 
 def plan(
@@ -128,7 +129,7 @@ def _plan_modules(
         build_wide=lambda: copy.deepcopy(wide),
     )
     if inputs is not None and not made.inexact:
-        prove_modules(narrow, wide, made, inputs)
+        made = _with_nonlinear(made, prove_modules(narrow, wide, made, inputs))
     return made
 
 
@@ -154,8 +155,15 @@ def _plan_transformers(
     made = _between(family, layout, config, wide_config, growth)
     if not made.inexact and made.growth:
         own = {axis: g for axis, g in growth.items() if axis in family.laws}
-        prove(config, own, lambda small: _alike(family, small, own))
+        made = _with_nonlinear(made, prove(config, own, lambda small: _alike(family, small, own)))
     return made
+
+
+def _with_nonlinear(made: Plan, proof: Proof) -> Plan:
+    """The plan, with what the proof found out on noise: in every layer, what holds of the tiny model's."""
+    parts = {*map(part_of, proof.nonlinear)}
+    nonlinear = frozenset(name for name in made.layout.params if part_of(name) in parts)
+    return replace(made, layout=replace(made.layout, nonlinear=nonlinear))
 
 
 def _between(

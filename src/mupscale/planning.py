@@ -48,7 +48,8 @@ class Scaling:
         copies: m, the copies of each entry.
         fan_in: k_in, the growth of its contracted axes.
         fold: the width-dependent constant folded into it; 1 for most.
-        readout: whether it leads from the last hidden layer to the outputs.
+        readout: whether it leads from the last hidden layer to outputs, and these do not grow.
+        linear: whether the model uses it as it is, and not normalized or the like.
         offset: what the architecture adds to it before use; where it is folded, θ + offset is what scales.
         shape, wide_shape: before and after.
     """
@@ -60,6 +61,7 @@ class Scaling:
     fan_in: Fraction
     fold: float = 1.0
     readout: bool = False
+    linear: bool = True
     offset: float = 0.0
 
     @property
@@ -90,7 +92,7 @@ class Scaling:
     @property
     def has_noise(self) -> bool:
         """Whether random terms are added to it: to weights that contract a dim, save for readouts."""
-        return not self.readout and any(dim.contracted for dim in self.axes.dims)
+        return self.linear and not self.readout and any(dim.contracted for dim in self.axes.dims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +204,16 @@ class Plan:
         offset = max((f.offset for f in self.layout.folds.get(name, ())), default=0.0) if fold != 1 else 0.0
         # A buffer holds statistics of activations, which duplication leaves as they are.
         fan_in = axes.fan_in(self.growth) if name in self.layout.params else Fraction(1)
+        copies = axes.copies(self.growth)
         return Scaling(
             axes=axes,
             shape=axes.shape(self.layout.sizes),
             wide_shape=axes.wide_shape(self.layout.sizes, self.growth),
-            copies=axes.copies(self.growth),
+            copies=copies,
             fan_in=fan_in,
             fold=fold,
-            readout=name in self.layout.readouts,
+            readout=name in self.layout.readouts and copies == fan_in,
+            linear=name not in self.layout.nonlinear,
             offset=offset,
         )
 

@@ -12,19 +12,21 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, watch
+from mupscale.deviations import deviation, grown_outputs, spread, watch
 from mupscale.errors import GrowthError, one_line
 from mupscale.grower import Grower
-from mupscale.layout import example_inputs, explicit, remembered, tiny
+from mupscale.layout import example_inputs, explicit, part_of, remembered, tiny
 from mupscale.layout.inference.instance import float64, instance, randomize_
 from mupscale.layout.models import quiet
 from mupscale.optim import param_groups
@@ -44,11 +46,14 @@ class Proof:
         difference: largest difference of the outputs, relative to their standard deviation where that is
             above 1.
         loss_difference: largest difference of the losses over the steps of both optimizers.
+        nonlinear: weights of the tiny model that get no noise: terms that sum to zero over copies change the
+            outputs.
         failure: what is wrong; None where the growth is proved.
     """
 
     difference: float
     loss_difference: float
+    nonlinear: Sequence[str] = ()
     failure: str | None = None
 
 
@@ -103,7 +108,7 @@ def prove_modules(narrow: nn.Module, wide: nn.Module, plan: Plan, inputs: object
 
 
 def _still(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config without anything random in training: dropout and its kind."""
+    """The config without anything random in training that goes by width: dropout and its kind."""
     config = copy.deepcopy(config)
     parts = [
         config,
@@ -111,10 +116,8 @@ def _still(config: PreTrainedConfig) -> PreTrainedConfig:
     ]
     for part in parts:
         for key, value in part.to_dict().items():
-            if isinstance(value, float) and re.search("drop|jitter|noise|mask.*prob", key):
+            if isinstance(value, float) and re.search("drop|jitter|noise|mask_feature.*prob", key):
                 setattr(part, key, 0.0)
-            elif key == "apply_spec_augment":
-                setattr(part, key, False)
     return config
 
 
@@ -139,21 +142,28 @@ def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> Proof:
         if any(d.contracted for d in p.axes.dims)
     }
     randomize_(narrow, fan_in)
-    state = {**dict(narrow.named_parameters()), **dict(narrow.named_buffers())}
-    wide_state = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
-    grower = Grower(plan, lambda name: state[name].detach(), noise=None)
-    with torch.no_grad():
-        for name in (*plan.layout.params, *plan.layout.buffers):
-            wide_state[name].copy_(grower(name))
-    loss_difference = 0.0
+    _grow(narrow, wide, plan)
+    loss_difference, nonlinear = 0.0, list[str]()
     try:
         with float64(), quiet(), Float64():
             difference, failure = _at_rest(narrow, wide, plan, call)
             if failure is None:
                 loss_difference, failure = _in_lockstep(narrow, wide, plan, call)
+            if failure is None:
+                nonlinear, failure = _under_noise(narrow, wide, plan, call)
     except Exception as error:  # whatever the model's own code raises
         raise GrowthError(f"{type(narrow).__name__}: it does not run: {one_line(error)}") from error
-    return Proof(difference=difference, loss_difference=loss_difference, failure=failure)
+    return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
+
+
+def _grow(narrow: nn.Module, wide: nn.Module, plan: Plan, noisy: Iterable[str] = ()) -> None:
+    """Fill ``wide`` with copies of ``narrow``; with noise in some of its weights, which sums to zero."""
+    state = {**dict(narrow.named_parameters()), **dict(narrow.named_buffers())}
+    wide_state = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    pure, noise = (Grower(plan, lambda name: state[name].detach(), noise=n) for n in (None, "balanced:1"))
+    with torch.no_grad():
+        for name in (*plan.layout.params, *plan.layout.buffers):
+            wide_state[name].copy_((noise if name in noisy else pure)(name))
 
 
 def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
@@ -178,7 +188,7 @@ def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
     for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
         if expected.shape != grown.shape:
             return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
-        error = (expected - grown).abs().max().item() / max(1.0, output.std().item())
+        error = (expected - grown).abs().max().item() / max(1.0, spread(output))
         worst = max(worst, error) if math.isfinite(error) else math.inf
     if worst <= TOLERANCE:
         return worst, None
@@ -187,15 +197,35 @@ def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
     )
 
 
+def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[list[str], str | None]:
+    """The weights in which balanced noise changes the outputs, and what is wrong when all others have it."""
+
+    def failure(noisy: list[str]) -> str | None:
+        _grow(narrow, wide, plan, noisy)
+        return _at_rest(narrow, wide, plan, call)[1]
+
+    parts: dict[str, list[str]] = {}
+    for name, p in plan.params.items():
+        if p.has_noise and p.fan_in != 1:
+            parts.setdefault(part_of(name), []).append(name)
+    every = [name for names in parts.values() for name in names]
+    if failure(every) is None:
+        return [], None
+    nonlinear = [name for names in parts.values() if failure(names) is not None for name in names]
+    wrong = failure([name for name in every if name not in nonlinear])
+    return nonlinear, wrong and f"with noise that sums to zero over copies, {wrong}"
+
+
 def _in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
     worst = 0.0
     for kind, values in _OPTIMIZERS:
         models = copy.deepcopy(narrow).train(), copy.deepcopy(wide).train()
         optimizers = paired_optimizers(*models, plan, kind, **values)
         for step in range(STEPS):
-            losses = [
-                _step(model, optimizer, call) for model, optimizer in zip(models, optimizers, strict=True)
-            ]
+            losses = []
+            for model, optimizer in zip(models, optimizers, strict=True):
+                with _drawing_from(step):  # both models alike
+                    losses.append(_step(model, optimizer, call))
             error = abs(losses[0] - losses[1]) / max(1.0, abs(losses[0]))
             worst = max(worst, error) if math.isfinite(error) else math.inf
             if worst > LOSS_TOLERANCE:
@@ -234,6 +264,19 @@ def paired_optimizers(
     )
 
 
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """What a model draws in training, and is not of a width: positions rescaled, frames of speech masked."""
+    before = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
+
+
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> float:
     optimizer.zero_grad()
     loss = sum(_losses(result_tensors(call(model))), start=torch.zeros(()))
@@ -245,5 +288,6 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> flo
 def _losses(outputs: list[Tensor]) -> Iterator[Tensor]:
     """A mean over each output, which copies leave as it is, with a different pull on every place."""
     for output in outputs:
-        target = torch.linspace(-1.0, 1.0, output.shape[0], dtype=output.dtype)
-        yield (output - target.reshape(-1, *[1] * (output.ndim - 1))).square().mean()
+        places = output if output.ndim else output[None]
+        target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
+        yield (places - target.reshape(-1, *[1] * (places.ndim - 1))).square().mean()

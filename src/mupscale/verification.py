@@ -18,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mupscale.axes import Axes, duplicate, sum_copies
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, watch
+from mupscale.deviations import deviation, grown_outputs, spread, watch
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.growth import grow
@@ -151,7 +151,7 @@ def verify(
             )
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
-    std = outputs[0].std().item()
+    std = max(map(spread, outputs))
     difference = max((a - b).abs().max().item() for a, b in zip(expected, wide_outputs, strict=True))
     tolerance = _TOLERANCE[dtype] * max(1.0, std)
     loss_diff = _train_side_by_side(narrow64, plan, call, steps) if steps else None
@@ -189,7 +189,7 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
         ):
             if tuple(tensor.shape) != shape:
                 raise GrowthError(f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}")
-        if not theta.is_floating_point():
+        if not theta.is_floating_point() or not theta.numel():
             continue
         scaling = plan[name]
         copies = scaling.axes.expand_copies(plan.layout.sizes, plan.growth)

@@ -7,7 +7,7 @@ from mupscale.layout.base import DEPTH, Fold, Layout
 from mupscale.layout.by_shape import layout_by_shape
 from mupscale.layout.cache import remembered
 from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
-from mupscale.layout.inference.family import Family
+from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.fields import explicit
 from mupscale.layout.inference.modules import layout_by_running
 from mupscale.layout.inputs import example_inputs
@@ -30,6 +30,7 @@ __all__ = [
     "layout_by_running",
     "layout_by_shape",
     "own_config",
+    "part_of",
     "remembered",
     "shapes",
     "skeleton",

@@ -40,6 +40,8 @@ class Layout:
         buffers: axes of every persistent buffer.
         ties: other names of tied parameters, each with the name that it stands for.
         readouts: weights from the last hidden layer to the outputs, which get no noise.
+        nonlinear: weights that the model does not use as they are (normalized ones): terms that sum to zero
+            over copies would change the function, so that they get no noise.
         folds: by parameter name.
         ignored: patterns of tensor names that old checkpoints hold and today's models compute.
         stored_as: names that checkpoints have for a tensor, each with the model's own.
@@ -53,6 +55,7 @@ class Layout:
     buffers: Mapping[str, Axes] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     readouts: frozenset[str] = frozenset()
+    nonlinear: frozenset[str] = frozenset()
     folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     stored_as: Mapping[str, str] = field(default_factory=dict)
@@ -84,6 +87,7 @@ class Layout:
             "buffers": {n: str(a) for n, a in self.buffers.items()},
             "ties": dict(self.ties),
             "readouts": sorted(self.readouts),
+            "nonlinear": sorted(self.nonlinear),
             "folds": {
                 n: [[f.axis, str(f.power), f.offset] for f in folds] for n, folds in self.folds.items()
             },
@@ -101,6 +105,7 @@ class Layout:
             buffers={n: Axes.parse(a) for n, a in data["buffers"].items()},
             ties=data["ties"],
             readouts=frozenset(data["readouts"]),
+            nonlinear=frozenset(data.get("nonlinear", ())),
             folds={
                 n: tuple(Fold(a, Fraction(p), *c) for a, p, *c in folds) for n, folds in data["folds"].items()
             },

@@ -40,6 +40,13 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
             made[name] = _ids(config, (rows, length + 2 * (name != main)), draw)
         else:
             made[name] = torch.randn(_shape(config, name, batch, length), generator=draw, dtype=dtype)
+    # Some of what the model reads is masked, so that the embedding which stands for it is used.
+    if "bool_masked_pos" in takes and any(n.endswith("mask_token") for n, _ in model.named_parameters()):
+        patches = _shape(config, "noise", batch, length)
+        made["bool_masked_pos"] = torch.rand(patches, generator=draw) < 0.5
+    if "mask_time_indices" in takes:
+        frames = int(model._get_feat_extract_output_lengths(made[main].shape[1]))  # type: ignore[operator]
+        made["mask_time_indices"] = torch.rand(batch, frames, generator=draw) < 0.5
     if "use_cache" in takes:
         made["use_cache"] = False
     return made

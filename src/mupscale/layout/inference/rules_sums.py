@@ -92,6 +92,15 @@ def _layer_norm(call: Call) -> Any:
     return [dims] if isinstance(call.out, tuple) else dims
 
 
+@rule("_weight_norm_interface")
+def _weight_norm(call: Call) -> list[Dims]:
+    """g · v / ‖v‖, the norm over all dims of v but one."""
+    dims = call.dims(0)
+    kept = call.axis(call.get(2, "dim", 0))
+    unify(call.dims(1)[kept], dims[kept])
+    return [dims, call.dims(1)]
+
+
 @rule("native_group_norm group_norm")
 def _group_norm(call: Call) -> Any:
     groups = call.args[6] if call.name == "native_group_norm" else call.args[1]

@@ -167,6 +167,8 @@ class _Book:
             self.give(outs, _power(scales[0], _POWERS[name]))
         elif name in _PRODUCTS:
             self._product(step, other, name)
+        elif name == "_weight_norm_interface":  # g · v / ‖v‖, in which v may have any scale
+            self.give(outs[:1], _plus(scales[1], -self.log_growth(step.summed) / 2))
         elif name in _NORMS:
             self.equal(scales[0], ONE)
             for scale in scales[2:]:

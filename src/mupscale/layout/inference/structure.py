@@ -32,11 +32,14 @@ def pairs(a: Units, b: Units, *, rows: bool = False) -> Iterator[tuple[Unit, Uni
 
 
 def counterparts(a: Trace, b: Trace, *, rows: bool = False) -> Iterator[tuple[Unit, Unit]]:
-    """The units of every tensor, as `pairs`; of dims that have the same structure in both sizes."""
+    """The units of every tensor, as `pairs`; of dims that have the same structure in both sizes.
+
+    Empty ones, as a slice of no rows has, are left out.
+    """
     for name, dims in a.dims.items():
         for narrow, wide in zip(dims, b.dims.get(name, ()), strict=False):
             try:
-                yield from list(pairs(narrow, wide, rows=rows))
+                yield from [(u, v) for u, v in pairs(narrow, wide, rows=rows) if u.size]
             except Conflict:
                 continue
 
@@ -88,7 +91,9 @@ def written(trace: Trace, name: Callable[[Unit], str | int]) -> Written:
         )
         for tensor, dims in trace.dims.items()
     }
-    ends = {id(leaf) for dims in trace.output_dims for leaf in leaves(dims[-1] if dims else ())}
+    # What the model returns and no weight reads: classes and vocabularies, but not hidden states.
+    read = {id(leaf) for tensor, i in trace.contracted for leaf in leaves(trace.dims[tensor][i])}
+    ends = {id(leaf) for dims in trace.ends for leaf in leaves(dims[-1] if dims else ())} - read
     return Written(
         axes,
         outputs=tuple(Axes(tuple(as_dim(units, name) for units in dims)) for dims in trace.output_dims),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mupscale.calls import result_tensors
+from mupscale.calls import every_tensor, result_tensors
 from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.inference.units import Conflict, Units, size_of
@@ -56,8 +56,9 @@ class Trace:
         lookups: parameters whose rows are looked up by index.
         seen: the names of the tensors that the run has used.
         steps: every operator, in order.
-        outputs: the tensors that the model returned.
+        outputs: the tensors that the model returned as its result.
         output_dims: the units of their dims.
+        ends: the units of the dims of everything that it returned.
         conflicts: where two structures did not fit, in words.
         unknown: operators without a rule, with the module that called them.
     """
@@ -71,6 +72,7 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     output_dims: list[Dims] = field(default_factory=list)
+    ends: list[Dims] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
 
@@ -147,7 +149,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for units in self.dims_of(tensor):
                     for unit in units:
                         unit.fix(f"{name} does not keep it whole in {self.place}")
-        if name in ("sum", "nansum", "linalg_vector_norm", "norm") and found is not None:
+        if name in _REDUCTIONS and found is not None:
             self.summed = _reduced(call)
         if name == "embedding" and id(args[0]) in self.names:
             self.trace.lookups.add(self.names[id(args[0])])
@@ -197,7 +199,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
 
+_REDUCTIONS = {"sum", "nansum", "linalg_vector_norm", "norm", "_weight_norm_interface"}
+
+
 def _reduced(call: Call) -> Units:
+    """The units of the dims that are summed over."""
+    if call.name == "_weight_norm_interface":
+        kept = call.axis(call.get(2, "dim", 0))
+        return tuple(u for i, units in enumerate(call.dims(0)) if i != kept for u in units)
     which = call.get(2 if "norm" in call.name else 1, "dim")
     dims = call.dims(0)
     which = range(len(dims)) if which is None or which == [] else [which] if isinstance(which, int) else which
@@ -266,8 +275,10 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
     training = model.training
     try:
         with torch.no_grad(), _places(model.eval(), watch), watch:
-            result.outputs = result_tensors(model(*args, **(kwargs or {})))
+            output = model(*args, **(kwargs or {}))
+        result.outputs = result_tensors(output)
         result.output_dims = [watch.dims_of(tensor) for tensor in result.outputs]
+        result.ends = [watch.dims_of(tensor) for tensor in every_tensor(output)]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
