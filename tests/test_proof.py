@@ -360,6 +360,14 @@ def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
     assert report.equal, report
 
 
+def test_constants_are_found_beside_a_router_that_sends_tokens_elsewhere():
+    """LongCat multiplies by √(d_model / rank), and its experts' steps are others in the wide model."""
+    plan = mupscale.plan(tiny(CONFIG_MAPPING["longcat_flash"]()), width=2)
+    folded = {re.sub(r".*self_attn.\d.", "", name): fold for name, fold in plan.layout.folds.items()}
+    half = (Fold("d_model", Fraction(-1, 2)),)
+    assert folded == {"kv_a_layernorm.weight": half, "q_a_layernorm.weight": half}
+
+
 def test_without_a_head_every_hidden_weight_gets_noise():
     """What is written to the residual stream is returned, but no readout: other weights read it."""
     plan = mupscale.plan(tiny(CONFIG_MAPPING["bert"](architectures=["BertModel"])), width=2)

@@ -10,7 +10,7 @@ the logarithms of the parameters' folds; of all solutions the one with the fewes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,13 +86,30 @@ def folds(narrow: Trace, wide: Trace, growth: Callable[[Unit], float]) -> dict[V
         growth: the factor by which a unit of the narrow side grows.
     """
     book = _Book(narrow, growth)
-    steps, others = narrow.steps, wide.steps
-    paired = [s.name for s in steps] == [s.name for s in others]
-    for i, step in enumerate(steps):
-        book.write(step, others[i] if paired else step)
+    for step, other in _paired(narrow.steps, wide.steps):
+        book.write(step, other)
     for tensor in narrow.outputs:
         book.equal(book.scale(tensor), ONE)
     return book.solved()
+
+
+def _paired(narrow: Sequence[Step], wide: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
+    """Every step with that of the other side; with itself in modules that took other ones, as routers may."""
+    own, others = _by_place(narrow), _by_place(wide)
+    alike = {
+        place: [s.name for s in steps] == [s.name for s in others.get(place, ())]
+        for place, steps in own.items()
+    }
+    following = {place: iter(steps) for place, steps in others.items()}
+    for step in narrow:
+        yield step, next(following[step.place]) if alike[step.place] else step
+
+
+def _by_place(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        found.setdefault(step.place, []).append(step)
+    return found
 
 
 class _Book:

@@ -31,11 +31,13 @@ class Step:
     """One operator of the run, for those who follow values rather than dims.
 
     Attributes:
+        place: the module that called it.
         summed: the units that it sums over.
         is_view: whether the output goes over the memory of the input.
     """
 
     name: str
+    place: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     inputs: list[Tensor]
@@ -157,7 +159,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             o.untyped_storage()._cdata == inputs[0].untyped_storage()._cdata for o in outs
         )
         is_view = is_view and not func._schema.is_mutable
-        self.trace.steps.append(Step(name, args, kwargs or {}, inputs, outs, self.summed, is_view))
+        self.trace.steps.append(
+            Step(name, self.place, args, kwargs or {}, inputs, outs, self.summed, is_view)
+        )
         each = found if found and isinstance(found[0], list) else [found] * len(outs)
         for tensor, dims in zip(outs, [*each, *[None] * len(outs)], strict=False):
             if any(tensor is t for t in inputs):
