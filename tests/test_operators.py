@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import mupscale
 from models import build
@@ -249,3 +249,20 @@ def test_fractions_of_a_head_are_not_copied_under_rotary_positions():
     config = narrow.config.from_dict({**narrow.config.to_dict(), "head_dim": 12})
     with pytest.raises(GrowthError, match="constants in model.rotary_emb tell its indices apart"):
         mupscale.grow(narrow, mupscale.plan(narrow, to=config), operator="net2net")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "openai-gpt", "minicpm3"])
+def test_stack_identity_is_refused_where_its_layers_are_none(model_type):
+    """A norm after the sum of a layer and its input, or residuals of a size that goes by depth."""
+    config = tiny(CONFIG_MAPPING[model_type]())
+    narrow = AutoModelForCausalLM.from_config(config)
+    plan = mupscale.plan(narrow, axes={"layers": 2})
+    mupscale.grow(narrow, plan, operator="stack")
+    with pytest.raises(GrowthError, match=r"growing layers by 2 with stack_identity is not exact"):
+        mupscale.grow(narrow, plan, operator="stack_identity")
+
+
+def test_layers_of_kinds_that_do_not_stack_are_refused():
+    """ModernBERT's first layer has no norm, which the first layer of a second stack would have."""
+    with pytest.raises(GrowthError, match=r"attn_norm.weight: only in one of the two models"):
+        mupscale.plan(tiny(CONFIG_MAPPING["modernbert-decoder"]()), axes={"layers": 2})

@@ -81,8 +81,7 @@ class Grower:
         wide_name, name = name, self.plan.canonical(name)
         narrow = self._narrow(name)
         if self.operator.deepens:
-            is_identity = self.operator.name == "stack_identity" and wide_name != name
-            silent = is_identity and self._writes_residual(name)
+            silent = self.operator.adds_identity and wide_name != name and self._writes_residual(name)
             wide = torch.zeros_like(narrow) if silent else narrow.clone()
         elif self.operator.name == "zero_pad":
             wide = self._zero_pad(name, narrow)

@@ -30,7 +30,7 @@ from mupscale.grower import Grower, ShrinkLike
 from mupscale.layout import skeleton, transformers_config
 from mupscale.operators import DEFAULT_SHRINK, Noise
 from mupscale.optim.carry import state_is_padded
-from mupscale.planner import from_first
+from mupscale.planner import from_first, prove_identity
 from mupscale.planner import plan as make_plan
 from mupscale.planning import MANIFEST, Plan
 
@@ -87,6 +87,8 @@ def grow(
         seed=seed,
         from_first=from_first,
     )
+    if grower.operator.adds_identity:
+        prove_identity(plan, operator)
     if differing := tensors.keys() ^ {*plan.layout.params, *plan.layout.buffers}:
         name = min(differing)
         raise GrowthError(
@@ -159,6 +161,8 @@ def grow_checkpoint(
 
     first = from_first(checkpoint.path, plan)
     grower = Grower(plan, read, operator=operator, noise=noise, shrink=shrink, seed=seed, from_first=first)
+    if grower.operator.adds_identity:
+        prove_identity(plan, operator)
     optimizer = grower.operator.copies_evenly if optimizer is None else optimizer
     padded = optimizer and state_is_padded(operator)
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
 from mupscale.layout import (
+    DEPTH,
     Family,
     Layout,
     family_of,
@@ -159,6 +160,18 @@ def _plan_transformers(
     return made
 
 
+def prove_identity(made: Plan, operator: str) -> None:
+    """Prove that the layers which an operator adds leave the function as it is.
+
+    Raises:
+        GrowthError: they do not, as where a norm follows the sum of a layer and its input.
+    """
+    assert made.narrow_config is not None
+    family = family_of(made.narrow_config)
+    growth = {DEPTH: Fraction(2)}  # what holds of one more stack holds of any number
+    prove(made.narrow_config, growth, lambda small: _alike(family, small, growth), operator=operator)
+
+
 def _with_nonlinear(made: Plan, proof: Proof) -> Plan:
     """The plan, with what the proof found out on noise: in every layer, what holds of the tiny model's."""
     parts = {*map(part_of, proof.nonlinear)}
@@ -191,10 +204,16 @@ def _between(
         build_wide=builder(wide_config),
     )
     wide = shapes(wide_config)
+    params = shapes(wide_config, buffers=False)
+    if odd := [n for n in (*params, *made.wide_names) if n not in made.wide_names or n not in wide]:
+        raise GrowthError(
+            f"{odd[0]}: only in one of the two models, layer by layer; layers of several kinds do not stand "
+            "in the same order in both, and this growth is not understood"
+        )
     for name in made.wide_names:
-        if wide.get(name) != made.wide_shape(name):
+        if wide[name] != made.wide_shape(name):
             raise GrowthError(
-                f"{name}: grows from {made[name].shape} to {wide.get(name)} by the config, but to "
+                f"{name}: grows from {made[name].shape} to {wide[name]} by the config, but to "
                 f"{made.wide_shape(name)} by its axes '{made[name].axes}'; this growth is not understood"
             )
     return made

@@ -61,6 +61,8 @@ def prove(
     config: PreTrainedConfig,
     growth: Mapping[str, Any],
     plan: Callable[[PreTrainedConfig], Plan],
+    *,
+    operator: str = "duplicate",
 ) -> Proof:
     """Prove that a growth is exact for the models of a config class and flags, or remember that it was.
 
@@ -68,6 +70,7 @@ def prove(
         config: of any size.
         growth: the factor of every axis.
         plan: makes the plan of the same growth for another config of the family.
+        operator: what grows it; one that adds layers is looked at before training only.
 
     Raises:
         GrowthError: it is not exact, or cannot be tried.
@@ -76,14 +79,15 @@ def prove(
     made = plan(small)
     found = remembered(
         "proof",
-        [json.loads(small.to_json_string()), made.to_dict()["growth"], made.layout.to_dict()],
-        lambda: vars(_tried(small, made)),
+        [operator, json.loads(small.to_json_string()), made.to_dict()["growth"], made.layout.to_dict()],
+        lambda: vars(_tried(small, made, operator)),
     )
     proof = Proof(**found)
     if proof.failure is not None:
+        wish = ", ".join(f"{axis} by {factor}" for axis, factor in growth.items())
+        wish += f" with {operator}" * (operator != "duplicate")
         raise GrowthError(
-            f"{config.model_type}: growing {', '.join(f'{a} by {g}' for a, g in growth.items())} "
-            f"is not exact, so that nothing is grown: {proof.failure}"
+            f"{config.model_type}: growing {wish} is not exact, so that nothing is grown: {proof.failure}"
         )
     return proof
 
@@ -121,16 +125,16 @@ def _still(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _tried(small: PreTrainedConfig, plan: Plan) -> Proof:
+def _tried(small: PreTrainedConfig, plan: Plan, operator: str) -> Proof:
     assert plan.config is not None
     try:
         narrow, wide = instance(small), instance(plan.config)
     except Exception as error:  # whatever the model's own code raises
         raise GrowthError(f"{small.model_type}: no tiny wide model can be made: {one_line(error)}") from error
-    return tried(narrow, wide, plan, Call.of(example_inputs(narrow, seed=1)))
+    return tried(narrow, wide, plan, Call.of(example_inputs(narrow, seed=1)), operator)
 
 
-def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> Proof:
+def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, operator: str = "duplicate") -> Proof:
     """Randomize ``narrow``, grow it into ``wide``, and compare. Both in float64, changed in place.
 
     Raises:
@@ -142,27 +146,30 @@ def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> Proof:
         if any(d.contracted for d in p.axes.dims)
     }
     randomize_(narrow, fan_in)
-    _grow(narrow, wide, plan)
+    _grow(narrow, wide, plan, operator)
     loss_difference, nonlinear = 0.0, list[str]()
     try:
         with float64(), quiet(), Float64():
             difference, failure = _at_rest(narrow, wide, plan, call)
-            if failure is None:
+            if failure is None and operator == "duplicate":
                 loss_difference, failure = _in_lockstep(narrow, wide, plan, call)
-            if failure is None:
+            if failure is None and operator == "duplicate":
                 nonlinear, failure = _under_noise(narrow, wide, plan, call)
     except Exception as error:  # whatever the model's own code raises
         raise GrowthError(f"{type(narrow).__name__}: it does not run: {one_line(error)}") from error
     return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
 
 
-def _grow(narrow: nn.Module, wide: nn.Module, plan: Plan, noisy: Iterable[str] = ()) -> None:
-    """Fill ``wide`` with copies of ``narrow``; with noise in some of its weights, which sums to zero."""
+def _grow(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, operator: str = "duplicate", noisy: Iterable[str] = ()
+) -> None:
+    """Fill ``wide`` from ``narrow``, with noise in some of its weights, which sums to zero."""
     state = {**dict(narrow.named_parameters()), **dict(narrow.named_buffers())}
     wide_state = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
-    pure, noise = (Grower(plan, lambda name: state[name].detach(), noise=n) for n in (None, "balanced:1"))
+    pure = Grower(plan, lambda name: state[name].detach(), operator=operator, noise=None)
+    noise = Grower(plan, lambda name: state[name].detach(), noise="balanced:1") if noisy else pure
     with torch.no_grad():
-        for name in (*plan.layout.params, *plan.layout.buffers):
+        for name in plan.wide_names:
             wide_state[name].copy_((noise if name in noisy else pure)(name))
 
 
@@ -201,7 +208,7 @@ def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> 
     """The weights in which balanced noise changes the outputs, and what is wrong when all others have it."""
 
     def failure(noisy: list[str]) -> str | None:
-        _grow(narrow, wide, plan, noisy)
+        _grow(narrow, wide, plan, noisy=noisy)
         return _at_rest(narrow, wide, plan, call)[1]
 
     parts: dict[str, list[str]] = {}

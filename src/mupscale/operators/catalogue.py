@@ -22,6 +22,7 @@ class Operator:
         default_noise: unless one is chosen.
         copies_evenly: θ↑ = s · dup(θ) but for noise: the function is kept, and the optimizer can be carried.
         deepens: it adds layers and widens nothing.
+        adds_identity: the added layers are to leave the function as it is, which is proved of each model.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Operator:
     default_noise: str
     copies_evenly: bool = False
     deepens: bool = False
+    adds_identity: bool = False
 
     def noise(self, given: str | Noise | None) -> Noise | None:
         """The noise to add; ``"default"`` stands for the operator's own.
@@ -117,11 +119,12 @@ OPERATORS = {
         ),
         Operator(
             "stack_identity",
-            "depth: as stack, with new blocks that start as the identity: keeps the function",
+            "depth: as stack, with new blocks that start as the identity: keeps the function (not post-norm)",
             "Du et al. 2024, arXiv 2405.15319, with the zero projections of Wu et al. 2024, arXiv 2401.02415",
             (),
             "none",
             deepens=True,
+            adds_identity=True,
         ),
     )
 }
