@@ -201,3 +201,16 @@ def test_noise_goes_where_the_function_stays(middle, request):
     same = torch.equal(*(wide.get_parameter(weight) for wide in (pure, noisy)))
     assert same == (case != "plain") == (not plan.params[weight].has_noise)
     assert mupscale.Plan.from_json(plan.to_json()).params == plan.params
+    assert ("no noise" in str(plan)) == (case == "weight_norm")  # the other sums over no copies
+
+
+def test_a_plan_says_whether_it_is_proved():
+    def make(width):
+        return nn.Sequential(nn.Linear(6, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
+
+    seen, guessed = mupscale.plan(make, width=2, inputs=torch.randn(2, 6)), mupscale.plan(make, width=2)
+    assert seen.proved
+    assert mupscale.Plan.from_json(seen.to_json()).proved
+    assert "not proved" not in str(seen)
+    assert not guessed.proved
+    assert "not proved: read off shapes alone" in str(guessed)

@@ -130,7 +130,7 @@ def _plan_modules(
         build_wide=lambda: copy.deepcopy(wide),
     )
     if inputs is not None and not made.inexact:
-        made = _with_nonlinear(made, prove_modules(narrow, wide, made, inputs))
+        made = _proved(made, prove_modules(narrow, wide, made, inputs))
     return made
 
 
@@ -156,7 +156,7 @@ def _plan_transformers(
     made = _between(family, layout, config, wide_config, growth)
     if not made.inexact and made.growth:
         own = {axis: g for axis, g in growth.items() if axis in family.laws}
-        made = _with_nonlinear(made, prove(config, own, lambda small: _alike(family, small, own)))
+        made = _proved(made, prove(config, own, lambda small: _alike(family, small, own)))
     return made
 
 
@@ -172,11 +172,11 @@ def prove_identity(made: Plan, operator: str) -> None:
     prove(made.narrow_config, growth, lambda small: _alike(family, small, growth), operator=operator)
 
 
-def _with_nonlinear(made: Plan, proof: Proof) -> Plan:
+def _proved(made: Plan, proof: Proof) -> Plan:
     """The plan, with what the proof found out on noise: in every layer, what holds of the tiny model's."""
     parts = {*map(part_of, proof.nonlinear)}
     nonlinear = frozenset(name for name in made.layout.params if part_of(name) in parts)
-    return replace(made, layout=replace(made.layout, nonlinear=nonlinear))
+    return replace(made, layout=replace(made.layout, nonlinear=nonlinear), proved=True)
 
 
 def _between(

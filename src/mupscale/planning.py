@@ -105,12 +105,14 @@ class Plan:
         layout: the axes of the narrow model.
         growth: the factor of every axis that grows.
         narrow_config, config: the narrow and the wide transformers config; None for plain modules.
+        proved: whether even copies were proved to be exact; not so for a plain module without inputs.
     """
 
     layout: Layout
     growth: Mapping[str, Fraction]
     narrow_config: PreTrainedConfig | None = None
     config: PreTrainedConfig | None = None
+    proved: bool = False
     # How to build a fresh narrow and wide module; not part of the file, nor of equality.
     build_narrow: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
     build_wide: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
@@ -228,6 +230,7 @@ class Plan:
             "layout": self.layout.to_dict(),
             "narrow_config": self.narrow_config and self.narrow_config.to_dict(),
             "config": self.config and self.config.to_dict(),
+            "proved": self.proved,
             "scales": {
                 name: {"copies": float(p.copies), "weight_scale": p.weight_scale, "grad_scale": p.grad_scale}
                 for name, p in self.params.items()
@@ -246,6 +249,7 @@ class Plan:
             growth={a: Fraction(g) for a, g in data["growth"].items()},
             narrow_config=narrow,
             config=wide,
+            proved=data.get("proved", False),
             build_narrow=narrow and builder(narrow),
             build_wide=wide and builder(wide),
         )

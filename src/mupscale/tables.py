@@ -64,10 +64,19 @@ def plan_table(plan: Plan, axes: bool = True) -> Table:
         times = f"  ({row['count']}×)" if row["count"] > 1 else ""
         notation = [row["axes"].replace("[", r"\[")] if axes else []
         table.add_row(row["parameter"] + times, *notation, *(f"{v:.4g}" for v in values))
-    if plan.inexact:
-        table.caption = "\n".join(f"{axis}: {reason}" for axis, reason in plan.inexact.items())
+    if notes := _notes(plan):
+        table.caption = "\n".join(notes)
         table.caption_justify = "left"
     return table
+
+
+def _notes(plan: Plan) -> list[str]:
+    """What is to be known of a plan beside its numbers."""
+    notes = [f"{axis}: {reason}" for axis, reason in plan.inexact.items()]
+    if not plan.proved and not plan.inexact and plan.growth:
+        notes.append("not proved: read off shapes alone; plan(..., inputs=x) proves it on a run")
+    without = dict.fromkeys(collapse(name) for name, p in plan.params.items() if not p.linear)
+    return notes + [f"{name}: no noise, as the model normalizes it" for name in without]
 
 
 def groups_table(groups: Iterable[dict[str, Any]]) -> Table:

@@ -124,7 +124,7 @@ def _contracted_dim(
     if kind is None and shape != wide_shape:
         raise GrowthError(
             f"{name}: grows from {shape} to {wide_shape} in a {type(module.get_submodule(owner)).__name__}, "
-            f"whose use of it shapes cannot show; say it with hints={{{name!r}: 'out [in]'}}"
+            f"whose use of it shapes do not show; give inputs=..., or hints={{{name!r}: 'out [in]'}}"
         )
     return _CONTRACTED[kind] if kind is not None and attribute == "weight" else None
 
