@@ -241,6 +241,25 @@ def test_a_destination_is_replaced_only_when_asked_and_only_a_checkpoint(source,
     assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide", "precious"}
 
 
+def test_a_sentence_transformers_folder_keeps_its_pooling(source, tmp_path, capsys):
+    (source / "modules.json").write_text("[]")
+    (source / "1_Pooling").mkdir()
+    width = json.loads((source / "config.json").read_text())["hidden_size"]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grown = json.loads((tmp_path / "wide/1_Pooling/config.json").read_text())
+    assert grown == pooling | {"word_embedding_dimension": 2 * width}
+    assert (tmp_path / "wide/modules.json").is_file()
+
+    (source / "2_Dense").mkdir()
+    (source / "2_Dense" / "config.json").write_text("{}")
+    (source / "2_Dense" / "model.safetensors").write_bytes(b"")
+    assert main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"]) == 2
+    assert "2_Dense: weights behind the model, which are not grown" in capsys.readouterr().err
+    assert not (tmp_path / "wider").exists()
+
+
 def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(source, tmp_path, monkeypatch):
     grow_checkpoint(source, tmp_path / "wide", width=2)
     before = (tmp_path / "wide/model.safetensors").read_bytes()

@@ -20,6 +20,7 @@ from mupscale.checkpoint import (
     Checkpoint,
     TensorSpec,
     copy_companions,
+    copy_pooling,
     grow_training_state,
     staged,
     training_state_bytes,
@@ -191,6 +192,8 @@ def grow_checkpoint(
         ThreadPoolExecutor(max_workers=1) as pool,
         torch.no_grad(),
     ):
+        if (checkpoint.path / "modules.json").is_file():
+            copy_pooling(checkpoint.path, partial, plan.narrow_config.hidden_size, plan.config.hidden_size)
         checksums = pool.submit(checkpoint.checksums)
         carried = optimizer and grow_training_state(
             checkpoint.path, partial, plan, narrow, advance, pad_state=padded

@@ -4,7 +4,7 @@ Knows files and tensors; what a tensor grows into is told to it.
 """
 
 from mupscale.checkpoint.reader import Checkpoint
-from mupscale.checkpoint.staging import copy_companions, staged
+from mupscale.checkpoint.staging import copy_companions, copy_pooling, staged
 from mupscale.checkpoint.training_state import grow_training_state, training_state_bytes
 from mupscale.checkpoint.writer import TensorSpec, write_weights
 
@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "TensorSpec",
     "copy_companions",
+    "copy_pooling",
     "grow_training_state",
     "staged",
     "training_state_bytes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import socket
@@ -114,3 +115,26 @@ def copy_companions(source: Path, destination: Path, *, training_state: bool) ->
         ):
             continue
         shutil.copyfile(path, destination / name)
+
+
+def copy_pooling(source: Path, destination: Path, narrow: int, wide: int) -> None:
+    """Copy the folders that sentence-transformers has behind a model, with the width of its vectors.
+
+    Args:
+        narrow, wide: the hidden size before and after.
+
+    Raises:
+        GrowthError: one of them holds weights, which would not fit the wide model.
+    """
+    for path in sorted(source.glob("[0-9]*_*/config.json")):
+        folder = path.parent
+        if any(file.name.endswith((*_WEIGHT_SUFFIXES, ".bin")) for file in folder.iterdir()):
+            raise GrowthError(
+                f"{folder}: weights behind the model, which are not grown; grow a copy of the checkpoint "
+                "without this folder and modules.json"
+            )
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("word_embedding_dimension") == narrow:
+            fields["word_embedding_dimension"] = wide
+        (destination / folder.name).mkdir()
+        (destination / folder.name / path.name).write_text(json.dumps(fields, indent=2))
