@@ -368,6 +368,31 @@ def test_constants_are_found_beside_a_router_that_sends_tokens_elsewhere():
     assert folded == {"kv_a_layernorm.weight": half, "q_a_layernorm.weight": half}
 
 
+def test_layers_of_another_head_dim_than_the_tiny_models_are_proved():
+    """Gemma 4 sees everything in some layers, with a larger head dim that no field of the whole model says."""
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = CONFIG_MAPPING["gemma4_text"](
+        hidden_size=96,
+        intermediate_size=40,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=12,
+        per_layer_config={"05": {"head_dim": 20}},
+        hidden_size_per_layer_input=10,
+        vocab_size=80,
+        vocab_size_per_layer_input=80,
+        rope_parameters={"sliding_attention": rope, "full_attention": rope},
+    )
+    narrow = instance(config)
+    plan = mupscale.plan(narrow, width=2)
+    assert (
+        str(plan.params["model.layers.5.self_attn.q_proj.weight"].axes) == "(kv_heads q_per_kv 20) [d_model]"
+    )
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=2)
+    assert report.equal, report
+
+
 def test_without_a_head_every_hidden_weight_gets_noise():
     """What is written to the residual stream is returned, but no readout: other weights read it."""
     plan = mupscale.plan(tiny(CONFIG_MAPPING["bert"](architectures=["BertModel"])), width=2)

@@ -42,6 +42,23 @@ def _names(factors: tuple[Factor, ...]) -> Iterator[str]:
             yield factor
 
 
+def _numbers(factors: tuple[Factor, ...]) -> int:
+    return sum(
+        sum(map(_numbers, factor.segments)) if isinstance(factor, Row) else isinstance(factor, int)
+        for factor in factors
+    )
+
+
+def _with_number(factors: tuple[Factor, ...], number: int) -> tuple[Factor, ...]:
+    """The factors with a number in place of every one."""
+    return tuple(
+        Row(tuple(_with_number(segment, number) for segment in factor.segments))
+        if isinstance(factor, Row)
+        else (number if isinstance(factor, int) else factor)
+        for factor in factors
+    )
+
+
 def _size(factor: Factor, sizes: Sizes) -> int:
     if isinstance(factor, Row):
         return sum(math.prod(_size(f, sizes) for f in segment) for segment in factor.segments)
@@ -121,6 +138,23 @@ class Dim:
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The size of each of its axes."""
         return tuple(_size(axis, sizes) for axis in self.axes)
+
+    def refit(self, size: int, sizes: Sizes) -> Dim | None:
+        """The dim with another number in it, so that it has this size; None where no one number makes it so.
+
+        >>> Dim(("heads", Row((("head_dim",), (16,))))).refit(640, {"heads": 8, "head_dim": 16}).axes[1].text
+        'head_dim + 64'
+        """
+        if any(axis not in sizes for axis in self.names):
+            return None
+        if self.size(sizes) == size:
+            return self
+        if _numbers(self.axes) != 1:
+            return None
+        # The size goes linearly with the one number.
+        none, one = (Dim(_with_number(self.axes, n)).size(sizes) for n in (0, 1))
+        number, rest = divmod(size - none, one - none)
+        return Dim(_with_number(self.axes, number), self.contracted) if number > 0 and not rest else None
 
     def sources(self, sizes: Sizes, growth: Growth) -> Tensor:
         """For every wide index, the narrow index that it is a copy of; whole growth factors only."""

@@ -234,6 +234,12 @@ class Family:
             dims.append(dim)
         axes = Axes(tuple(dims))
         if self._shape(axes, sizes) != shape:
+            # What follows no field may be larger in some layers: the head dim of those that see everything.
+            for candidate in alike:
+                of = zip(self.axes[candidate].dims, shape, strict=True)
+                refitted = [found for dim, n in of if (found := dim.refit(n, sizes)) is not None]
+                if len(refitted) == len(shape):
+                    return Axes(tuple(refitted))
             raise GrowthError(
                 f"{name}: has shape {shape}, where '{self.axes[twin]}' was expected "
                 f"({', '.join(f'{a} {sizes.get(a)}' for a in self.axes[twin].names)})"
