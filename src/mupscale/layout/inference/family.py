@@ -208,11 +208,17 @@ class Family:
             )
         parts = part_of(name)
         alike = [twin, *(n for n in self.axes if n != twin and part_of(n) == parts)]
-        for candidate in alike:
-            axes = self.axes[candidate]
-            if len(axes.dims) == len(shape) and self._shape(axes, sizes) == shape:
+        candidates = [axes for axes in map(self.axes.__getitem__, alike) if len(axes.dims) == len(shape)]
+        for axes in candidates:
+            if self._shape(axes, sizes) == shape:
                 confirmed.update(axes.names)
                 return axes
+        # What follows no field is another number here: the head dim of layers that see everything.
+        for axes in candidates:
+            of = zip(axes.dims, shape, strict=True)
+            refitted = [found for dim, n in of if (found := dim.refit(n, sizes)) is not None]
+            if len(refitted) == len(shape):
+                return Axes(tuple(refitted))
         dims = []
         for dim, n in zip(self.axes[twin].dims, shape, strict=True):
             fixed = math.prod(f for f in dim.axes if isinstance(f, int))
@@ -234,12 +240,6 @@ class Family:
             dims.append(dim)
         axes = Axes(tuple(dims))
         if self._shape(axes, sizes) != shape:
-            # What follows no field may be larger in some layers: the head dim of those that see everything.
-            for candidate in alike:
-                of = zip(self.axes[candidate].dims, shape, strict=True)
-                refitted = [found for dim, n in of if (found := dim.refit(n, sizes)) is not None]
-                if len(refitted) == len(shape):
-                    return Axes(tuple(refitted))
             raise GrowthError(
                 f"{name}: has shape {shape}, where '{self.axes[twin]}' was expected "
                 f"({', '.join(f'{a} {sizes.get(a)}' for a in self.axes[twin].names)})"
