@@ -110,11 +110,12 @@ class Dim:
     contracted: bool = False
 
     def __str__(self) -> str:
-        lone = len(self.axes) == 1 and isinstance(self.axes[0], Row)
-        words = self.axes[0].text if lone else " ".join(map(str, self.axes))  # type: ignore[union-attr]
-        if self.contracted:
-            return f"[{words}]"
-        return words if len(self.axes) == 1 and not lone else f"({words})"
+        words = " ".join(map(str, self.axes))
+        if len(self.axes) == 1 and isinstance(self.axes[0], Row):  # its own parentheses are enough
+            words = self.axes[0].text
+        elif len(self.axes) == 1 and not self.contracted:
+            return words
+        return f"[{words}]" if self.contracted else f"({words})"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 from mupscale.layout.models import quiet
 from mupscale.layout.tiny_sizes import (
     COUNTS,
@@ -47,9 +47,8 @@ def tiny(config: PreTrainedConfig, *, grouped: bool = False) -> PreTrainedConfig
     try:
         with quiet():
             return type(config).from_dict(_Node(config, None, grouped).shrunk())
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise GrowthError(f"no tiny {type(config).__name__} can be built: {reason}") from error
+    except Exception as error:  # each config class has errors of its own
+        raise GrowthError(f"no tiny {type(config).__name__} can be built: {one_line(error)}") from error
 
 
 class _Node:

@@ -171,7 +171,7 @@ def _serve(job: Job, fail: Callable[[str], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # a defect, shown whole before the worker ends
         traceback.print_exc()
         fail(f"a worker failed, see above ({error})")
         sys.exit(2)
