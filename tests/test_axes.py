@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mupscale import GrowthError
 from mupscale.axes import Axes, duplicate, subtract_copy_mean_, sum_copies
+from mupscale.dims import Dim
 
 NAMES = "abcd"
 
@@ -78,6 +79,16 @@ def test_projected_tensors_vanish_on_duplicated_inputs(case):
     if copies.summed:
         subtract_copy_mean_(wide, copies)
         assert sum_copies(wide, copies).abs().max() < 1e-12
+
+
+def test_a_number_is_refitted_where_it_is_a_size_and_not_where_it_counts_segments():
+    """A layer with another (2 d_ff) has another d_ff, and not more than a gate and an up projection."""
+    sizes = {"heads": 8, "d_ff": 16}
+    assert Dim(("heads", 24), contracted=True).refit(8 * 192, sizes) == Dim(("heads", 192), contracted=True)
+    assert Dim((16,)).refit(5, sizes) == Dim((5,))
+    assert Dim(("heads", 24)).refit(8 * 24, sizes) == Dim(("heads", 24))
+    for dim, size in ((Dim(("heads", 24)), 9), (Dim((2, "d_ff")), 64), (Dim(("kv_heads", 24)), 48)):
+        assert dim.refit(size, sizes) is None
 
 
 @pytest.mark.parametrize("text", ["a (b", "a b]", "()", "a-b", "[a [b]]"])

@@ -150,7 +150,8 @@ class Dim:
             return None
         if self.size(sizes) == size:
             return self
-        if _numbers(self.axes) != 1:
+        counts = len(self.axes) > 1 and isinstance(self.axes[0], int)  # a number in front counts segments
+        if counts or _numbers(self.axes) != 1:
             return None
         # The size goes linearly with the one number.
         none, one = (Dim(_with_number(self.axes, n)).size(sizes) for n in (0, 1))
