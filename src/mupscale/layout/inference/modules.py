@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from fractions import Fraction
 
 from torch import nn
@@ -18,21 +17,20 @@ from mupscale.layout.inference.scales import folds
 from mupscale.layout.inference.structure import pairs, written
 from mupscale.layout.inference.trace import Trace, trace
 from mupscale.layout.inference.units import Conflict, Unit
-from mupscale.layout.models import ties
+from mupscale.models import state_tensors, tie_names
 from mupscale.precision import Float64
 
 
-def layout_by_running(
-    narrow: nn.Module, wide: nn.Module, inputs: object
-) -> tuple[Layout, dict[str, Fraction]]:
+def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[Layout, dict[str, Fraction]]:
     """The layout of ``narrow``, and the growth of its axes that gives ``wide``.
+
+    Both are run as they are: copies in float64, on the CPU, as the call's tensors have to be.
 
     Axes are named after their size and growth, as in `layout_by_shape`.
 
     Raises:
         GrowthError: the modules differ in more than widths, or do not run on the inputs.
     """
-    call = Call.of(inputs)
     base, other = _traced(narrow, call), _traced(wide, call)
     if differing := base.dims.keys() ^ other.dims.keys():
         raise GrowthError(
@@ -66,14 +64,14 @@ def layout_by_running(
             "can be proved; give inputs that reach all of the module"
         )
     params = dict(narrow.named_parameters())
-    stored = narrow.state_dict(keep_vars=True)
-    whole = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in narrow.named_buffers() if n in stored}
+    # Whole numbers have no axes: their shapes stay.
+    plain = {n: Axes(tuple(Dim((s,)) for s in t.shape)) for n, t in state_tensors(narrow).items()}
     found = folds(base, other, lambda unit: float(growth.get(names.get(id(unit.find()), ""), 1)))
     layout = Layout(
         sizes=sizes,
-        params={n: seen.axes[n] for n in params},
-        buffers={n: seen.axes.get(n, axes) for n, axes in whole.items()},
-        ties=ties(narrow),
+        params={n: seen.axes.get(n, plain[n]) for n in params},
+        buffers={n: seen.axes.get(n, plain[n]) for n in plain if n not in params},
+        ties=tie_names(narrow),
         readouts=seen.readouts,
         folds={n: (f,) for n, f in said_as_folds(found, seen.axes, growth, type(narrow).__name__).items()},
         inexact=inexact,
@@ -85,6 +83,6 @@ def layout_by_running(
 def _traced(module: nn.Module, call: Call) -> Trace:
     try:
         with float64(), Float64():
-            return trace(copy.deepcopy(module).double().cpu(), call.args, call.kwargs)
+            return trace(module, call.args, call.kwargs)
     except Exception as error:  # whatever the module's own code raises
         raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error
