@@ -105,9 +105,10 @@ def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x:
     assert report, f"{report}"
 
     narrow.train()
-    optimizer = torch.optim.AdamW(
-        [p for p in narrow.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1
-    )
+    trained = [p for p in narrow.parameters() if p.requires_grad]
+    if not trained:
+        return "proved"
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
     target = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for _ in range(2):
         step(narrow, optimizer, x, target)
