@@ -13,10 +13,11 @@ from mupscale.errors import GrowthError, one_line
 from mupscale.layout.base import Layout
 from mupscale.layout.inference.folding import said_as_folds
 from mupscale.layout.inference.instance import float64
+from mupscale.layout.inference.ones import show_ones
 from mupscale.layout.inference.scales import folds
-from mupscale.layout.inference.structure import pairs, written
+from mupscale.layout.inference.structure import leaves, pairs, sizes_of, written
 from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inference.units import Conflict, Unit
+from mupscale.layout.inference.units import Conflict, Unit, size_of
 from mupscale.models import state_tensors, tie_names
 from mupscale.precision import Float64
 
@@ -36,6 +37,8 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         raise GrowthError(
             f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
         )
+    show_ones(base, other)
+    base.contracted |= other.contracted  # a dim of size 1 is seen to be only there
     names: dict[int, str] = {}
     sizes: dict[str, int] = {}
     growth: dict[str, Fraction] = {}
@@ -51,12 +54,22 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
                         sizes[axis], growth[axis] = unit.size, ratio
                         if unit.fixed:
                             inexact[axis] = unit.fixed
-            except Conflict as conflict:
-                raise GrowthError(f"{name}: has another structure in the wide module: {conflict}") from None
+            except Conflict:
+                raise GrowthError(
+                    f"{name}: a dim of {size_of(a)} is made of {sizes_of(a)}, and in the wide module one of "
+                    f"{size_of(b)} of {sizes_of(b)}; these do not go together, so that its copies "
+                    "have no place. Numbers of heads or groups, and what each of them holds, must be whole "
+                    "multiples of the narrow ones"
+                ) from None
 
     def named(unit: Unit) -> str | int:
         return names.get(id(unit.find()), unit.size)
 
+    for root, part in base.partly.items():
+        # Of a dim that is summed over in parts, the other parts must not grow, to count as such.
+        summed = {id(u.find()) for u in part}
+        if any(id(u) in names and id(u) not in summed for u in leaves(base.dims[root[0]][root[1]])):
+            base.contracted -= {root}
     seen = written(base, named)
     if unused := [n for n, axes in seen.axes.items() if n not in base.seen and axes.copies(growth) != 1]:
         raise GrowthError(

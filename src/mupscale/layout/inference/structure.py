@@ -60,6 +60,14 @@ def leaves(units: Units) -> Iterator[Unit]:
             yield unit
 
 
+def sizes_of(units: Units) -> str:
+    """The units of a dim by their sizes, for people: ``4 × 8``, or ``(64 + 16)`` of segments."""
+    return " × ".join(
+        f"({' + '.join(sizes_of((s,)) for s in unit.segments)})" if unit.segments else str(unit.size)
+        for unit in flat(units) or (Unit(1),)
+    )
+
+
 @dataclass(frozen=True)
 class Written:
     """A trace in the notation.

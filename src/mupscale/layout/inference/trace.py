@@ -33,6 +33,7 @@ class Step:
 
     Attributes:
         place: the module that called it.
+        dims: the units of the dims of every output.
         summed: the units that it sums over.
         is_view: whether the output goes over the memory of the input.
     """
@@ -43,6 +44,7 @@ class Step:
     kwargs: Mapping[str, Any]
     inputs: list[Tensor]
     outs: list[Tensor]
+    dims: list[Dims]
     summed: Units
     is_view: bool
 
@@ -56,6 +58,7 @@ class Trace:
         parameters: the names of those that are parameters.
         dims: the units of every dim of every tensor, by name.
         contracted: the dims that are summed over, as (name, dim).
+        partly: those of which only some units are, with these units.
         lookups: parameters whose rows are looked up by index.
         seen: the names of the tensors that the run has used.
         steps: every operator, in order.
@@ -70,6 +73,7 @@ class Trace:
     parameters: set[str] = field(default_factory=set)
     dims: dict[str, Dims] = field(default_factory=dict)
     contracted: set[Root] = field(default_factory=set)
+    partly: dict[Root, Units] = field(default_factory=dict)
     lookups: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
@@ -106,10 +110,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.known[tensor] = fresh(tensor, why)
         return list(self.known[tensor])
 
-    def contract(self, tensor: Tensor, dim: int) -> None:
-        self.summed = tuple(self.known[tensor][dim])
-        for root in self.roots.get(tensor, ())[dim : dim + 1]:
-            self.trace.contracted |= root
+    def contract(self, *where: tuple[Tensor, int], part: Units | None = None) -> None:
+        tensor, dim = where[0]
+        self.summed += tuple(self.dims_of(tensor)[dim] if part is None else part)
+        for tensor, dim in where:
+            for root in self.roots.get(tensor, ())[dim : dim + 1]:
+                self.trace.contracted |= root
+                if part is not None:
+                    self.trace.partly |= dict.fromkeys(root, part)
 
     def __torch_dispatch__(
         self,
@@ -160,9 +168,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             o.untyped_storage()._cdata == inputs[0].untyped_storage()._cdata for o in outs
         )
         is_view = is_view and not func._schema.is_mutable
-        self.trace.steps.append(
-            Step(name, self.place, args, kwargs or {}, inputs, outs, self.summed, is_view)
-        )
         each = found if found and isinstance(found[0], list) else [found] * len(outs)
         for tensor, dims in zip(outs, [*each, *[None] * len(outs)], strict=False):
             if any(tensor is t for t in inputs):
@@ -178,6 +183,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if call.pending:
                 self.pending[tensor] = call.pending
             self.give(tensor, dims, self._roots(func, inputs, tensor))
+        dims_of = [self.dims_of(tensor) for tensor in outs]
+        self.trace.steps.append(
+            Step(name, self.place, args, kwargs or {}, inputs, outs, dims_of, self.summed, is_view)
+        )
         return out
 
     def _roots(self, func: Any, inputs: list[Tensor], out: Tensor) -> list[frozenset[Root]] | None:
@@ -288,3 +297,33 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
         torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
     return result
+
+
+def paired(narrow: Sequence[Step], wide: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
+    """Every step with that of the other side; with itself in modules that took other ones, as routers may.
+
+    What only lays values out anew is no step here: one head needs no copy where several do.
+    """
+    own, others = _by_place(narrow), _by_place(wide)
+    alike = {
+        place: [s.name for s in steps] == [s.name for s in others.get(place, ())]
+        for place, steps in own.items()
+    }
+    following = {place: iter(steps) for place, steps in others.items()}
+    for step in narrow:
+        yield (
+            step,
+            next(following[step.place]) if step.name not in _LAYING_OUT and alike[step.place] else step,
+        )
+
+
+def _by_place(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        places = found.setdefault(step.place, [])
+        if step.name not in _LAYING_OUT:
+            places.append(step)
+    return found
+
+
+_LAYING_OUT = {"clone", "view", "_unsafe_view", "_reshape_alias", "alias", "contiguous", "expand"}
