@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, spread, watch
+from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.errors import GrowthError, one_line
 from mupscale.grower import Grower
 from mupscale.layout import example_inputs, explicit, part_of, remembered, tiny
@@ -190,7 +190,7 @@ def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
         with watch(narrow, seen.__setitem__):
             outputs = result_tensors(call(narrow))
         with watch(wide, compare):
-            wide_outputs = result_tensors(call(wide))
+            wide_outputs = result_tensors(grown_call(call, plan)(wide))
     worst = 0.0
     for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
         if expected.shape != grown.shape:
@@ -225,14 +225,15 @@ def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> 
 
 def _in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
     worst = 0.0
+    calls = call, grown_call(call, plan)
     for kind, values in _OPTIMIZERS:
         models = copy.deepcopy(narrow).train(), copy.deepcopy(wide).train()
         optimizers = paired_optimizers(*models, plan, kind, **values)
         for step in range(STEPS):
             losses = []
-            for model, optimizer in zip(models, optimizers, strict=True):
+            for model, optimizer, own in zip(models, optimizers, calls, strict=True):
                 with _drawing_from(step):  # both models alike
-                    losses.append(_step(model, optimizer, call))
+                    losses.append(_step(model, optimizer, own))
             error = abs(losses[0] - losses[1]) / max(1.0, abs(losses[0]))
             worst = max(worst, error) if math.isfinite(error) else math.inf
             if worst > LOSS_TOLERANCE:

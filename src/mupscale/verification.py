@@ -18,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mupscale.axes import Axes, duplicate, sum_copies
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, spread, watch
+from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.growth import grow
@@ -142,7 +142,7 @@ def verify(
             outputs = result_tensors(call(narrow64))
             expected = grown_outputs(outputs, plan) if by_weight else outputs
         with watch(wide64, compare if by_weight else lambda name, output: None):
-            wide_outputs = result_tensors(call(wide64))
+            wide_outputs = result_tensors(grown_call(call, plan)(wide64))
     for narrow_output, wide_output in zip(expected, wide_outputs, strict=True):
         if narrow_output.shape != wide_output.shape:
             raise GrowthError(
@@ -220,13 +220,14 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
 def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -> float:
     wide = _plain_experts(grow(narrow, plan, noise=None))
     optimizers = paired_optimizers(narrow, wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    calls = call, grown_call(call, plan)
     worst = 0.0
     with Float64():
         for _ in range(steps):
             losses = []
-            for model, optimizer in zip((narrow, wide), optimizers, strict=True):
+            for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
                 optimizer.zero_grad()
-                loss = _loss(model, call)
+                loss = _loss(model, own)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 losses.append(loss.item())
