@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.calls import Call, result_tensors
+from mupscale.deviations import grown_call
 from mupscale.errors import GrowthError
 from mupscale.models import SameChance, copied
 from mupscale.optim import param_groups
@@ -56,7 +57,7 @@ class _Lockstep:
             pair = copied(self.narrow).train(), copied(self.wide).train()
             optimizers = paired_optimizers(*pair, self.plan, kind, **values)
             for step in range(STEPS):
-                error = self._step(pair, optimizers, step)
+                error = self._step(pair, optimizers, (self.call, grown_call(self.call, self.plan)), step)
                 self.worst = max(self.worst, error if math.isfinite(error) else math.inf)
                 if self.worst <= LOSS_TOLERANCE:
                     continue
@@ -75,12 +76,12 @@ class _Lockstep:
                 return self
         return self
 
-    def _step(self, pair: Pair, optimizers: Optimizers, step: int) -> float:
+    def _step(self, pair: Pair, optimizers: Optimizers, calls: tuple[Call, Call], step: int) -> float:
         """One step of both, and by how much their losses differed before it."""
         losses = []
-        for model, optimizer in zip(pair, optimizers, strict=True):
+        for model, optimizer, call in zip(pair, optimizers, calls, strict=True):
             with SameChance(step, still=self.still) as chance:
-                losses.append(_step(model, optimizer, self.call))
+                losses.append(_step(model, optimizer, call))
             self.draws += chance.draws
         return abs(losses[0] - losses[1]) / max(1.0, abs(losses[0]))
 
@@ -95,7 +96,9 @@ class _Lockstep:
             for param in pair[1].parameters():
                 param.mul_(1 + 1e-15 * torch.randn(param.shape, generator=draw, dtype=param.dtype))
         first, second = (optimizer([p for p in m.parameters() if p.requires_grad]) for m in pair)
-        return max(self._step(pair, (first, second), step) for step in range(steps + 1))
+        return max(
+            self._step(pair, (first, second), (self.call, self.call), step) for step in range(steps + 1)
+        )
 
 
 def paired_optimizers(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, spread, watch
+from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.errors import GrowthError, one_line
 from mupscale.filling import fill_
 from mupscale.grower import Grower
@@ -213,7 +213,7 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
         with watch(narrow, seen.__setitem__), SameChance(0):
             outputs = result_tensors(call(narrow))
         with watch(wide, compare), SameChance(0):
-            wide_outputs = result_tensors(call(wide))
+            wide_outputs = result_tensors(grown_call(call, plan)(wide))
     if not outputs:
         raise GrowthError(
             f"{type(narrow).__name__}: returns no floating-point tensor, so that nothing can be compared"

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mupscale.axes import Axes, duplicate, sum_copies
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, spread, watch
+from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError, one_line
 from mupscale.growth import grow
@@ -164,7 +164,7 @@ def _verified(
             outputs = _run("narrow", narrow64, call)
         expected = grown_outputs(outputs, plan) if by_weight else outputs
         with watch(wide64, compare if by_weight else lambda name, output: None):
-            wide_outputs = _run("wide", wide64, call)
+            wide_outputs = _run("wide", wide64, grown_call(call, plan))
     if len(expected) != len(wide_outputs):
         raise GrowthError(
             f"the narrow model returns {len(expected)} tensors, the wide one {len(wide_outputs)}"
@@ -275,14 +275,15 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -
         param.requires_grad_(param.is_floating_point() or param.is_complex())
     wide = _plain_experts(grow(narrow, plan, noise=None))
     optimizers = paired_optimizers(narrow, wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    calls = call, grown_call(call, plan)
     worst = 0.0
     with Float64():
         for step in range(steps):
             losses = []
-            for model, optimizer in zip((narrow, wide), optimizers, strict=True):
+            for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
                 optimizer.zero_grad()
                 with SameChance(step):
-                    loss = _loss(model, call)
+                    loss = _loss(model, own)
                     loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 losses.append(loss.item())

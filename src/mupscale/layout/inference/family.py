@@ -65,6 +65,7 @@ class Family:
         along: fields that no axis follows, but that have to be products of those that axes do: their powers.
         readouts: the weights from the last hidden layer to the outputs.
         outputs: the axes of what the tiny model returns.
+        inputs: the axes of the hidden states of another model that it is called with.
         unused: tensors that its run never touched, nor any of the same part: of these nothing is proved.
     """
 
@@ -75,6 +76,7 @@ class Family:
     along: Mapping[Path, Mapping[Path, int]]
     readouts: frozenset[str]
     outputs: tuple[Axes, ...]
+    inputs: Mapping[str, Axes]
     unused: frozenset[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Family:
             ],
             "readouts": sorted(self.readouts),
             "outputs": list(map(str, self.outputs)),
+            "inputs": {name: str(axes) for name, axes in self.inputs.items()},
             "unused": sorted(self.unused),
         }
 
@@ -107,6 +110,7 @@ class Family:
             along={tuple(path): {tuple(p): e for p, e in powers} for path, powers in data["along"]},
             readouts=frozenset(data["readouts"]),
             outputs=tuple(map(Axes.parse, data["outputs"])),
+            inputs={name: Axes.parse(text) for name, text in data["inputs"].items()},
             unused=frozenset(data["unused"]),
         )
 
@@ -175,6 +179,7 @@ class Family:
             ),
             stored_as={old: new for old, new in _OLD_NAMES.items() if new in params and old not in params},
             outputs=self.outputs,
+            inputs=self.inputs,
             inexact={
                 axis: law.fixed for axis, law in self.laws.items() if law.fixed and axis not in NO_WIDTH
             },

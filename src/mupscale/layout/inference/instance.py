@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inputs import example_inputs
+from mupscale.layout.inputs import HIDDEN_STATES, example_inputs
 from mupscale.layout.models import model_class, quiet
 from mupscale.models import persistent_buffers
 from mupscale.precision import Float64
@@ -31,7 +31,7 @@ def run(config: PreTrainedConfig) -> tuple[nn.Module, Trace]:
     """The model of a (tiny) config, and what one call of it shows."""
     model = instance(config)
     with float64(), quiet(), Float64():
-        return model, trace(model, (), example_inputs(model))
+        return model, trace(model, (), example_inputs(model), hidden=HIDDEN_STATES)
 
 
 def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -> None:

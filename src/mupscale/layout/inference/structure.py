@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mupscale.axes import Axes
 from mupscale.dims import Dim, Factor, Row
+from mupscale.layout.inference.operators import Dims
 from mupscale.layout.inference.trace import Trace
 from mupscale.layout.inference.units import Conflict, Unit, Units, flat, size_of
 
@@ -75,11 +76,13 @@ class Written:
     Attributes:
         axes: of every parameter and persistent buffer.
         outputs: of what the model returned.
+        inputs: of the hidden states that it was called with, by name.
         readouts: the weights from the last hidden layer to the outputs.
     """
 
     axes: dict[str, Axes]
     outputs: tuple[Axes, ...]
+    inputs: dict[str, Axes]
     readouts: frozenset[str]
 
 
@@ -102,9 +105,14 @@ def written(trace: Trace, name: Callable[[Unit], str | int]) -> Written:
     # What the model returns and no weight reads: classes and vocabularies, but not hidden states.
     read = {id(leaf) for tensor, i in trace.contracted for leaf in leaves(trace.dims[tensor][i])}
     ends = {id(leaf) for dims in trace.ends for leaf in leaves(dims[-1] if dims else ())} - read
+
+    def plain(dims: Dims) -> Axes:
+        return Axes(tuple(as_dim(units, name) for units in dims))
+
     return Written(
         axes,
-        outputs=tuple(Axes(tuple(as_dim(units, name) for units in dims)) for dims in trace.output_dims),
+        outputs=tuple(map(plain, trace.output_dims)),
+        inputs={tensor: plain(dims) for tensor, dims in trace.input_dims.items()},
         readouts=frozenset(
             tensor
             for tensor, dims in trace.dims.items()

@@ -8,7 +8,7 @@ control flow, as a router does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +62,7 @@ class Trace:
         lookups: parameters whose rows are looked up by index.
         seen: the names of the tensors that the run has used.
         steps: every operator, in order.
+        input_dims: the units of the dims of hidden states that the model was called with, by name.
         outputs: the tensors that the model returned as its result.
         output_dims: the units of their dims.
         ends: the units of the dims of everything that it returned.
@@ -77,6 +78,7 @@ class Trace:
     lookups: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
+    input_dims: dict[str, Dims] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
     output_dims: list[Dims] = field(default_factory=list)
     ends: list[Dims] = field(default_factory=list)
@@ -256,10 +258,19 @@ def _places(model: nn.Module, watch: _Watch) -> Iterator[None]:
             handle.remove()
 
 
-def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    hidden: Set[str] = frozenset(),
+) -> Trace:
     """Run ``model(*args, **kwargs)`` and read the structure of its parameters' dims.
 
     The model should be small and on the CPU; it runs in evaluation mode.
+
+    Args:
+        hidden: the names of inputs that are hidden states of another model: their last dim grows.
     """
     result = Trace()
     watch = _Watch(result)
@@ -284,6 +295,10 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
         for tensor in value if isinstance(value, list | tuple) else [value]:
             if isinstance(tensor, Tensor):
                 watch.give(tensor, fresh(tensor, "it is a dim of the inputs"))
+    for name in hidden & (kwargs or {}).keys():
+        tensor = (kwargs or {})[name]
+        result.input_dims[name] = [*watch.dims_of(tensor)[:-1], fresh(tensor)[-1]]
+        watch.give(tensor, result.input_dims[name])
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     training = model.training
