@@ -28,7 +28,7 @@ from mupscale.checkpoint import (
 )
 from mupscale.errors import GrowthError
 from mupscale.grower import Grower, ShrinkLike
-from mupscale.layout import skeleton, transformers_config
+from mupscale.layout import skeleton, stored_buffers, transformers_config
 from mupscale.operators import DEFAULT_SHRINK, Noise
 from mupscale.optim.carry import state_is_padded
 from mupscale.planner import from_first, prove_identity
@@ -220,9 +220,7 @@ def grow_checkpoint(
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, tied ones once."""
-    params = dict(model.named_parameters())
-    persistent = model.state_dict(keep_vars=True).keys()
-    return {**params, **{n: b for n, b in model.named_buffers() if n in persistent}}
+    return {**dict(model.named_parameters()), **stored_buffers(model)}
 
 
 def _is_same(fresh: Tensor, buffer: Tensor) -> bool:

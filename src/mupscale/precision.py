@@ -6,7 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+
+def doubled(module: nn.Module) -> nn.Module:
+    """The module itself, its floating-point tensors in float64 now, and complex ones of two such numbers."""
+
+    def double(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(torch.complex128)
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    module._apply(double)  # type: ignore[no-untyped-call]
+    return module
 
 
 class Float64(TorchFunctionMode):

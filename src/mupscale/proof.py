@@ -31,7 +31,7 @@ from mupscale.layout.inference.instance import float64, instance, randomize_
 from mupscale.layout.models import quiet
 from mupscale.optim import param_groups
 from mupscale.planning import Plan
-from mupscale.precision import Float64
+from mupscale.precision import Float64, doubled
 
 TOLERANCE = 1e-10
 LOSS_TOLERANCE = 1e-9
@@ -98,7 +98,7 @@ def prove_modules(narrow: nn.Module, wide: nn.Module, plan: Plan, inputs: object
     Raises:
         GrowthError: it is not.
     """
-    models = [copy.deepcopy(model).double().cpu().eval() for model in (narrow, wide)]
+    models = [doubled(copy.deepcopy(model)).cpu().eval() for model in (narrow, wide)]
     for model in models:
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -25,7 +25,7 @@ from mupscale.growth import grow
 from mupscale.layout import example_inputs, transformers_config
 from mupscale.operators import operator_named
 from mupscale.planning import Plan
-from mupscale.precision import Float64
+from mupscale.precision import Float64, doubled
 from mupscale.proof import paired_optimizers
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
@@ -119,7 +119,7 @@ def verify(
     True
     """
     call = Call.of(inputs if inputs is not None else _example(model))
-    dtype = next(wide.parameters()).dtype
+    dtype = next(p.dtype for p in wide.parameters() if p.is_floating_point() or p.is_complex()).to_real()
     by_weight = operator_named(operator).copies_evenly and not plan.inexact
     if steps and not by_weight:
         raise GrowthError(f"operator {operator!r}: only even copies train in lockstep; verify without steps")
@@ -262,7 +262,7 @@ def _example(model: nn.Module) -> dict[str, Any]:
 
 
 def _float64(model: nn.Module) -> nn.Module:
-    return _plain_experts(copy.deepcopy(model).double().eval())
+    return _plain_experts(doubled(copy.deepcopy(model)).eval())
 
 
 def _plain_experts(model: nn.Module) -> nn.Module:

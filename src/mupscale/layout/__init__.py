@@ -12,7 +12,7 @@ from mupscale.layout.inference.fields import explicit
 from mupscale.layout.inference.modules import layout_by_running
 from mupscale.layout.inputs import example_inputs
 from mupscale.layout.known import family_of, folds_for
-from mupscale.layout.models import own_config, shapes, skeleton, transformers_config
+from mupscale.layout.models import own_config, shapes, skeleton, stored_buffers, transformers_config
 from mupscale.layout.tiny import tiny
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "remembered",
     "shapes",
     "skeleton",
+    "stored_buffers",
     "tiny",
     "transformers_config",
     "widen",

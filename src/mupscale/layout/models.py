@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
@@ -63,6 +63,16 @@ def shapes(config: PreTrainedConfig, *, buffers: bool = True) -> dict[str, tuple
         model = skeleton(config)
     tensors = (*model.named_parameters(), *(model.named_buffers() if buffers else ()))
     return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The persistent buffers by name: from the modules, since a hook may rename what `state_dict` gives."""
+    volatile = {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    return {name: buffer for name, buffer in model.named_buffers() if name not in volatile}
 
 
 def ties(model: nn.Module) -> dict[str, str]:

@@ -31,7 +31,7 @@ from mupscale.layout.inference.fields import (
     size_fields,
     value_at,
 )
-from mupscale.layout.models import ties
+from mupscale.layout.models import stored_buffers, ties
 from mupscale.layout.tiny import tiny
 
 
@@ -151,15 +151,15 @@ class Family:
             GrowthError: it has a parameter that the tiny one has not, or of a shape that does not follow.
         """
         params = dict(model.named_parameters())
-        stored = model.state_dict(keep_vars=True)
-        buffers = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
+        stored = stored_buffers(model)
+        buffers = {n: b for n, b in stored.items() if b.is_floating_point()}
         sizes = {a: n for a, law in self.laws.items() if (n := law.size(config)) is not None}
         confirmed: set[str] = set()
         found = {
             name: self._fitted(name, tuple(tensor.shape), sizes, confirmed)
             for name, tensor in (params | buffers).items()
         }
-        rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in model.named_buffers() if n in stored}
+        rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in stored.items()}
         return Layout(
             sizes=sizes | {DEPTH: getattr(config.get_text_config(), "num_hidden_layers", 1)},
             params={n: found[n] for n in params},

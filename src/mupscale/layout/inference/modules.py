@@ -19,8 +19,8 @@ from mupscale.layout.inference.scales import folds
 from mupscale.layout.inference.structure import leaves, pairs, sizes_of, written
 from mupscale.layout.inference.trace import Trace, trace
 from mupscale.layout.inference.units import Conflict, Unit, size_of
-from mupscale.layout.models import ties
-from mupscale.precision import Float64
+from mupscale.layout.models import stored_buffers, ties
+from mupscale.precision import Float64, doubled
 
 
 def layout_by_running(
@@ -35,7 +35,7 @@ def layout_by_running(
     """
     call = Call.of(inputs)
     base, other = _traced(narrow, call), _traced(wide, call)
-    if differing := base.dims.keys() ^ other.dims.keys():
+    if differing := _names(narrow) ^ _names(wide):
         raise GrowthError(
             f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
         )
@@ -79,25 +79,48 @@ def layout_by_running(
             "can be proved; give inputs that reach all of the module"
         )
     params = dict(narrow.named_parameters())
-    stored = narrow.state_dict(keep_vars=True)
-    whole = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in narrow.named_buffers() if n in stored}
+    buffers = stored_buffers(narrow)
+    # What the run does not follow, as whole numbers, has no axes: it stays as it is.
+    whole = {n: Axes(tuple(Dim((s,)) for s in t.shape)) for n, t in (params | buffers).items()}
     found = folds(base, other, lambda unit: float(growth.get(names.get(id(unit.find()), ""), 1)))
     layout = Layout(
         sizes=sizes,
-        params={n: seen.axes[n] for n in params},
-        buffers={n: seen.axes.get(n, axes) for n, axes in whole.items()},
+        params={n: seen.axes.get(n, whole[n]) for n in params},
+        buffers={n: seen.axes.get(n, whole[n]) for n in buffers},
         ties=ties(narrow),
         readouts=seen.readouts,
         folds={n: (f,) for n, f in said_as_folds(found, seen.axes, growth, type(narrow).__name__).items()},
         inexact=inexact,
         outputs=seen.outputs,
     )
+    _check_reached(layout, growth, wide)
     return layout, growth
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {*dict(module.named_parameters()), *stored_buffers(module)}
+
+
+def _check_reached(layout: Layout, growth: dict[str, Fraction], wide: nn.Module) -> None:
+    """Refuse a layout whose axes do not lead to the wide module's shapes.
+
+    Raises:
+        GrowthError: it is one.
+    """
+    reached = dict(wide.named_parameters()) | stored_buffers(wide)
+    for name, axes in (*layout.params.items(), *layout.buffers.items()):
+        tensor, shape = reached[name], axes.wide_shape(layout.sizes, growth)
+        if shape != tuple(tensor.shape):
+            of = "" if tensor.is_floating_point() or tensor.is_complex() else f" of {tensor.dtype}"
+            raise GrowthError(
+                f"{name}: has shape {tuple(tensor.shape)}{of} in the wide module, where its axes '{axes}' "
+                f"give {shape}; how it grows is not understood"
+            )
 
 
 def _traced(module: nn.Module, call: Call) -> Trace:
     try:
         with float64(), Float64():
-            return trace(copy.deepcopy(module).double().cpu(), call.args, call.kwargs)
+            return trace(doubled(copy.deepcopy(module)).cpu(), call.args, call.kwargs)
     except Exception as error:  # whatever the module's own code raises
         raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error

@@ -22,6 +22,7 @@ from mupscale.calls import every_tensor, result_tensors
 from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.inference.units import Conflict, Units, size_of
+from mupscale.layout.models import stored_buffers
 
 Root = tuple[str, int]  # a parameter and one of its dims
 
@@ -262,10 +263,9 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
     """
     result = Trace()
     watch = _Watch(result)
-    stored = model.state_dict(keep_vars=True)
     computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in stored and tensor.is_floating_point():
+    for name, tensor in (*model.named_parameters(), *stored_buffers(model).items()):
+        if tensor.is_floating_point() or tensor.is_complex():
             dims = fresh(tensor)
             result.dims[name] = dims
             result.tensors[name] = tensor
