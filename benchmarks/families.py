@@ -27,6 +27,7 @@ from transformers.models.auto import modeling_auto
 import mupscale
 from mupscale.layout import example_inputs, own_config, tiny
 from mupscale.layout.inference.instance import float64, instance
+from mupscale.layout.inputs import HIDDEN_STATES
 from mupscale.precision import Float64
 
 # Encoders, sequence-to-sequence, vision and speech models, each with the class that is natural for it.
@@ -137,7 +138,8 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
     try:
         narrow = randomized(instance(tiny(default_config(kind, model_type)), seed=11))
         inputs = example_inputs(narrow, seed=12, batch=3, length=15)
-        outputs = call(narrow, inputs)
+        calls = [inputs, *alone(inputs)]
+        outputs = [call(narrow, given) for given in calls]
     except Exception as error:
         return row | {"status": "not built", "reason": one_line(error)}
     try:
@@ -149,8 +151,9 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
     differences = []
     for noise in (None, "balanced:1"):
         wide.load_state_dict(mupscale.grow(narrow, plan, noise=noise).state_dict())
-        grown = call(wide, inputs)
-        differences += [difference(a, b, width) for a, b in zip(outputs, grown, strict=True)]
+        for given, expected in zip(calls, outputs, strict=True):
+            made = call(wide, stretched(given, width))
+            differences += [difference(a, b, width) for a, b in zip(expected, made, strict=True)]
     row |= {"difference": max(differences), "growth": {a: str(g) for a, g in plan.growth.items()}}
     row["status"] = "proved" if max(differences) < 1e-9 else "WRONG"
     return row | {"seconds": time.perf_counter() - start}
@@ -162,6 +165,19 @@ def randomized(model: nn.Module) -> nn.Module:
         for param in model.parameters():
             param += 0.05 * torch.randn(param.shape, generator=draw, dtype=param.dtype)
     return model
+
+
+def alone(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The text without what went with it, images or another model's states, where there was such."""
+    if "input_ids" not in inputs or not {"pixel_values", "input_features", *HIDDEN_STATES} & inputs.keys():
+        return []
+    return [{k: v for k, v in inputs.items() if k in ("input_ids", "use_cache")}]
+
+
+def stretched(inputs: dict[str, Any], width: int) -> dict[str, Any]:
+    """The inputs of the wide model: another model's hidden states hold each value ``width`` times."""
+    grown = {k: torch.repeat_interleave(v, width, -1) for k, v in inputs.items() if k in HIDDEN_STATES}
+    return inputs | grown
 
 
 def call(model: nn.Module, inputs: dict[str, Any]) -> list[Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 import mupscale
 from models import batch, build, loss_of, plan_source
+from mupscale.calls import Call, result_tensors
 from mupscale.operators import duplicate_scaled
 from mupscale.precision import Float64
 
@@ -78,3 +80,32 @@ def assert_lockstep(
     for (_, x), (_, y) in zip(narrow.named_buffers(), wide.named_buffers(), strict=True):
         if x.is_floating_point() and x.shape != y.shape:
             torch.testing.assert_close(y, x.repeat_interleave(growth), rtol=1e-9, atol=0)
+
+
+def assert_grows(make: Callable[[int], nn.Module], inputs: Any, width: int) -> mupscale.Plan:
+    """A plain module is proved, and grown mid-training computes and trains on as the narrow one does."""
+    plan = mupscale.plan(make, width=width, inputs=inputs)
+    assert plan.proved, plan.inexact
+    call, narrow = Call.of(inputs), make(1).double()
+    optimizer = torch.optim.AdamW(narrow.parameters(), lr=3e-3, weight_decay=0.1)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        optimizer.zero_grad()
+        loss = sum(t.square().mean() + t.mean() for t in result_tensors(call(model)))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    with Float64(), default_dtype(torch.float64):
+        for _ in range(3):
+            step(narrow, optimizer)
+        for noise in (None, "balanced:1"):
+            report = mupscale.verify(narrow, mupscale.grow(narrow, plan, noise=noise), plan, inputs)
+            assert report.equal, report
+            assert report.max_abs_diff < 1e-10, report
+        wide = mupscale.grow(narrow, plan, noise=None)
+        carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+        for i in range(5):
+            a, b = step(narrow, optimizer), step(wide, carried)
+            assert abs(a - b) <= 1e-10, f"step {i}: narrow {a}, wide {b}"
+    return plan

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,16 +20,38 @@ class Call:
     @staticmethod
     def of(inputs: Any) -> Call:
         """From a tensor, a tuple of arguments or a dict of named ones; floating-point tensors get float64."""
-
-        def double(value: Any) -> Any:
-            return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
         if isinstance(inputs, Mapping):
-            return Call((), {k: double(v) for k, v in inputs.items()})
-        return Call(tuple(map(double, inputs if isinstance(inputs, tuple) else (inputs,))), {})
+            call = Call((), inputs)
+        else:
+            call = Call(inputs if isinstance(inputs, tuple) else (inputs,), {})
+        return call.mapped(
+            lambda t: t.to(torch.complex128) if t.is_complex() else t.double() if t.is_floating_point() else t
+        )
 
     def __call__(self, model: nn.Module) -> Any:
         return model(*self.args, **self.kwargs)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The call with another tensor in place of each."""
+        return Call(
+            tuple(_mapped(a, change) for a in self.args),
+            {k: _mapped(v, change) for k, v in self.kwargs.items()},
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of its tensors, in order; also those in lists and dicts."""
+        found: list[Tensor] = []
+        self.mapped(lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+        return found
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(v, change) for v in value)
+    return {k: _mapped(v, change) for k, v in value.items()} if type(value) is dict else value
 
 
 def result_tensors(output: Any) -> list[Tensor]:
@@ -43,10 +66,14 @@ def result_tensors(output: Any) -> list[Tensor]:
 
 
 def every_tensor(output: Any) -> list[Tensor]:
-    """All floating-point tensors that a model returned, logits alone of parts that have such."""
+    """All floating-point and complex tensors that a model returned, logits alone of parts that have such."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    values = (
-        output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    )
+        return [output] if output.is_floating_point() or output.is_complex() else []
+    values: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        values = output.values()
+    elif isinstance(output, list | tuple):
+        values = output
+    elif is_dataclass(output):
+        values = vars(output).values()
     return [t for value in values for t in result_tensors(value)]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mupscale.axes import Axes, duplicate
+from mupscale.calls import Call
 from mupscale.dims import Dim
 from mupscale.planning import Plan
 
@@ -44,20 +45,20 @@ def grown_outputs(outputs: list[Tensor], plan: Plan) -> list[Tensor]:
     layout = plan.layout
     if len(outputs) != len(layout.outputs):
         return outputs
-    return [
-        duplicate(
-            output,
-            Axes(
-                tuple(
-                    dim if dim.growth(plan.growth) != 1 else Dim((n,))
-                    for dim, n in zip(axes.dims, output.shape, strict=True)
-                )
-            ),
-            layout.sizes,
-            plan.growth,
-        )
-        for output, axes in zip(outputs, layout.outputs, strict=True)
-    ]
+    return [_grown(output, axes, plan) for output, axes in zip(outputs, layout.outputs, strict=True)]
+
+
+def grown_call(call: Call, plan: Plan) -> Call:
+    """How to call the wide model: hidden states of another model, which cross-attention reads, have grown."""
+    inputs = {name: axes for name, axes in plan.layout.inputs.items() if name in call.kwargs}
+    return Call(call.args, {**call.kwargs, **{n: _grown(call.kwargs[n], a, plan) for n, a in inputs.items()}})
+
+
+def _grown(tensor: Tensor, axes: Axes, plan: Plan) -> Tensor:
+    """Duplicate what grows; of the other dims, the sizes are those of one call."""
+    dims = zip(axes.dims, tensor.shape, strict=True)
+    axes = Axes(tuple(dim if dim.growth(plan.growth) != 1 else Dim((n,)) for dim, n in dims))
+    return duplicate(tensor, axes, plan.layout.sizes, plan.growth)
 
 
 @contextmanager

@@ -27,8 +27,10 @@ from mupscale.checkpoint import (
     write_weights,
 )
 from mupscale.errors import GrowthError
+from mupscale.filling import fill_, tables
 from mupscale.grower import Grower, ShrinkLike
-from mupscale.layout import skeleton, transformers_config
+from mupscale.layout import skeleton
+from mupscale.models import plain_surroundings, state_tensors, unwrapped
 from mupscale.operators import DEFAULT_SHRINK, Noise
 from mupscale.optim.carry import state_is_padded
 from mupscale.planner import from_first, prove_identity
@@ -64,7 +66,8 @@ def grow(
             gives it from there.
 
     Returns:
-        The wide model, with the narrow one's dtype, device and training mode.
+        The wide model, with the narrow one's ties, dtypes, devices, frozen parts and training modes; what
+        torch.compile has wrapped is wrapped again.
 
     Raises:
         GrowthError: the model does not fit the plan, the operator cannot grow an axis, or the operator or
@@ -78,28 +81,34 @@ def grow(
     >>> bool((narrow(x) - wide(x)).abs().max() < 1e-12)
     True
     """
-    tensors = _tensors(model)
-    grower = Grower(
-        plan,
-        tensors.__getitem__,
-        operator=operator,
-        noise=noise,
-        shrink=shrink,
-        seed=seed,
-        from_first=from_first,
-    )
-    if grower.operator.adds_identity:
-        prove_identity(plan, operator)
+    inner = unwrapped(model)
+    tensors = state_tensors(inner)
+    if name := next((n for n, t in tensors.items() if t.is_meta), None):
+        raise GrowthError(
+            f"{name}: is on the meta device, so that there are no values to grow; load the weights first"
+        )
     if differing := tensors.keys() ^ {*plan.layout.params, *plan.layout.buffers}:
         name = min(differing)
         raise GrowthError(
             f"{name}: not in the {'plan' if name in tensors else 'model'}; make the plan from this model"
         )
-    with torch.no_grad():
-        wide = _fill(model, plan, {name: grower(name) for name in plan.wide_names})
-    for name, param in wide.named_parameters():
-        param.requires_grad_(tensors[plan.canonical(name)].requires_grad)
-    return wide.train(model.training)
+    with plain_surroundings(), torch.no_grad():
+        grower = Grower(
+            plan,
+            tensors.__getitem__,
+            operator=operator,
+            noise=noise,
+            shrink=shrink,
+            seed=seed,
+            from_first=from_first,
+        )
+        if grower.operator.adds_identity:
+            with torch.enable_grad():
+                prove_identity(plan, operator)
+        grown = {name: grower(name) for name in plan.wide_names}
+        wide = fill_(_built(inner, plan, grown), inner, plan, grown.__getitem__)
+    # What torch.compile has wrapped is wrapped again, with the same options.
+    return wide if inner is model else type(model)(wide, model.dynamo_ctx)
 
 
 def grow_checkpoint(
@@ -150,7 +159,7 @@ def grow_checkpoint(
     assert plan.config is not None
     narrow = skeleton(plan.narrow_config)
     # Where transformers makes one tensor of several, only a model that it has loaded holds what is to grow.
-    loaded = _tensors(checkpoint.load()) if checkpoint.is_merged(narrow) else None
+    loaded = state_tensors(checkpoint.load()) if checkpoint.is_merged(narrow) else None
     stored = checkpoint.resolve(plan.layout, narrow) if loaded is None else {}
 
     def read(name: str) -> Tensor:
@@ -218,49 +227,43 @@ def grow_checkpoint(
     return plan
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, tied ones once."""
-    params = dict(model.named_parameters())
-    persistent = model.state_dict(keep_vars=True).keys()
-    return {**params, **{n: b for n, b in model.named_buffers() if n in persistent}}
-
-
-def _is_same(fresh: Tensor, buffer: Tensor) -> bool:
-    """Whether a table of the wide model is the narrow one's up to its precision: √d_model is not."""
-    return fresh.shape == buffer.shape and torch.allclose(
-        fresh.double().to(buffer.device), buffer.double(), 1e-3
-    )
-
-
-def _fill(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
-    """A wide module that holds ``state``."""
-    if transformers_config(model) is not None:
-        # Takes the tensors as they are, ties them, and computes the buffers that are not stored.
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
-            wide: nn.Module = type(model).from_pretrained(  # type: ignore[attr-defined]
-                None, config=copy.deepcopy(plan.config), state_dict=state, dtype=model.dtype
+def _built(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
+    """A wide module to fill; of the computed tables of a transformers model, loading ``state`` makes them."""
+    wide: nn.Module
+    if plan.config is None:
+        if plan.build_wide is None:
+            raise GrowthError(
+                "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
             )
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
-        for name, param in wide.named_parameters():
-            param.data = state[name]  # a model may mix dtypes and devices; loading has made them one
-        # Tables that no width changes (rotary frequencies) are taken over, in the precision they have.
-        for name, buffer in model.named_buffers():
-            owner, _, leaf = name.rpartition(".")
-            if name not in state and _is_same(wide.get_buffer(name), buffer):
-                setattr(wide.get_submodule(owner), leaf, buffer.clone())
-        if hasattr(model, "generation_config"):
-            wide.generation_config = copy.deepcopy(model.generation_config)
+        wide = plan.build_wide()
+        _check_tables(model, wide, plan)
         return wide
-    if plan.build_wide is None:
-        raise GrowthError(
-            "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        wide = type(model).from_pretrained(  # type: ignore[attr-defined]
+            None, config=copy.deepcopy(plan.config), state_dict=state, dtype=model.dtype
         )
-    wide = plan.build_wide()
-    wide.load_state_dict(
-        {**state, **{alias: state[name] for alias, name in plan.layout.ties.items()}}, assign=True
-    )
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    if hasattr(model, "generation_config"):
+        wide.generation_config = copy.deepcopy(model.generation_config)
     return wide
+
+
+def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
+    """Refuse a table that a width changes and that is no longer what the constructor made: it holds state."""
+    after = tables(wide)
+    growing = {k: t for k, t in tables(model).items() if k in after and after[k].shape != t.shape}
+    with torch.enable_grad():
+        made = tables(plan.build_narrow()) if growing and plan.build_narrow else {}
+    for key, table in growing.items():
+        if key not in made or made[key].is_meta or made[key].grad_fn is not None:
+            continue  # the last: computed of parameters, and again in every call, as old weight norm is
+        now, then = (t.detach().cpu().to(torch.complex128) for t in (table, made[key]))
+        if not torch.allclose(now, then, rtol=1e-2):
+            raise GrowthError(
+                f"{'.'.join(key)}: grows with the width, but is no parameter and no persistent buffer, and "
+                "no longer holds what the constructor put there; register it as a persistent buffer"
+            )

@@ -6,7 +6,6 @@ costs nothing, and each fill that it asks for is recorded with its arguments.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mupscale.errors import GrowthError
 from mupscale.layout import transformers_config
+from mupscale.models import copied, plain_surroundings
 from mupscale.operators import normal
 from mupscale.planning import Plan, Scaling
 from mupscale.sharding import placed_like
@@ -83,7 +83,7 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
             "not from a file (plans of transformers models can be loaded)"
         )
     fresh = plan.build_narrow()
-    model = copy.deepcopy(fresh).to("meta")
+    model = copied(fresh).to("meta")
     with torch.device("meta"), _RecordFills() as record:
         if transformers_config(model) is not None:
             model.initialize_weights()  # type: ignore[operator]
@@ -127,8 +127,8 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     >>> import mupscale
     >>> wide = mupscale.init_(make(4), mupscale.plan(make, width=4), seed=0)
     """
-    laws = fresh_laws(plan)
-    with torch.no_grad():
+    with plain_surroundings(), torch.no_grad():
+        laws = fresh_laws(plan)
         for name, param in wide.named_parameters():
             scaling = plan[name]
             if tuple(param.shape) != plan.wide_shape(name):

@@ -11,17 +11,19 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from mupscale.calls import Call
 from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
 from mupscale.layout import (
     DEPTH,
     Family,
     Layout,
+    class_name,
     family_of,
+    float64,
     folds_for,
     growth_asked,
     growth_between,
@@ -35,7 +37,18 @@ from mupscale.layout import (
     transformers_config,
     widen,
 )
+from mupscale.models import (
+    copied,
+    doubled,
+    drawn_like,
+    plain_surroundings,
+    state_tensors,
+    tie_,
+    tie_names,
+    unwrapped,
+)
 from mupscale.planning import MANIFEST, Plan, builder
+from mupscale.precision import Float64
 from mupscale.proof import Proof, prove, prove_modules
 
 
@@ -71,8 +84,7 @@ def plan(
     >>> float(q.copies), q.weight_scale, q.grad_scale, p.config.hidden_size
     (4.0, 0.5, 0.5, 128)
     """
-    # A proof takes gradients, whatever the caller has switched off.
-    with torch.inference_mode(False), torch.enable_grad():
+    with plain_surroundings():
         return _planned(model, width, axes, to, hints, inputs)
 
 
@@ -84,6 +96,14 @@ def _planned(
     hints: Mapping[str, str] | None,
     inputs: object,
 ) -> Plan:
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
+        if hasattr(model, "get_base_model"):
+            raise GrowthError(
+                f"{type(model).__name__} wraps a model in adapters: grow model.get_base_model() after "
+                "model.merge_and_unload() and wrap it again, or give a function that builds both, "
+                "plan(make, width=..., inputs=...), to grow the adapters along"
+            )
     if (config := transformers_config(model)) is not None:
         config = own_config(config) if model is config else config
         if hints:
@@ -99,39 +119,59 @@ def _planned(
                 "a plain module is planned against a wide instance: plan(narrow, to=wide), or "
                 "plan(make, width=2) with make(width_factor) building it"
             )
-        return _plan_modules(model, to, None, hints, inputs)
+        narrow, wide = model, unwrapped(to)
+        return _plan_modules(lambda: copied(narrow), lambda: copied(wide), hints, inputs, made=False)
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
     growth_factor("width", width)
-    return _plan_modules(model(1), model(width), model, hints, inputs)
+    make = model
+    return _plan_modules(lambda: make(1), lambda: make(width), hints, inputs, made=True)
 
 
 def _plan_modules(
-    narrow: nn.Module,
-    wide: nn.Module,
-    make: Callable[[int], nn.Module] | None,
+    build_narrow: Callable[[], nn.Module],
+    build_wide: Callable[[], nn.Module],
     hints: Mapping[str, str] | None,
     inputs: object,
+    *,
+    made: bool,
 ) -> Plan:
-    if inputs is None:
-        layout, growth = layout_by_shape(narrow, wide, hints)
-    elif hints:
+    """The plan of plain modules.
+
+    Args:
+        made: whether the constructor builds them, with fresh values; else they are copies, of which names
+            and shapes alone are kept.
+    """
+    if hints and inputs is not None:
         raise GrowthError(
             "hints: what they say is read from a run where there are inputs; give one or the other"
         )
+    with float64(), Float64():  # constants that a constructor computes are not rounded either
+        narrow, wide = build_narrow(), build_wide()
+    tie_(wide, tie_names(narrow))
+    drawn = None
+    if inputs is None:
+        layout, growth = layout_by_shape(narrow, wide, hints)
     else:
-        layout, growth = layout_by_running(narrow, wide, inputs)
+        given = Call.of(inputs).mapped(Tensor.cpu)
+        narrow, wide = (doubled(model.cpu()).eval() for model in (narrow, wide))
+        with Float64():
+            drawn = drawn_like(narrow, given)
+        layout, growth = layout_by_running(narrow, wide, drawn.call)
     _refuse_shrinking(layout, growth)
-    made = Plan(
+    meta = narrow.to("meta") if not made else None
+    plan = Plan(
         layout=layout,
         growth={axis: g for axis, g in growth.items() if g != 1},
-        # Without a function that makes fresh ones, there are names and shapes, but no fresh values.
-        build_narrow=(lambda: make(1)) if make else (lambda: copy.deepcopy(narrow).to("meta")),
-        build_wide=lambda: copy.deepcopy(wide),
+        build_narrow=build_narrow if meta is None else lambda: copied(meta),
+        build_wide=build_wide,
     )
-    if inputs is not None and not made.inexact:
-        made = _proved(made, prove_modules(narrow, wide, made, inputs))
-    return made
+    _check_shapes(plan, {name: tuple(tensor.shape) for name, tensor in state_tensors(wide).items()})
+    if drawn is not None and not plan.inexact:
+        proof = prove_modules(build_narrow, build_wide, plan, [given, drawn.call])
+        plan = replace(_proved(plan, proof), proved=drawn.shows_nothing is None)
+        plan = replace(plan, unproved_because=drawn.shows_nothing)
+    return plan
 
 
 def _plan_transformers(
@@ -143,12 +183,12 @@ def _plan_transformers(
 ) -> Plan:
     if to is not None and (width is not None or axes):
         raise GrowthError("give either the wide config (to) or growth factors (width, axes), not both")
-    config = _named(config, type(model).__name__)
+    config = _named(config, class_name(type(model)))
     family = family_of(config)
     layout = family.layout(model, config)
     if to is not None:
         growth = growth_between(family, layout, config, to)
-        wide_config = _named(to, type(model).__name__)
+        wide_config = _named(to, class_name(type(model)))
     else:
         growth = growth_asked(family, layout, width, axes)
         wide_config = widen(config, family, layout, growth)
@@ -210,13 +250,18 @@ def _between(
             f"{odd[0]}: only in one of the two models, layer by layer; layers of several kinds do not stand "
             "in the same order in both, and this growth is not understood"
         )
-    for name in made.wide_names:
-        if wide[name] != made.wide_shape(name):
-            raise GrowthError(
-                f"{name}: grows from {made[name].shape} to {wide[name]} by the config, but to "
-                f"{made.wide_shape(name)} by its axes '{made[name].axes}'; this growth is not understood"
-            )
+    _check_shapes(made, wide)
     return made
+
+
+def _check_shapes(plan: Plan, wide: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a plan by which a tensor would not get the shape that it has in the wide model."""
+    for name in plan.wide_names:
+        if wide[name] != plan.wide_shape(name):
+            raise GrowthError(
+                f"{name}: grows from {plan[name].shape} to {wide[name]} in the wide model, but to "
+                f"{plan.wide_shape(name)} by its axes '{plan[name].axes}'; this growth is not understood"
+            )
 
 
 def _alike(family: Family, config: PreTrainedConfig, growth: Mapping[str, Fraction]) -> Plan:

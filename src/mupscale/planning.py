@@ -106,6 +106,7 @@ class Plan:
         growth: the factor of every axis that grows.
         narrow_config, config: the narrow and the wide transformers config; None for plain modules.
         proved: whether even copies were proved to be exact; not so for a plain module without inputs.
+        unproved_because: what the inputs could not show, where a run on them proves nothing.
     """
 
     layout: Layout
@@ -113,6 +114,7 @@ class Plan:
     narrow_config: PreTrainedConfig | None = None
     config: PreTrainedConfig | None = None
     proved: bool = False
+    unproved_because: str | None = None
     # How to build a fresh narrow and wide module; not part of the file, nor of equality.
     build_narrow: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
     build_wide: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
@@ -231,6 +233,7 @@ class Plan:
             "narrow_config": self.narrow_config and self.narrow_config.to_dict(),
             "config": self.config and self.config.to_dict(),
             "proved": self.proved,
+            "unproved_because": self.unproved_because,
             "scales": {
                 name: {"copies": float(p.copies), "weight_scale": p.weight_scale, "grad_scale": p.grad_scale}
                 for name, p in self.params.items()
@@ -250,6 +253,7 @@ class Plan:
             narrow_config=narrow,
             config=wide,
             proved=data.get("proved", False),
+            unproved_because=data.get("unproved_because"),
             build_narrow=narrow and builder(narrow),
             build_wide=wide and builder(wide),
         )

@@ -12,30 +12,28 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, spread, watch
+from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.errors import GrowthError, one_line
+from mupscale.filling import fill_
 from mupscale.grower import Grower
 from mupscale.layout import example_inputs, explicit, part_of, remembered, tiny
 from mupscale.layout.inference.instance import float64, instance, randomize_
-from mupscale.layout.models import quiet
-from mupscale.optim import param_groups
+from mupscale.layout.models import is_stock, quiet
+from mupscale.lockstep import in_lockstep
+from mupscale.models import SameChance, doubled, state_tensors
 from mupscale.planning import Plan
 from mupscale.precision import Float64
 
 TOLERANCE = 1e-10
-LOSS_TOLERANCE = 1e-9
-STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +79,7 @@ def prove(
         "proof",
         [operator, json.loads(small.to_json_string()), made.to_dict()["growth"], made.layout.to_dict()],
         lambda: vars(_tried(small, made, operator)),
+        keep=is_stock(small),
     )
     proof = Proof(**found)
     if proof.failure is not None:
@@ -92,18 +91,28 @@ def prove(
     return proof
 
 
-def prove_modules(narrow: nn.Module, wide: nn.Module, plan: Plan, inputs: object) -> Proof:
-    """Prove that a growth is exact for a plain module, on copies of it with random weights.
+def prove_modules(
+    build_narrow: Callable[[], nn.Module],
+    build_wide: Callable[[], nn.Module],
+    plan: Plan,
+    calls: Sequence[Call],
+) -> Proof:
+    """Prove that a growth is exact for a plain module, on instances of it with random weights.
+
+    What is frozen is trained, too: it may be later.
+
+    Args:
+        calls: inputs to compare outputs on; the last are trained on.
 
     Raises:
-        GrowthError: it is not.
+        GrowthError: it is not exact, or one of them does not run.
     """
-    models = [copy.deepcopy(model).double().cpu().eval() for model in (narrow, wide)]
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.p = 0.0
-    proof = tried(models[0], models[1], plan, Call.of(inputs))
+    with float64(), Float64():
+        narrow, wide = (doubled(build().cpu()).eval() for build in (build_narrow, build_wide))
+    for model in (narrow, wide):
+        for param in model.parameters():
+            param.requires_grad_(param.is_floating_point() or param.is_complex())
+    proof = tried(narrow, wide, plan, calls)
     if proof.failure is not None:
         raise GrowthError(
             f"{type(narrow).__name__}: growing it is not exact, so that nothing is grown: {proof.failure}"
@@ -131,10 +140,12 @@ def _tried(small: PreTrainedConfig, plan: Plan, operator: str) -> Proof:
         narrow, wide = instance(small), instance(plan.config)
     except Exception as error:  # whatever the model's own code raises
         raise GrowthError(f"{small.model_type}: no tiny wide model can be made: {one_line(error)}") from error
-    return tried(narrow, wide, plan, Call.of(example_inputs(narrow, seed=1)), operator)
+    return tried(narrow, wide, plan, [Call.of(example_inputs(narrow, seed=1))], operator)
 
 
-def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, operator: str = "duplicate") -> Proof:
+def tried(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call], operator: str = "duplicate"
+) -> Proof:
     """Randomize ``narrow``, grow it into ``wide``, and compare. Both in float64, changed in place.
 
     Raises:
@@ -150,11 +161,13 @@ def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, operator: 
     loss_difference, nonlinear = 0.0, list[str]()
     try:
         with float64(), quiet(), Float64():
-            difference, failure = _at_rest(narrow, wide, plan, call)
+            difference, failure = _at_rest(narrow, wide, plan, calls)
             if failure is None and operator == "duplicate":
-                loss_difference, failure = _in_lockstep(narrow, wide, plan, call)
+                loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
             if failure is None and operator == "duplicate":
-                nonlinear, failure = _under_noise(narrow, wide, plan, call)
+                nonlinear, failure = _under_noise(narrow, wide, plan, calls)
+    except GrowthError:
+        raise
     except Exception as error:  # whatever the model's own code raises
         raise GrowthError(f"{type(narrow).__name__}: it does not run: {one_line(error)}") from error
     return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
@@ -163,17 +176,27 @@ def tried(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, operator: 
 def _grow(
     narrow: nn.Module, wide: nn.Module, plan: Plan, operator: str = "duplicate", noisy: Iterable[str] = ()
 ) -> None:
-    """Fill ``wide`` from ``narrow``, with noise in some of its weights, which sums to zero."""
-    state = {**dict(narrow.named_parameters()), **dict(narrow.named_buffers())}
-    wide_state = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    """Fill ``wide`` from ``narrow`` as `grow` does, with noise in some of its weights, which sums to zero."""
+    state = state_tensors(narrow)
     pure = Grower(plan, lambda name: state[name].detach(), operator=operator, noise=None)
     noise = Grower(plan, lambda name: state[name].detach(), noise="balanced:1") if noisy else pure
     with torch.no_grad():
-        for name in plan.wide_names:
-            wide_state[name].copy_((noise if name in noisy else pure)(name))
+        fill_(wide, narrow, plan, lambda name: (noise if name in noisy else pure)(name))
 
 
-def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
+def _at_rest(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]
+) -> tuple[float, str | None]:
+    worst = 0.0
+    for call in calls:
+        error, failure = _outputs(narrow, wide, plan, call)
+        worst = max(worst, error)
+        if failure is not None:
+            return worst, failure
+    return worst, None
+
+
+def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
     seen: dict[str, Tensor] = {}
     first: list[str] = []
 
@@ -187,10 +210,14 @@ def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
                 )
 
     with torch.no_grad():
-        with watch(narrow, seen.__setitem__):
+        with watch(narrow, seen.__setitem__), SameChance(0):
             outputs = result_tensors(call(narrow))
-        with watch(wide, compare):
-            wide_outputs = result_tensors(call(wide))
+        with watch(wide, compare), SameChance(0):
+            wide_outputs = result_tensors(grown_call(call, plan)(wide))
+    if not outputs:
+        raise GrowthError(
+            f"{type(narrow).__name__}: returns no floating-point tensor, so that nothing can be compared"
+        )
     worst = 0.0
     for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
         if expected.shape != grown.shape:
@@ -204,12 +231,14 @@ def _at_rest(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
     )
 
 
-def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[list[str], str | None]:
+def _under_noise(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]
+) -> tuple[list[str], str | None]:
     """The weights in which balanced noise changes the outputs, and what is wrong when all others have it."""
 
     def failure(noisy: list[str]) -> str | None:
         _grow(narrow, wide, plan, noisy=noisy)
-        return _at_rest(narrow, wide, plan, call)[1]
+        return _at_rest(narrow, wide, plan, calls)[1]
 
     parts: dict[str, list[str]] = {}
     for name, p in plan.params.items():
@@ -221,80 +250,3 @@ def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> 
     nonlinear = [name for names in parts.values() if failure(names) is not None for name in names]
     wrong = failure([name for name in every if name not in nonlinear])
     return nonlinear, wrong and f"with noise that sums to zero over copies, {wrong}"
-
-
-def _in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
-    worst = 0.0
-    for kind, values in _OPTIMIZERS:
-        models = copy.deepcopy(narrow).train(), copy.deepcopy(wide).train()
-        optimizers = paired_optimizers(*models, plan, kind, **values)
-        for step in range(STEPS):
-            losses = []
-            for model, optimizer in zip(models, optimizers, strict=True):
-                with _drawing_from(step):  # both models alike
-                    losses.append(_step(model, optimizer, call))
-            error = abs(losses[0] - losses[1]) / max(1.0, abs(losses[0]))
-            worst = max(worst, error) if math.isfinite(error) else math.inf
-            if worst > LOSS_TOLERANCE:
-                return worst, (
-                    f"outputs agree, but after {step} steps of {kind.__name__} "
-                    f"the losses differ by {worst:.3g}"
-                )
-    return worst, None
-
-
-_OPTIMIZERS: tuple[tuple[Any, dict[str, Any]], ...] = (
-    (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
-    (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
-)
-
-
-def paired_optimizers(
-    narrow: nn.Module, wide: nn.Module, plan: Plan, kind: Any, *, lr: float, **values: Any
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """An optimizer for either model, under which they are to stay in lockstep.
-
-    A gain that is stored as its difference from one decays towards one, and scales without decay only.
-    """
-    decays = {name: not plan[name].offset for name, _ in narrow.named_parameters()}
-    groups = [
-        {
-            "params": [p for name, p in narrow.named_parameters() if decays[name] == decaying],
-            "weight_decay": values.get("weight_decay", 0.0) * decaying,
-        }
-        for decaying in (True, False)
-    ]
-    decaying = [name for name, decay in decays.items() if decay]
-    return (
-        kind([group for group in groups if group["params"]], lr=lr, **values),
-        kind(param_groups(wide, plan, kind, lr=lr, decay=decaying, **values)),
-    )
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """What a model draws in training, and is not of a width: positions rescaled, frames of speech masked."""
-    before = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before)
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> float:
-    optimizer.zero_grad()
-    loss = sum(_losses(result_tensors(call(model))), start=torch.zeros(()))
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.item()
-
-
-def _losses(outputs: list[Tensor]) -> Iterator[Tensor]:
-    """A mean over each output, which copies leave as it is, with a different pull on every place."""
-    for output in outputs:
-        places = output if output.ndim else output[None]
-        target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
-        yield (places - target.reshape(-1, *[1] * (places.ndim - 1))).square().mean()

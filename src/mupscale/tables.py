@@ -74,7 +74,8 @@ def _notes(plan: Plan) -> list[str]:
     """What is to be known of a plan beside its numbers."""
     notes = [f"{axis}: {reason}" for axis, reason in plan.inexact.items()]
     if not plan.proved and not plan.inexact and plan.growth:
-        notes.append("not proved: read off shapes alone; plan(..., inputs=x) proves it on a run")
+        why = plan.unproved_because or "read off shapes alone; plan(..., inputs=x) proves it on a run"
+        notes.append(f"not proved: {why}")
     without = dict.fromkeys(collapse(name) for name, p in plan.params.items() if not p.linear)
     return notes + [f"{name}: no noise, as the model normalizes it" for name in without]
 

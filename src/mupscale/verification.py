@@ -7,7 +7,6 @@ all inputs. *Outputs*: both models run in float64 on the same inputs, every modu
 
 from __future__ import annotations
 
-import copy
 import inspect
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,15 +17,17 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mupscale.axes import Axes, duplicate, sum_copies
 from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_outputs, spread, watch
+from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.dims import Dim
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 from mupscale.growth import grow
+from mupscale.holdings import held_otherwise
 from mupscale.layout import example_inputs, transformers_config
+from mupscale.lockstep import paired_optimizers
+from mupscale.models import SameChance, copied, doubled, plain_surroundings, state_tensors, unwrapped
 from mupscale.operators import operator_named
 from mupscale.planning import Plan
 from mupscale.precision import Float64
-from mupscale.proof import paired_optimizers
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.
@@ -97,8 +98,12 @@ def verify(
     *,
     steps: int = 0,
     operator: str = "duplicate",
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Report:
     """Check that ``wide`` computes what ``model`` computes. Both run as float64 copies in evaluation mode.
+
+    Beside what they compute, ``wide`` has to hold what ``model`` holds: the same tensors tied, in the dtypes
+    and on the devices that go together there, and in Python lists and dicts none that is no longer its own.
 
     Args:
         inputs: what to call the models with: a tensor, a tuple or a dict. Random token ids when None, which
@@ -107,9 +112,11 @@ def verify(
             AdamW steps, in float64; the largest difference of the losses must stay below 1e-8.
         operator: what ``wide`` was grown with. Only even copies can be proved for all inputs, weight by
             weight; of the others the outputs alone are compared.
+        optimizer: the wide model's: it must hold every parameter that is trained once, and no others.
 
     Raises:
-        GrowthError: the models are not the two sides of ``plan``, or a plain module comes without inputs.
+        GrowthError: the models are not the two sides of ``plan``, one does not run on the inputs, or a plain
+            module comes without any.
 
     >>> from torch import nn
     >>> import mupscale
@@ -118,12 +125,27 @@ def verify(
     >>> verify(narrow, mupscale.grow(narrow, wide_plan), wide_plan, torch.randn(4, 8), steps=3).equal
     True
     """
+    with plain_surroundings():
+        return _verified(unwrapped(model), unwrapped(wide), plan, inputs, steps, operator, optimizer)
+
+
+def _verified(
+    model: nn.Module,
+    wide: nn.Module,
+    plan: Plan,
+    inputs: Any,
+    steps: int,
+    operator: str,
+    optimizer: torch.optim.Optimizer | None,
+) -> Report:
     call = Call.of(inputs if inputs is not None else _example(model))
-    dtype = next(wide.parameters()).dtype
+    dtype = next((p.dtype for p in wide.parameters() if p.is_floating_point()), torch.float64)
     by_weight = operator_named(operator).copies_evenly and not plan.inexact
     if steps and not by_weight:
         raise GrowthError(f"operator {operator!r}: only even copies train in lockstep; verify without steps")
     broken = _broken_parameters(model, wide, plan) if by_weight else {}
+    for name, detail in held_otherwise(model, wide, plan, optimizer):
+        broken.setdefault(name, detail)
     with Float64(), torch.no_grad():
         narrow64, wide64 = _float64(model), _float64(wide)
         narrow_outputs: dict[str, Tensor] = {}
@@ -139,10 +161,14 @@ def verify(
                     first = name, f"its output is off by {error:.3g} of its standard deviation"
 
         with watch(narrow64, narrow_outputs.__setitem__):
-            outputs = result_tensors(call(narrow64))
-            expected = grown_outputs(outputs, plan) if by_weight else outputs
+            outputs = _run("narrow", narrow64, call)
+        expected = grown_outputs(outputs, plan) if by_weight else outputs
         with watch(wide64, compare if by_weight else lambda name, output: None):
-            wide_outputs = result_tensors(call(wide64))
+            wide_outputs = _run("wide", wide64, grown_call(call, plan))
+    if len(expected) != len(wide_outputs):
+        raise GrowthError(
+            f"the narrow model returns {len(expected)} tensors, the wide one {len(wide_outputs)}"
+        )
     for narrow_output, wide_output in zip(expected, wide_outputs, strict=True):
         if narrow_output.shape != wide_output.shape:
             raise GrowthError(
@@ -152,7 +178,9 @@ def verify(
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
     std = max(map(spread, outputs))
-    difference = max((a - b).abs().max().item() for a, b in zip(expected, wide_outputs, strict=True))
+    difference = max(
+        (a - b).abs().max().item() if a.numel() else 0.0 for a, b in zip(expected, wide_outputs, strict=True)
+    )
     tolerance = _TOLERANCE[dtype] * max(1.0, std)
     loss_diff = _train_side_by_side(narrow64, plan, call, steps) if steps else None
     equal = difference <= tolerance and not broken and (loss_diff is None or loss_diff <= LOSS_TOLERANCE)
@@ -175,8 +203,7 @@ def verify(
 def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[str, str]:
     """Modules whose weights do not reproduce the narrow one's, each with what is wrong."""
     broken: dict[str, str] = {}
-    wide_state = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    wide_state, state = state_tensors(wide), state_tensors(model)
     for name in (*plan.layout.params, *plan.layout.buffers):
         if name not in state or name not in wide_state:
             raise GrowthError(
@@ -189,11 +216,17 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
         ):
             if tuple(tensor.shape) != shape:
                 raise GrowthError(f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}")
-        if not theta.is_floating_point() or not theta.numel():
+        if not theta.numel():
+            continue
+        if not theta.is_floating_point() and not theta.is_complex():
+            same = duplicate(theta, plan[name].axes, plan.layout.sizes, plan.growth)
+            if not torch.equal(same.to(grown.device), grown):
+                owner, _, leaf = name.rpartition(".")
+                broken.setdefault(owner, f"{leaf}: its whole numbers are not the narrow model's")
             continue
         scaling = plan[name]
         copies = scaling.axes.expand_copies(plan.layout.sizes, plan.growth)
-        exact = grown.double()
+        exact = grown.to(torch.complex128) if grown.is_complex() else grown.double()
         # What contracted axes have grown is summed away, so that only copies of the outputs are left.
         outputs = Axes(
             tuple(
@@ -201,7 +234,7 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
             )
         )
         summed = sum_copies(exact, copies).reshape(outputs.wide_shape(plan.layout.sizes, plan.growth))
-        expected = duplicate(theta.double().to(exact.device), outputs, plan.layout.sizes, plan.growth)
+        expected = duplicate(theta.to(exact.device, exact.dtype), outputs, plan.layout.sizes, plan.growth)
         expected = (expected + scaling.offset) * scaling.fold - scaling.offset
         # Each of the summed copies is rounded where it is stored, and by the few operations that made it.
         slack = 4 * torch.finfo(grown.dtype).eps * float(scaling.fan_in) * exact.abs().max()
@@ -217,17 +250,41 @@ def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[st
     return broken
 
 
+def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:
+    """The results of one call, in which both models draw the same where they draw anything.
+
+    Raises:
+        GrowthError: the model does not run, or returns nothing to compare.
+    """
+    try:
+        with SameChance(0):
+            outputs = result_tensors(call(model))
+    except Exception as error:  # whatever the model's own code raises
+        raise GrowthError(
+            f"the {side} model, {type(model).__name__}, does not run on these inputs: {one_line(error)}"
+        ) from error
+    if not outputs:
+        raise GrowthError(
+            f"the {side} model, {type(model).__name__}, returns no floating-point tensor; nothing to compare"
+        )
+    return outputs
+
+
 def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -> float:
+    for param in narrow.parameters():  # what is frozen now may be trained later
+        param.requires_grad_(param.is_floating_point() or param.is_complex())
     wide = _plain_experts(grow(narrow, plan, noise=None))
     optimizers = paired_optimizers(narrow, wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+    calls = call, grown_call(call, plan)
     worst = 0.0
     with Float64():
-        for _ in range(steps):
+        for step in range(steps):
             losses = []
-            for model, optimizer in zip((narrow, wide), optimizers, strict=True):
+            for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
                 optimizer.zero_grad()
-                loss = _loss(model, call)
-                loss.backward()  # type: ignore[no-untyped-call]
+                with SameChance(step):
+                    loss = _loss(model, own)
+                    loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 losses.append(loss.item())
             worst = max(worst, abs(losses[0] - losses[1]))
@@ -244,7 +301,7 @@ def _loss(model: nn.Module, call: Call) -> Tensor:
     return (
         loss
         if loss is not None
-        else sum((t.square().mean() for t in result_tensors(output)), start=torch.zeros(()))
+        else sum((t.abs().square().mean() for t in result_tensors(output)), start=torch.zeros(()))
     )
 
 
@@ -262,7 +319,7 @@ def _example(model: nn.Module) -> dict[str, Any]:
 
 
 def _float64(model: nn.Module) -> nn.Module:
-    return _plain_experts(copy.deepcopy(model).double().eval())
+    return _plain_experts(doubled(copied(model)).eval())
 
 
 def _plain_experts(model: nn.Module) -> nn.Module:

@@ -48,6 +48,7 @@ class Layout:
         inexact: axes along which copies change the function, each with the reason; they can only be padded.
         outputs: the axes of what the model returns, where that is known; of the dims that do not grow, sizes
             are those of one call.
+        inputs: the axes of those inputs, by name, that are hidden states of another model, and grow with it.
     """
 
     sizes: Mapping[str, int]
@@ -61,6 +62,7 @@ class Layout:
     stored_as: Mapping[str, str] = field(default_factory=dict)
     inexact: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[Axes, ...] = ()
+    inputs: Mapping[str, Axes] = field(default_factory=dict)
 
     def knows(self, name: str) -> bool:
         """Whether this is one of the names of a parameter or buffer."""
@@ -95,6 +97,7 @@ class Layout:
             "stored_as": dict(self.stored_as),
             "inexact": dict(self.inexact),
             "outputs": list(map(str, self.outputs)),
+            "inputs": {n: str(a) for n, a in self.inputs.items()},
         }
 
     @staticmethod
@@ -113,4 +116,5 @@ class Layout:
             stored_as=data.get("stored_as", {}),
             inexact=data.get("inexact", {}),
             outputs=tuple(map(Axes.parse, data.get("outputs", ()))),
+            inputs={n: Axes.parse(a) for n, a in data.get("inputs", {}).items()},
         )

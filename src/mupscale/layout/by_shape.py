@@ -15,7 +15,7 @@ from mupscale.axes import Axes
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
-from mupscale.layout.models import ties
+from mupscale.models import persistent_buffers, state_tensors, tie_names
 
 # The dim of ``weight`` that the forward pass sums over; None: an elementwise gain or a lookup.
 _CONTRACTED: dict[type[nn.Module], int | None] = {
@@ -61,13 +61,13 @@ def layout_by_shape(
     sizes: dict[str, int] = {}
     growth: dict[str, Fraction] = {}
     tensors: dict[str, Axes] = {}
-    narrow_tensors, wide_tensors = narrow.state_dict(keep_vars=True), wide.state_dict(keep_vars=True)
+    narrow_tensors, wide_tensors = state_tensors(narrow), state_tensors(wide)
     if differing := narrow_tensors.keys() ^ wide_tensors.keys():
         name = min(differing)
         where = "narrow" if name in wide_tensors else "wide"
         raise GrowthError(f"{name}: not in the {where} module; both must be of the same architecture")
     params = dict(narrow.named_parameters())
-    buffers = {n: b for n, b in narrow.named_buffers() if n in narrow_tensors}
+    buffers = persistent_buffers(narrow)
     for name, tensor in {**params, **buffers}.items():
         wide_shape = tuple(wide_tensors[name].shape)
         if len(wide_shape) != tensor.ndim:
@@ -103,7 +103,7 @@ def layout_by_shape(
             sizes=sizes,
             params=weights,
             buffers={n: tensors[n] for n in buffers},
-            ties=ties(narrow),
+            ties=tie_names(narrow),
             readouts=_readouts(weights, growth),
         ),
         growth,

@@ -27,16 +27,25 @@ def _measured_by() -> str:
     """The code that measures and proves, and the libraries that the models come from."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for path in sorted([*package.glob("*.py"), *package.glob("layout/**/*.py"), *package.glob("o*/*.py")]):
+    parts = sorted(
+        path for part in ("*.py", "models/*.py", "layout/**/*.py", "o*/*.py") for path in package.glob(part)
+    )
+    for path in parts:
         digest.update(path.read_bytes())
     return f"{digest.hexdigest()} {transformers.__version__} {torch.__version__}"
 
 
-def remembered(kind: str, key: Any, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def remembered(
+    kind: str, key: Any, make: Callable[[], Mapping[str, Any]], *, keep: bool = True
+) -> dict[str, Any]:
     """What ``make`` gave for this key before, with the same code and libraries; or what it gives now.
+
+    Not kept is what depends on other code, too: on a model class that is not transformers' own.
 
     A folder that cannot be written costs time, not the result; a file that cannot be read is made anew.
     """
+    if not keep:
+        return dict(make())
     text = json.dumps([_measured_by(), key], sort_keys=True, default=str)
     path = cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:

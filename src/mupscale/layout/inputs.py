@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from mupscale.errors import GrowthError
 
 TOKENS = ("input_ids", "decoder_input_ids")
+# Hidden states of another model, which cross-attention reads: as wide as this one's, unless the config says.
+HIDDEN_STATES = frozenset({"encoder_hidden_states", "encoder_outputs", "cross_attention_states"})
+_CROSS_ATTENTION = re.compile(r"cross_?att|encoder_att")
 # These read the codebooks of one sequence as rows of their own.
 _A_ROW_PER_CODEBOOK = ("musicgen_decoder", "musicgen_melody_decoder")
 
@@ -33,6 +37,8 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
         wanted.add("decoder_input_ids")
     if "noise" in takes:
         wanted.add("noise")  # a masked autoencoder draws its mask by it, and draws one of its own without
+    if "decoder_input_ids" not in takes and any(map(_CROSS_ATTENTION.search, model.state_dict())):
+        wanted |= HIDDEN_STATES & takes.keys()
     made: dict[str, Any] = {}
     for name in sorted(wanted):
         if name in TOKENS:
@@ -81,6 +87,9 @@ def _shape(config: Any, name: str, batch: int, length: int) -> tuple[int, ...]:
         if name == "noise":
             return batch, (height // vision.patch_size) * (width // vision.patch_size)
         return batch, getattr(vision, "num_channels", 3), height, width
+    if name in HIDDEN_STATES:
+        own = getattr(config, "cross_attention_hidden_size", None)
+        return batch, length // 2 + 1, own or config.get_text_config().hidden_size
     if name == "input_features":
         # An encoder of fixed length halves the frames once.
         frames = 2 * getattr(config, "max_source_positions", length)

@@ -15,6 +15,7 @@ from mupscale.layout.cache import remembered
 from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.folding import folds_of
 from mupscale.layout.inference.measuring import infer
+from mupscale.layout.models import is_stock, model_class
 from mupscale.layout.tiny import tiny
 
 
@@ -24,9 +25,11 @@ def family_of(config: PreTrainedConfig) -> Family:
     Raises:
         GrowthError: no tiny model of it can be built and run.
     """
-    key = json.dumps(_key(tiny(config)), sort_keys=True, default=str)
+    stock = is_stock(config)
+    code = "" if stock else f" {id(model_class(config))}"
+    key = json.dumps(_key(tiny(config)), sort_keys=True, default=str) + code
     if key not in _families:
-        data = remembered("family", key, lambda: infer(config).to_dict())
+        data = remembered("family", key, lambda: infer(config).to_dict(), keep=stock)
         _families[key] = Family.from_dict(config, data)
     return _families[key]
 
@@ -69,6 +72,7 @@ def folds_for(family: Family, layout: Layout, growth: Mapping[str, Fraction]) ->
         "folds",
         key,
         lambda: {n: [f.axis, str(f.power), f.offset] for n, f in folds_of(family, factors, stand_in).items()},
+        keep=is_stock(family.small),
     )
     tiny_folds = {n: Fold(axis, Fraction(power), offset) for n, (axis, power, offset) in data.items()}
     found: dict[str, tuple[Fold, ...]] = {}

@@ -9,28 +9,53 @@ from contextlib import contextmanager
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from mupscale.errors import GrowthError
+from mupscale.models import unwrapped
+
+
+def class_name(kind: type) -> str:
+    """What a config's ``architectures`` calls a class: a stock one by its name, others with their module."""
+    if getattr(transformers, kind.__name__, None) is kind:
+        return str(kind.__name__)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    _own_classes[name] = kind
+    return name
+
+
+_own_classes: dict[str, type] = {}  # seen in this process; nothing is imported because a file names it
 
 
 def model_class(config: PreTrainedConfig) -> type[nn.Module]:
-    """The transformers class that a config's ``architectures`` names, or else its causal language model.
+    """The class that a config's ``architectures`` names, or else its causal language model.
 
     Raises:
-        GrowthError: transformers knows none.
+        GrowthError: there is none, or it is not transformers' own and has not been seen yet.
     """
     for name in config.architectures or ():
         if hasattr(transformers, name):
             named: type[nn.Module] = getattr(transformers, name)
             return named
+        if name in _own_classes:
+            return _own_classes[name]
+        if "." in name:
+            raise GrowthError(
+                f"architectures: {name} is no class of transformers; plan from a model of it, "
+                "mupscale.plan(model, ...), so that the class is known"
+            )
     for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
         if type(config) in mapping:
             found = mapping[type(config)]
             first: type[nn.Module] = found[0] if isinstance(found, tuple) else found
             return first
     raise GrowthError(f"model_type {config.model_type!r}: transformers has no model class for it")
+
+
+def is_stock(config: PreTrainedConfig) -> bool:
+    """Whether its model is a class of transformers, whose code goes with the version of the library."""
+    return getattr(transformers, model_class(config).__name__, None) is model_class(config)
 
 
 def own_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -40,15 +65,20 @@ def own_config(config: PreTrainedConfig) -> PreTrainedConfig:
         for name, kind in getattr(config, "sub_configs", {}).items():
             if kind is wanted:
                 part: PreTrainedConfig = copy.deepcopy(getattr(config, name))
-                part.architectures = [model_class(config).__name__]
+                part.architectures = [class_name(model_class(config))]
                 return part
     return config
 
 
 def transformers_config(model: object) -> PreTrainedConfig | None:
-    """The config of a transformers model or the config itself; None for anything else."""
-    config = model if isinstance(model, PreTrainedConfig) else getattr(model, "config", None)
-    return config if isinstance(config, PreTrainedConfig) else None
+    """The config of a transformers model or the config itself; None for anything else.
+
+    A module of another kind is no transformers model because it keeps a config of one.
+    """
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
+        return model.config if isinstance(model, PreTrainedModel) else None
+    return model if isinstance(model, PreTrainedConfig) else None
 
 
 def skeleton(config: PreTrainedConfig) -> nn.Module:
@@ -63,13 +93,6 @@ def shapes(config: PreTrainedConfig, *, buffers: bool = True) -> dict[str, tuple
         model = skeleton(config)
     tensors = (*model.named_parameters(), *(model.named_buffers() if buffers else ()))
     return {name: tuple(tensor.shape) for name, tensor in tensors}
-
-
-def ties(model: nn.Module) -> dict[str, str]:
-    """The other names of tied parameters, each with the first one."""
-    first = {id(p): name for name, p in model.named_parameters()}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(p)] for name, p in every if name != first[id(p)]}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mupscale.axes import Axes, pad
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError
+from mupscale.layout import DEPTH
 from mupscale.operators import duplicate_scaled, operator_named
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.registry import rule_for
@@ -53,6 +54,13 @@ def carry_optimizer(
     pad_state = state_is_padded(operator)
     names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}
+    if len(wide_params) != len(list(wide.parameters())) and DEPTH not in plan.growth:
+        alias = next(n for n, p in wide.named_parameters() if wide_params[plan.canonical(n)] is not p)
+        others = ", ".join(a for a, name in plan.layout.ties.items() if name == alias)
+        raise GrowthError(
+            f"{alias}: one parameter with {others} in the narrow model, but not in the wide one, where the "
+            "optimizer would train only one of them; tie them again"
+        )
     carried: list[tuple[str, Tensor, Rule]] = []
     group_of = {}
     grown_params = []

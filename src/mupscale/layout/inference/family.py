@@ -31,8 +31,8 @@ from mupscale.layout.inference.fields import (
     size_fields,
     value_at,
 )
-from mupscale.layout.models import ties
 from mupscale.layout.tiny import tiny
+from mupscale.models import persistent_buffers, tie_names
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Family:
         along: fields that no axis follows, but that have to be products of those that axes do: their powers.
         readouts: the weights from the last hidden layer to the outputs.
         outputs: the axes of what the tiny model returns.
+        inputs: the axes of the hidden states of another model that it is called with.
         unused: tensors that its run never touched, nor any of the same part: of these nothing is proved.
     """
 
@@ -75,6 +76,7 @@ class Family:
     along: Mapping[Path, Mapping[Path, int]]
     readouts: frozenset[str]
     outputs: tuple[Axes, ...]
+    inputs: Mapping[str, Axes]
     unused: frozenset[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Family:
             ],
             "readouts": sorted(self.readouts),
             "outputs": list(map(str, self.outputs)),
+            "inputs": {name: str(axes) for name, axes in self.inputs.items()},
             "unused": sorted(self.unused),
         }
 
@@ -107,6 +110,7 @@ class Family:
             along={tuple(path): {tuple(p): e for p, e in powers} for path, powers in data["along"]},
             readouts=frozenset(data["readouts"]),
             outputs=tuple(map(Axes.parse, data["outputs"])),
+            inputs={name: Axes.parse(text) for name, text in data["inputs"].items()},
             unused=frozenset(data["unused"]),
         )
 
@@ -151,20 +155,20 @@ class Family:
             GrowthError: it has a parameter that the tiny one has not, or of a shape that does not follow.
         """
         params = dict(model.named_parameters())
-        stored = model.state_dict(keep_vars=True)
-        buffers = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
+        stored = persistent_buffers(model)
+        buffers = {n: b for n, b in stored.items() if b.is_floating_point()}
         sizes = {a: n for a, law in self.laws.items() if (n := law.size(config)) is not None}
         confirmed: set[str] = set()
         found = {
             name: self._fitted(name, tuple(tensor.shape), sizes, confirmed)
             for name, tensor in (params | buffers).items()
         }
-        rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in model.named_buffers() if n in stored}
+        rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in stored.items()}
         return Layout(
             sizes=sizes | {DEPTH: getattr(config.get_text_config(), "num_hidden_layers", 1)},
             params={n: found[n] for n in params},
             buffers={n: found.get(n, axes) for n, axes in rest.items()},
-            ties=ties(model),
+            ties=tie_names(model),
             readouts=frozenset(n for n in params if self.twin(n, params[n].ndim) in self.readouts),
             ignored=(
                 *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
@@ -175,6 +179,7 @@ class Family:
             ),
             stored_as={old: new for old, new in _OLD_NAMES.items() if new in params and old not in params},
             outputs=self.outputs,
+            inputs=self.inputs,
             inexact={
                 axis: law.fixed for axis, law in self.laws.items() if law.fixed and axis not in NO_WIDTH
             },

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inputs import example_inputs
+from mupscale.layout.inputs import HIDDEN_STATES, example_inputs
 from mupscale.layout.models import model_class, quiet
+from mupscale.models import persistent_buffers
 from mupscale.precision import Float64
 
 
@@ -30,7 +31,7 @@ def run(config: PreTrainedConfig) -> tuple[nn.Module, Trace]:
     """The model of a (tiny) config, and what one call of it shows."""
     model = instance(config)
     with float64(), quiet(), Float64():
-        return model, trace(model, (), example_inputs(model))
+        return model, trace(model, (), example_inputs(model), hidden=HIDDEN_STATES)
 
 
 def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -> None:
@@ -40,17 +41,18 @@ def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -
         contracted: the fan_in of every weight that has one; those are drawn with variance 1/fan_in.
     """
     draw = torch.Generator().manual_seed(seed)
-    stored = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, param in model.named_parameters():
+            if not param.is_floating_point() and not param.is_complex():
+                continue
             noise = torch.randn(param.shape, generator=draw, dtype=param.dtype)
             if name in contracted and param.ndim > 1:
                 param.copy_(noise / math.sqrt(contracted[name]))
             else:
                 spread = param.std().item() if param.numel() > 1 else 1.0
                 param.add_(noise, alpha=0.3 * max(spread, 0.3))
-        for name, buffer in model.named_buffers():
-            if name in stored and buffer.is_floating_point():  # variances stay positive
+        for buffer in persistent_buffers(model).values():
+            if buffer.is_floating_point():  # variances stay positive
                 buffer.add_(torch.rand(buffer.shape, generator=draw, dtype=buffer.dtype), alpha=0.3)
 
 

@@ -86,6 +86,7 @@ def infer(config: PreTrainedConfig) -> Family:
         along=along,
         readouts=found.readouts,
         outputs=found.outputs,
+        inputs=found.inputs,
         unused=frozenset(n for n in base.dims if n not in base.seen and part_of(n) not in parts),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from fractions import Fraction
 
 from torch import nn
@@ -14,30 +13,32 @@ from mupscale.errors import GrowthError, one_line
 from mupscale.layout.base import Layout
 from mupscale.layout.inference.folding import said_as_folds
 from mupscale.layout.inference.instance import float64
+from mupscale.layout.inference.ones import show_ones
 from mupscale.layout.inference.scales import folds
-from mupscale.layout.inference.structure import pairs, written
+from mupscale.layout.inference.structure import leaves, pairs, sizes_of, written
 from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inference.units import Conflict, Unit
-from mupscale.layout.models import ties
+from mupscale.layout.inference.units import Conflict, Unit, size_of
+from mupscale.models import state_tensors, tie_names
 from mupscale.precision import Float64
 
 
-def layout_by_running(
-    narrow: nn.Module, wide: nn.Module, inputs: object
-) -> tuple[Layout, dict[str, Fraction]]:
+def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[Layout, dict[str, Fraction]]:
     """The layout of ``narrow``, and the growth of its axes that gives ``wide``.
+
+    Both are run as they are: copies in float64, on the CPU, as the call's tensors have to be.
 
     Axes are named after their size and growth, as in `layout_by_shape`.
 
     Raises:
         GrowthError: the modules differ in more than widths, or do not run on the inputs.
     """
-    call = Call.of(inputs)
     base, other = _traced(narrow, call), _traced(wide, call)
     if differing := base.dims.keys() ^ other.dims.keys():
         raise GrowthError(
             f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
         )
+    show_ones(base, other)
+    base.contracted |= other.contracted  # a dim of size 1 is seen to be only there
     names: dict[int, str] = {}
     sizes: dict[str, int] = {}
     growth: dict[str, Fraction] = {}
@@ -53,12 +54,22 @@ def layout_by_running(
                         sizes[axis], growth[axis] = unit.size, ratio
                         if unit.fixed:
                             inexact[axis] = unit.fixed
-            except Conflict as conflict:
-                raise GrowthError(f"{name}: has another structure in the wide module: {conflict}") from None
+            except Conflict:
+                raise GrowthError(
+                    f"{name}: a dim of {size_of(a)} is made of {sizes_of(a)}, and in the wide module one of "
+                    f"{size_of(b)} of {sizes_of(b)}; these do not go together, so that its copies "
+                    "have no place. Numbers of heads or groups, and what each of them holds, must be whole "
+                    "multiples of the narrow ones"
+                ) from None
 
     def named(unit: Unit) -> str | int:
         return names.get(id(unit.find()), unit.size)
 
+    for root, part in base.partly.items():
+        # Of a dim that is summed over in parts, the other parts must not grow, to count as such.
+        summed = {id(u.find()) for u in part}
+        if any(id(u) in names and id(u) not in summed for u in leaves(base.dims[root[0]][root[1]])):
+            base.contracted -= {root}
     seen = written(base, named)
     if unused := [n for n, axes in seen.axes.items() if n not in base.seen and axes.copies(growth) != 1]:
         raise GrowthError(
@@ -66,14 +77,14 @@ def layout_by_running(
             "can be proved; give inputs that reach all of the module"
         )
     params = dict(narrow.named_parameters())
-    stored = narrow.state_dict(keep_vars=True)
-    whole = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in narrow.named_buffers() if n in stored}
+    # Whole numbers have no axes: their shapes stay.
+    plain = {n: Axes(tuple(Dim((s,)) for s in t.shape)) for n, t in state_tensors(narrow).items()}
     found = folds(base, other, lambda unit: float(growth.get(names.get(id(unit.find()), ""), 1)))
     layout = Layout(
         sizes=sizes,
-        params={n: seen.axes[n] for n in params},
-        buffers={n: seen.axes.get(n, axes) for n, axes in whole.items()},
-        ties=ties(narrow),
+        params={n: seen.axes.get(n, plain[n]) for n in params},
+        buffers={n: seen.axes.get(n, plain[n]) for n in plain if n not in params},
+        ties=tie_names(narrow),
         readouts=seen.readouts,
         folds={n: (f,) for n, f in said_as_folds(found, seen.axes, growth, type(narrow).__name__).items()},
         inexact=inexact,
@@ -85,6 +96,6 @@ def layout_by_running(
 def _traced(module: nn.Module, call: Call) -> Trace:
     try:
         with float64(), Float64():
-            return trace(copy.deepcopy(module).double().cpu(), call.args, call.kwargs)
+            return trace(module, call.args, call.kwargs)
     except Exception as error:  # whatever the module's own code raises
         raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error

@@ -22,14 +22,18 @@ _R = TypeVar("_R", bound=Rule)
 
 @dataclass
 class Call:
-    """One operator at work: its arguments, what it gave, and how to ask for the dims of a tensor."""
+    """One operator at work: its arguments, what it gave, and how to ask for the dims of a tensor.
+
+    ``contract((a, i), (b, j))`` says that these dims, which are one and the same, are summed over; with
+    ``part=units`` that these of its units are.
+    """
 
     name: str
     args: Sequence[Any]
     kwargs: dict[str, Any]
     out: Any
     dims_of: Callable[[Tensor], Dims]
-    contract: Callable[[Tensor, int], None]
+    contract: Callable[..., None]
     place: str
     pending: list[tuple[Units, str]]
 

@@ -6,19 +6,19 @@ a dim that is looked up means something by its index.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mupscale.layout.inference.operators import Call, Dims, fresh, pointwise, rule
-from mupscale.layout.inference.units import cut, regroup, size_of, unify
+from mupscale.layout.inference.units import Conflict, cut, flat, regroup, size_of, unify
 
 
 def _contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> None:
     unify(call.dims_of(a)[i], call.dims_of(b)[j])
-    call.contract(a, i)
-    call.contract(b, j)
+    call.contract((a, i), (b, j))
 
 
 @rule("mm bmm matmul mv dot")
@@ -61,19 +61,22 @@ def _convolution(call: Call) -> Dims:
     into, out = (w[0], w[1]) if transposed else (w[1], w[0])
     if groups == 1:
         unify(channels, into)
-        call.contract(weight, 0 if transposed else 1)
-    elif weight.shape[0 if transposed else 1] == 1 or size_of(channels) == groups:
-        # Depthwise: a filter, or a few, for every channel by itself.
-        each, *more = regroup(out, (groups, size_of(out) // groups))
-        unify(channels, each)
-        out = tuple(u for units in (each, *more) for u in units)
+        call.contract((weight, 0 if transposed else 1))
+    elif transposed:
+        # The weight has the groups on the side of its inputs.
+        unify(channels, into)
+        group, each = regroup(into, (groups, size_of(into) // groups))
+        call.contract((weight, 0), part=each)
+        out = (*group, *out)
     else:
-        _, each = regroup(channels, (groups, size_of(channels) // groups))
-        group, outs = regroup(out, (groups, size_of(out) // groups)) if not transposed else ((), out)
+        # Each group by itself; depthwise, a filter or a few for every channel.
+        group, each = regroup(channels, (groups, size_of(channels) // groups))
+        own, outs = regroup(out, (groups, size_of(out) // groups))
+        unify(group, own)
         unify(each, into)
-        call.fix(regroup(channels, (groups, size_of(each)))[0], "convolutions are grouped by it")
-        call.contract(weight, 0 if transposed else 1)
-        out = (*group, *outs)
+        if each:
+            call.contract((weight, 1))
+        out = (*own, *outs)
     if bias is not None:
         unify(out, call.dims_of(bias)[0])
     dims = fresh(call.out, "a place")
@@ -113,7 +116,16 @@ def _group_norm(call: Call) -> Any:
 )
 def _channel_norm(call: Call, groups: int = 1) -> Any:
     dims = call.dims(0)
-    regroup(dims[1], (groups, size_of(dims[1]) // groups))
+    each = size_of(dims[1]) // groups
+    try:
+        regroup(dims[1], (groups, each))
+    except Conflict:
+        # The seam of a concatenation lies inside a group: what is finer than both may grow.
+        seams = [segment.size for unit in flat(dims[1]) for segment in unit.segments]
+        inner = math.gcd(each, *seams)
+        call.fix(
+            regroup(dims[1], (groups * each // inner, inner))[0], "groups of a norm cross the seams of it"
+        )
     for tensor in call.tensors[1:]:
         if tensor.ndim == 1 and tensor.shape[0] == call.args[0].shape[1]:
             unify(dims[1], call.dims_of(tensor)[0])
@@ -126,13 +138,18 @@ def _channel_norm(call: Call, groups: int = 1) -> Any:
     "_scaled_dot_product_fused_attention_overrideable"
 )
 def _attention(call: Call) -> Any:
+    query, key = call.args[:2]
+    _contract(call, query, query.ndim - 1, key, key.ndim - 1)
     q, k, v = (call.dims(i) for i in range(3))
-    unify(q[-1], k[-1])
-    for i in range(len(q) - 2):
-        if call.args[0].shape[i] == call.args[1].shape[i]:
-            unify(q[i], k[i])
-            unify(k[i], v[i])
+    unify(k[-2], v[-2])
     out = [*q[:-1], v[-1]]
+    for i in range(len(q) - 2):
+        unify(k[i], v[i])
+        if 1 not in (query.shape[i], key.shape[i]):
+            # Of grouped queries, every so many share a key.
+            unify(regroup(q[i], (key.shape[i], query.shape[i] // key.shape[i]))[0], k[i])
+        elif query.shape[i] == 1:
+            out[i] = k[i]
     return [out] if isinstance(call.out, tuple) else out
 
 

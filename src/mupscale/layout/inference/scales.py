@@ -10,7 +10,7 @@ the logarithms of the parameters' folds; of all solutions the one with the fewes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.trace import Step, Trace
+from mupscale.layout.inference.trace import Step, Trace, paired
 from mupscale.layout.inference.units import Unit, Units, flat
 
 Variable = tuple[str, float]  # a parameter, and the constant that is added to it before it is used
@@ -72,6 +72,10 @@ _NORMS = _names(
     "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit_no_training "
     "_fused_rms_norm"
 )
+_ATTENTION = _names(
+    "_scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention "
+    "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
+)
 _NO_SCALE = _names(
     "eq ne isnan isinf sign argmax argsort argmin isneginf nonzero empty_like zeros_like ones_like "
     "full_like new_zeros new_ones signbit _local_scalar_dense"
@@ -86,30 +90,11 @@ def folds(narrow: Trace, wide: Trace, growth: Callable[[Unit], float]) -> dict[V
         growth: the factor by which a unit of the narrow side grows.
     """
     book = _Book(narrow, growth)
-    for step, other in _paired(narrow.steps, wide.steps):
+    for step, other in paired(narrow.steps, wide.steps):
         book.write(step, other)
     for tensor in narrow.outputs:
         book.equal(book.scale(tensor), ONE)
     return book.solved()
-
-
-def _paired(narrow: Sequence[Step], wide: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
-    """Every step with that of the other side; with itself in modules that took other ones, as routers may."""
-    own, others = _by_place(narrow), _by_place(wide)
-    alike = {
-        place: [s.name for s in steps] == [s.name for s in others.get(place, ())]
-        for place, steps in own.items()
-    }
-    following = {place: iter(steps) for place, steps in others.items()}
-    for step in narrow:
-        yield step, next(following[step.place]) if alike[step.place] else step
-
-
-def _by_place(steps: Sequence[Step]) -> dict[str, list[Step]]:
-    found: dict[str, list[Step]] = {}
-    for step in steps:
-        found.setdefault(step.place, []).append(step)
-    return found
 
 
 class _Book:
@@ -186,6 +171,8 @@ class _Book:
             self._product(step, other, name)
         elif name == "_weight_norm_interface":  # g · v / ‖v‖, in which v may have any scale
             self.give(outs[:1], _plus(scales[1], -self.log_growth(step.summed) / 2))
+        elif name in _ATTENTION:
+            self._attention(step, other, scales, outs)
         elif name in _NORMS:
             self.equal(scales[0], ONE)
             for scale in scales[2:]:
@@ -243,6 +230,16 @@ class _Book:
                 _plus(own, _log_ratio(step.kwargs.get("beta", 1), other.kwargs.get("beta", 1))), product
             )
         self.give(step.outs, product)
+
+    def _attention(self, step: Step, other: Step, scales: list[Scale | None], outs: list[Tensor]) -> None:
+        """softmax(q·k × scale + mask) v, the scale by default one over the root of their size."""
+        query, key, value, *masks = scales
+        for mask in masks:
+            self.equal(mask, ONE)
+        given = [s.kwargs.get("scale") or s.args[0].shape[-1] ** -0.5 for s in (step, other)]
+        scores = None if query is None or key is None else query + key
+        self.equal(_plus(scores, self.log_growth(step.summed) + _log_ratio(*given)), ONE)
+        self.give(outs, value)
 
     def _alike(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mupscale.axes import Axes
 from mupscale.dims import Dim, Factor, Row
+from mupscale.layout.inference.operators import Dims
 from mupscale.layout.inference.trace import Trace
 from mupscale.layout.inference.units import Conflict, Unit, Units, flat, size_of
 
@@ -60,6 +61,14 @@ def leaves(units: Units) -> Iterator[Unit]:
             yield unit
 
 
+def sizes_of(units: Units) -> str:
+    """The units of a dim by their sizes, for people: ``4 × 8``, or ``(64 + 16)`` of segments."""
+    return " × ".join(
+        f"({' + '.join(sizes_of((s,)) for s in unit.segments)})" if unit.segments else str(unit.size)
+        for unit in flat(units) or (Unit(1),)
+    )
+
+
 @dataclass(frozen=True)
 class Written:
     """A trace in the notation.
@@ -67,11 +76,13 @@ class Written:
     Attributes:
         axes: of every parameter and persistent buffer.
         outputs: of what the model returned.
+        inputs: of the hidden states that it was called with, by name.
         readouts: the weights from the last hidden layer to the outputs.
     """
 
     axes: dict[str, Axes]
     outputs: tuple[Axes, ...]
+    inputs: dict[str, Axes]
     readouts: frozenset[str]
 
 
@@ -94,9 +105,14 @@ def written(trace: Trace, name: Callable[[Unit], str | int]) -> Written:
     # What the model returns and no weight reads: classes and vocabularies, but not hidden states.
     read = {id(leaf) for tensor, i in trace.contracted for leaf in leaves(trace.dims[tensor][i])}
     ends = {id(leaf) for dims in trace.ends for leaf in leaves(dims[-1] if dims else ())} - read
+
+    def plain(dims: Dims) -> Axes:
+        return Axes(tuple(as_dim(units, name) for units in dims))
+
     return Written(
         axes,
-        outputs=tuple(Axes(tuple(as_dim(units, name) for units in dims)) for dims in trace.output_dims),
+        outputs=tuple(map(plain, trace.output_dims)),
+        inputs={tensor: plain(dims) for tensor, dims in trace.input_dims.items()},
         readouts=frozenset(
             tensor
             for tensor, dims in trace.dims.items()

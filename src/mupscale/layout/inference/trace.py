@@ -8,7 +8,7 @@ control flow, as a router does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from mupscale.calls import every_tensor, result_tensors
 from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.inference.units import Conflict, Units, size_of
+from mupscale.models import state_tensors
 
 Root = tuple[str, int]  # a parameter and one of its dims
 
@@ -32,6 +33,7 @@ class Step:
 
     Attributes:
         place: the module that called it.
+        dims: the units of the dims of every output.
         summed: the units that it sums over.
         is_view: whether the output goes over the memory of the input.
     """
@@ -42,6 +44,7 @@ class Step:
     kwargs: Mapping[str, Any]
     inputs: list[Tensor]
     outs: list[Tensor]
+    dims: list[Dims]
     summed: Units
     is_view: bool
 
@@ -55,9 +58,11 @@ class Trace:
         parameters: the names of those that are parameters.
         dims: the units of every dim of every tensor, by name.
         contracted: the dims that are summed over, as (name, dim).
+        partly: those of which only some units are, with these units.
         lookups: parameters whose rows are looked up by index.
         seen: the names of the tensors that the run has used.
         steps: every operator, in order.
+        input_dims: the units of the dims of hidden states that the model was called with, by name.
         outputs: the tensors that the model returned as its result.
         output_dims: the units of their dims.
         ends: the units of the dims of everything that it returned.
@@ -69,9 +74,11 @@ class Trace:
     parameters: set[str] = field(default_factory=set)
     dims: dict[str, Dims] = field(default_factory=dict)
     contracted: set[Root] = field(default_factory=set)
+    partly: dict[Root, Units] = field(default_factory=dict)
     lookups: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
+    input_dims: dict[str, Dims] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
     output_dims: list[Dims] = field(default_factory=list)
     ends: list[Dims] = field(default_factory=list)
@@ -105,10 +112,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.known[tensor] = fresh(tensor, why)
         return list(self.known[tensor])
 
-    def contract(self, tensor: Tensor, dim: int) -> None:
-        self.summed = tuple(self.known[tensor][dim])
-        for root in self.roots.get(tensor, ())[dim : dim + 1]:
-            self.trace.contracted |= root
+    def contract(self, *where: tuple[Tensor, int], part: Units | None = None) -> None:
+        tensor, dim = where[0]
+        self.summed += tuple(self.dims_of(tensor)[dim] if part is None else part)
+        for tensor, dim in where:
+            for root in self.roots.get(tensor, ())[dim : dim + 1]:
+                self.trace.contracted |= root
+                if part is not None:
+                    self.trace.partly |= dict.fromkeys(root, part)
 
     def __torch_dispatch__(
         self,
@@ -159,9 +170,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             o.untyped_storage()._cdata == inputs[0].untyped_storage()._cdata for o in outs
         )
         is_view = is_view and not func._schema.is_mutable
-        self.trace.steps.append(
-            Step(name, self.place, args, kwargs or {}, inputs, outs, self.summed, is_view)
-        )
         each = found if found and isinstance(found[0], list) else [found] * len(outs)
         for tensor, dims in zip(outs, [*each, *[None] * len(outs)], strict=False):
             if any(tensor is t for t in inputs):
@@ -177,6 +185,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if call.pending:
                 self.pending[tensor] = call.pending
             self.give(tensor, dims, self._roots(func, inputs, tensor))
+        dims_of = [self.dims_of(tensor) for tensor in outs]
+        self.trace.steps.append(
+            Step(name, self.place, args, kwargs or {}, inputs, outs, dims_of, self.summed, is_view)
+        )
         return out
 
     def _roots(self, func: Any, inputs: list[Tensor], out: Tensor) -> list[frozenset[Root]] | None:
@@ -246,17 +258,26 @@ def _places(model: nn.Module, watch: _Watch) -> Iterator[None]:
             handle.remove()
 
 
-def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Trace:
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    hidden: Set[str] = frozenset(),
+) -> Trace:
     """Run ``model(*args, **kwargs)`` and read the structure of its parameters' dims.
 
     The model should be small and on the CPU; it runs in evaluation mode.
+
+    Args:
+        hidden: the names of inputs that are hidden states of another model: their last dim grows.
     """
     result = Trace()
     watch = _Watch(result)
-    stored = model.state_dict(keep_vars=True)
+    stored = state_tensors(model)
     computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in stored and tensor.is_floating_point():
+    for name, tensor in stored.items():
+        if tensor.is_floating_point() or tensor.is_complex():
             dims = fresh(tensor)
             result.dims[name] = dims
             result.tensors[name] = tensor
@@ -274,6 +295,10 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
         for tensor in value if isinstance(value, list | tuple) else [value]:
             if isinstance(tensor, Tensor):
                 watch.give(tensor, fresh(tensor, "it is a dim of the inputs"))
+    for name in hidden & (kwargs or {}).keys():
+        tensor = (kwargs or {})[name]
+        result.input_dims[name] = [*watch.dims_of(tensor)[:-1], fresh(tensor)[-1]]
+        watch.give(tensor, result.input_dims[name])
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     training = model.training
@@ -287,3 +312,33 @@ def trace(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] 
         torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
     return result
+
+
+def paired(narrow: Sequence[Step], wide: Sequence[Step]) -> Iterator[tuple[Step, Step]]:
+    """Every step with that of the other side; with itself in modules that took other ones, as routers may.
+
+    What only lays values out anew is no step here: one head needs no copy where several do.
+    """
+    own, others = _by_place(narrow), _by_place(wide)
+    alike = {
+        place: [s.name for s in steps] == [s.name for s in others.get(place, ())]
+        for place, steps in own.items()
+    }
+    following = {place: iter(steps) for place, steps in others.items()}
+    for step in narrow:
+        yield (
+            step,
+            next(following[step.place]) if step.name not in _LAYING_OUT and alike[step.place] else step,
+        )
+
+
+def _by_place(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        places = found.setdefault(step.place, [])
+        if step.name not in _LAYING_OUT:
+            places.append(step)
+    return found
+
+
+_LAYING_OUT = {"clone", "view", "_unsafe_view", "_reshape_alias", "alias", "contiguous", "expand"}

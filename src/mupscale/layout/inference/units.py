@@ -25,7 +25,7 @@ class Conflict(Exception):
 class Unit:
     """One factor of a dim: opaque, or known to be a product of units, or a row of segments side by side."""
 
-    __slots__ = ("factors", "fixed", "same_as", "segments", "size")
+    __slots__ = ("factors", "fixed", "grows", "same_as", "segments", "size")
 
     def __init__(self, size: int, fixed: str | None = None) -> None:
         self.size = size
@@ -33,6 +33,7 @@ class Unit:
         self.factors: Units = ()
         self.segments: Units = ()
         self.same_as: Unit | None = None
+        self.grows = False  # of size 1 here, but not in a wider sibling: it is not left out
 
     def find(self) -> Unit:
         """The unit that stands for all that were found to be the same."""
@@ -61,13 +62,13 @@ def size_of(units: Iterable[Unit]) -> int:
 
 
 def flat(units: Iterable[Unit]) -> Units:
-    """The units with every known product opened, and those of size 1 left out."""
+    """The units with every known product opened, and those of size 1 left out that stay so."""
     found: list[Unit] = []
     for unit in units:
         unit = unit.find()
         if unit.factors:
             found += flat(unit.factors)
-        elif unit.size != 1:
+        elif unit.size != 1 or unit.grows:
             found.append(unit)
     return tuple(found)
 

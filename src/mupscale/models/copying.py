@@ -1,0 +1,83 @@
+"""Copies of a model that are copies throughout, and that run in float64."""
+
+from __future__ import annotations
+
+import copy
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.errors import GrowthError, one_line
+from mupscale.models.holding import attribute_tensors
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that keeps what `copy.deepcopy` alone loses.
+
+    That is: attributes of parameters (mup's ``infshape``), functions over the module itself (a lambda of its
+    ``__init__`` goes on reading the original), and tensors that are computed of others (old weight norm's).
+
+    Raises:
+        GrowthError: the module holds something that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for _, _, tensor in attribute_tensors(model):
+        if not tensor.is_leaf:
+            memo[id(tensor)] = tensor.detach().clone()
+    try:
+        for param in model.parameters():
+            copy.deepcopy(param, memo).__dict__.update(copy.deepcopy(param.__dict__, memo))
+        twin: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the module's parts raise
+        raise GrowthError(
+            f"{type(model).__name__}: cannot be copied: {one_line(error)}; plan it from a function, "
+            "mupscale.plan(make, width=..., inputs=...), which is called again instead"
+        ) from error
+    for module in twin.modules():
+        for key, value in vars(module).items():
+            vars(module)[key] = _rebound(value, memo)
+    return twin
+
+
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """Functions over parts of the original, over those of the copy instead; also inside lists and dicts."""
+    if isinstance(value, FunctionType) and value.__closure__:
+        inside = [_content(cell) for cell in value.__closure__]
+        moved = [memo.get(id(content), content) for content in inside]
+        if all(a is b for a, b in zip(inside, moved, strict=True)):
+            return value
+        cells = tuple(map(CellType, moved))
+        bound = FunctionType(
+            value.__code__, value.__globals__, value.__name__, value.__defaults__, closure=cells
+        )
+        bound.__kwdefaults__, bound.__dict__ = value.__kwdefaults__, value.__dict__
+        return bound
+    if type(value) is list:
+        value[:] = [_rebound(v, memo) for v in value]
+    elif isinstance(value, dict):
+        for key, v in value.items():
+            value[key] = _rebound(v, memo)
+    return value
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # never filled
+        return None
+
+
+def doubled(model: nn.Module) -> nn.Module:
+    """The model itself, all that it holds in float64 or complex128: plain attributes, too."""
+
+    def double(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(torch.complex128)
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    for module, key, tensor in list(attribute_tensors(model)):
+        vars(module)[key] = double(tensor.detach())
+    model._apply(double)  # type: ignore[no-untyped-call]
+    return model

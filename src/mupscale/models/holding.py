@@ -1,0 +1,55 @@
+"""What a module holds, by name: asked of the modules, as state-dict hooks may rename what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a checkpoint holds, shared ones under their first name."""
+    computed = {
+        f"{prefix}.{leaf}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for leaf in module._non_persistent_buffers_set
+    }
+    return {name: buffer for name, buffer in model.named_buffers() if name not in computed}
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer, tied ones under their first name."""
+    return {**dict(model.named_parameters()), **persistent_buffers(model)}
+
+
+def attribute_tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Tensors that modules hold as plain attributes, neither parameters nor buffers: nothing moves them."""
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                yield module, key, value
+
+
+def tie_names(model: nn.Module) -> dict[str, str]:
+    """The other names of tied parameters, each with the first one."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if name != first[id(p)]}
+
+
+def tie_(model: nn.Module, ties: Mapping[str, str]) -> nn.Module:
+    """Let every parameter in ``ties`` be the one whose name it has there, where it is not so yet."""
+    present = tie_names(model)
+    for alias, name in ties.items():
+        owner, _, leaf = alias.rpartition(".")
+        if alias not in present and leaf in model.get_submodule(owner)._parameters:
+            model.get_submodule(owner)._parameters[leaf] = model.get_parameter(name)
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that torch.compile has wrapped; any other as it is."""
+    while isinstance(model, torch._dynamo.OptimizedModule):
+        model = model._orig_mod
+    return model

@@ -1,0 +1,31 @@
+"""What is found of a model depends on nothing that the caller has switched on around the call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def plain_surroundings() -> Iterator[None]:
+    """The CPU, float32, gradients, no autocast and no mode, whatever was set; all of it is put back after.
+
+    The caller's random numbers are left where they were.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in {"cpu", "cuda" if torch.cuda.is_available() else "cpu"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
