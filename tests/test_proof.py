@@ -27,6 +27,7 @@ from mupscale.deviations import grown_call
 from mupscale.dims import Row
 from mupscale.growth import grow_checkpoint
 from mupscale.layout import Fold, example_inputs, explicit, family_of, known, tiny
+from mupscale.layout.inference.fields import size_fields, with_fields
 from mupscale.layout.inference.instance import instance
 from mupscale.planner import _alike
 from mupscale.precision import Float64
@@ -398,6 +399,25 @@ def test_layers_of_another_head_dim_than_the_tiny_models_are_proved():
     )
     report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=2)
     assert report.equal, report
+
+
+def test_numbers_that_a_config_works_out_follow_the_others():
+    """Zamba 2 has twice the hidden size in its attention, and says so, but takes no other number for it."""
+    small = explicit(tiny(CONFIG_MAPPING["zamba2"]()))
+    assert (small.attention_hidden_size, small.attention_head_dim) == (2 * 128, 2 * 128 // 8)
+    assert ("attention_hidden_size",) not in size_fields(small)
+    wide = with_fields(small, {("hidden_size",): 256, ("mamba_ngroups",): 4})
+    assert (wide.attention_hidden_size, wide.attention_head_dim, wide.mamba_headdim) == (512, 64, 32)
+
+
+def test_sizes_that_are_rounded_grow_where_they_come_out_whole():
+    """xLSTM rounds 2.667 times its hidden size up to a multiple of 64."""
+    config = CONFIG_MAPPING["xlstm"]()
+    plan = mupscale.plan(config, width=3)
+    assert plan.proved
+    assert plan.params["backbone.blocks.0.ffn.proj_up.weight"].wide_shape == (3 * 10944, 3 * 4096)
+    with pytest.raises(GrowthError, match="by the config, but to"):
+        mupscale.plan(CONFIG_MAPPING["xlstm"](hidden_size=160, embedding_dim=160), width=3)
 
 
 def test_without_a_head_every_hidden_weight_gets_noise():

@@ -33,7 +33,7 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         GrowthError: the modules differ in more than widths, or do not run on the inputs.
     """
     base, other = _traced(narrow, call), _traced(wide, call)
-    if differing := base.dims.keys() ^ other.dims.keys():
+    if differing := state_tensors(narrow).keys() ^ state_tensors(wide).keys():
         raise GrowthError(
             f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
         )
