@@ -47,7 +47,7 @@ def media_inputs(
         for mask in {"input_features_mask", "feature_attention_mask"} & takes.keys():
             made[mask] = torch.ones(batch, frames, dtype=torch.long)
     else:
-        channels: int = getattr(tower, "num_channels", None) or getattr(tower, "in_channels", 3)
+        channels: int = getattr(tower, "num_channels", None) or getattr(tower, "in_channels", None) or 3
         height, width = image_size(tower)
         patch = getattr(tower, "patch_size", 1)
         if "image_grid_thw" in takes:  # patches in rows of their own
