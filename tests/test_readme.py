@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 # What makes a command short enough for a test: other numbers in its place, and options besides.
 SHORTER = {
-    r"--steps \d+": "--steps 4 --config config.json --batch-size 4 --block-size 16 --eval-blocks 4 --warmup-steps 1",
-    r"--stages [\d: ]+": "--stages 1:4 2:4 --config config.json --data texts --batch-size 4 --block-size 16 --eval-blocks 4 --warmup-steps 1",
+    r"--steps \d+": "--steps 4 --config llama-tiny --batch-size 4 --block-size 16 --eval-blocks 4 --warmup-steps 1",
+    r"--stages [\d: ]+": "--stages 1:4 2:4 --config llama-tiny --data texts --batch-size 4 --block-size 16 --eval-blocks 4 --warmup-steps 1",
     r"compare .*": r"\g<0> --data texts --steps 4 --seeds 1 --lrs 1 0.5 --warmup-steps 1 --starts scratch duplicate",
     r"tune +study\.toml": f"tune {ROOT}/examples/studies/llama_cpu.toml --dry-run",
     r"tune examples/(\S+)( --check-transfer)?$": rf"tune {ROOT}/examples/\1\2 --dry-run",
@@ -35,9 +35,7 @@ def test_every_command_of_the_readme_runs_with_an_empty_cache(tmp_path):
     (tmp_path / "texts").mkdir()
     for source in (ROOT / "src/mupscale/axes.py", ROOT / "src/mupscale/planner.py"):
         shutil.copy(source, tmp_path / "texts" / f"{source.stem}.txt")
-    config = "from models import CONFIGS; CONFIGS['llama']().save_pretrained('.')"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", config], cwd=tmp_path, env=environment, check=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for number, command in enumerate(shown()):
         for pattern, shorter in SHORTER.items():
             command = re.sub(pattern, shorter, command)
