@@ -56,7 +56,7 @@ class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
         self.calls += 1
-        before = torch.manual_seed(1_000_003 * self.seed + self.calls).get_state()
+        before = torch.default_generator.manual_seed(1_000_003 * self.seed + self.calls).get_state()
         out = func(*args, **(kwargs or {}))
         self.draws += not torch.equal(torch.get_rng_state(), before)
         name = func.overloadpacket.__name__.strip("_")
