@@ -26,6 +26,35 @@ def unshuffled(width):
     )
 
 
+def regrouped(width):
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8 * width, 3), nn.ChannelShuffle(2), nn.Conv2d(8 * width, 8 * width, 3, groups=2)),
+        *(nn.ChannelShuffle(2 * width), nn.ReLU(), nn.Conv2d(8 * width, 3, 1)),
+    )
+
+
+def columns(width):
+    """Patches as columns, and as a picture again."""
+    return nn.Sequential(
+        *(
+            nn.Conv2d(3, 4 * width, 1),
+            nn.Unfold(2, stride=2),
+            nn.Conv1d(16 * width, 16 * width, 1),
+            nn.ReLU(),
+        ),
+        *(nn.Fold(8, 2, stride=2), nn.Conv2d(4 * width, 2, 1)),
+    )
+
+
+def pooled(width):
+    c = 8 * width
+    return nn.Sequential(
+        *(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, c, (3, 1, 1)), nn.MaxPool3d((1, 2, 2)), nn.ReLU()),
+        *(nn.Conv3d(c, c, 1), nn.AvgPool3d((1, 2, 2)), nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool3d(1)),
+        *(nn.Flatten(), nn.Linear(c, 2)),
+    )
+
+
 class Bilinear(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -80,6 +109,9 @@ class Slots(nn.Module):
     [
         (shuffled, IMAGES),
         (unshuffled, IMAGES),
+        (regrouped, IMAGES),
+        (columns, IMAGES),
+        (pooled, IMAGES),
         (Bilinear, X),
         (Distances, X),
         (Distances, MANY),  # computed another way
@@ -104,6 +136,7 @@ class Reduced(nn.Module):
     ("reduce", "why"),
     [
         (lambda x: x.logsumexp(-1, keepdim=True), "logsumexp runs over it in the model"),
+        (lambda x: F.avg_pool1d(x, 4)[..., :1], r"avg_pool\dd runs over it in the model"),
         (lambda x: x.prod(-1, keepdim=True), "prod runs over it in the model"),
         (lambda x: x.sort(-1).values[..., :1], "sort runs over it in the model"),
         (lambda x: x.log_softmax(-1).mean(-1, keepdim=True), "log_softmax runs over it in the model"),

@@ -7,6 +7,7 @@ a dim that is looked up means something by its index.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ def _convolution(call: Call) -> Dims:
         out = (*own, *outs)
     if bias is not None:
         unify(out, call.dims_of(bias)[0])
+    for units in call.dims_of(x)[-weight.ndim + 2 :]:
+        call.fix(units, "a convolution runs over it")
     dims = fresh(call.out, "a place")
     if call.out.ndim == weight.ndim:
         dims[0] = call.dims_of(x)[0]
@@ -207,16 +210,20 @@ def _reduce(call: Call) -> Any:
 
 
 @rule(
-    "max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d "
-    "adaptive_avg_pool1d upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
-    "max_pool2d upsample_linear1d _upsample_bilinear2d_aa _upsample_bicubic2d_aa avg_pool3d "
-    "max_pool3d_with_indices grid_sampler_2d im2col"
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+    "upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d"
 )
 def _pool(call: Call) -> Any:
     out = call.out[0] if isinstance(call.out, tuple) else call.out
-    lead = 2 if call.args[0].ndim in (3, 4) else 1
-    dims = [*call.dims(0)[:lead], *fresh(out, "a place")[lead:]]
-    return [dims] if isinstance(call.out, tuple) else dims
+    places = int(re.findall(r"(\d)d", call.name)[0])
+    for units in call.dims(0)[-places:]:
+        call.fix(units, f"{call.name} runs over it")
+    dims = [*call.dims(0)[:-places], *fresh(out, "a place")[-places:]]
+    return [dims] * len(call.out) if isinstance(call.out, tuple) else dims
 
 
 @rule("_fft_r2c _fft_c2r _fft_c2c")

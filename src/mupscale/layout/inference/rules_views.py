@@ -6,6 +6,7 @@ is summed over here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -191,7 +192,10 @@ def _stack(call: Call) -> Dims:
     return out
 
 
-@rule("constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d")
+@rule(
+    "constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+    "replication_pad2d replication_pad3d"
+)
 def _pad(call: Call) -> Dims:
     dims, pads = list(call.dims(0)), list(call.args[1])
     for k in range(len(pads) // 2):
@@ -215,6 +219,26 @@ def _pixel_shuffle(call: Call) -> Dims:
     else:
         channels, inside = regroup(channels, (size_of(channels) // size_of(places), size_of(places)))
         call.fix(inside, "it holds places")
+    return [*lead, channels, *fresh(call.out, "a place")[-2:]]
+
+
+@rule("channel_shuffle native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Dims:
+    """So many groups, and the channels of each, in the other order."""
+    batch, channels, *places = call.dims(0)
+    groups, each = regroup(channels, (int(call.args[1]), size_of(channels) // int(call.args[1])))
+    return [batch, (*each, *groups), *places]
+
+
+@rule("im2col col2im")
+def _columns(call: Call) -> Dims:
+    """Every channel with the places around each place, as columns; and back."""
+    *lead, channels = call.dims(0)[: -2 if call.name == "im2col" else -1]
+    size = math.prod(call.args[1 if call.name == "im2col" else 2])
+    if call.name == "im2col":
+        return [*lead, (*channels, Unit(size, "it holds places")), *fresh(call.out, "a place")[-1:]]
+    channels, inside = regroup(channels, (size_of(channels) // size, size))
+    call.fix(inside, "it holds places")
     return [*lead, channels, *fresh(call.out, "a place")[-2:]]
 
 

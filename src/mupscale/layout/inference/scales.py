@@ -54,12 +54,16 @@ def _names(text: str) -> frozenset[str]:
 
 _LINEAR = _names(
     "neg clone _to_copy contiguous dropout native_dropout relu relu_ abs sum mean amax amin max min nansum "
-    "cumsum constant_pad_nd index gather embedding index_select repeat flip roll topk sort unfold "
-    "avg_pool1d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices "
-    "upsample_nearest2d triu tril copy copy_ linalg_vector_norm norm fill_ zero_ repeat_interleave "
-    "upsample_nearest1d std im2col select_backward masked_select leaky_relu upsample_bilinear2d "
-    "upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar scatter index_copy "
-    "positive _fft_r2c _fft_c2r _fft_c2c"
+    "cumsum constant_pad_nd index gather embedding index_select repeat flip roll topk sort unfold avg_pool1d "
+    "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d "
+    "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d "
+    "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
+    "channel_shuffle native_channel_shuffle col2im triu tril copy copy_ linalg_vector_norm norm fill_ zero_ "
+    "repeat_interleave upsample_nearest1d std im2col select_backward masked_select leaky_relu "
+    "upsample_bilinear2d upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar "
+    "scatter index_copy positive _fft_r2c _fft_c2r _fft_c2c"
 )
 _ALIKE = _names(
     "add add_ sub sub_ rsub cat stack where masked_fill masked_fill_ index_add index_add_ index_put "
