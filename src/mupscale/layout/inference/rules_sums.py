@@ -7,6 +7,7 @@ a dim that is looked up means something by its index.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def _contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> None:
     call.contract((a, i), (b, j))
 
 
-@rule("mm bmm matmul mv dot")
+@rule("mm bmm matmul mv dot vdot")
 def _mm(call: Call) -> Dims:
     a, b = call.args[:2]
     i, j = a.ndim - 1, max(0, b.ndim - 2)
@@ -34,7 +35,7 @@ def _mm(call: Call) -> Dims:
 
 @rule("addmm baddbmm addmv addbmm")
 def _addmm(call: Call) -> Dims:
-    product = Call(call.name, call.args[1:], {}, call.out, call.dims_of, call.contract, call.place, [])
+    product = Call(call.name, call.args[1:], {}, call.out, call.dims_of, call.mark, call.place, call.summed)
     out = _mm(product)
     for i, units in enumerate(call.dims(0), start=len(out) - call.args[0].ndim):
         if call.args[0].shape[i - len(out)] != 1:
@@ -79,11 +80,41 @@ def _convolution(call: Call) -> Dims:
         out = (*own, *outs)
     if bias is not None:
         unify(out, call.dims_of(bias)[0])
+    for units in call.dims_of(x)[-weight.ndim + 2 :]:
+        call.fix(units, "a convolution runs over it")
     dims = fresh(call.out, "a place")
     if call.out.ndim == weight.ndim:
         dims[0] = call.dims_of(x)[0]
     dims[-weight.ndim + 1] = out
     return dims
+
+
+@rule("_trilinear")
+def _trilinear(call: Call) -> Dims:
+    """Three factors, each with dims of size 1 put in, multiplied and summed over some dims: `nn.Bilinear`."""
+    factors, summed = call.args[:3], call.args[6]
+    ndim = factors[0].ndim + len(call.args[3])
+    out: Dims = [() for _ in range(ndim)]
+    for at in range(ndim):
+        where = []
+        for tensor, put_in in zip(factors, call.args[3:6], strict=True):
+            if at not in put_in:
+                where.append((tensor, at - sum(i < at for i in put_in)))
+        each = [call.dims_of(tensor)[i] for tensor, i in where]
+        for other in each[1:]:
+            unify(each[0], other)
+        out[at] = each[0]
+        if at in summed:
+            call.contract(*where)
+    return [units for at, units in enumerate(out) if at not in summed]
+
+
+@rule("_cdist_forward cdist _euclidean_dist")
+def _distance(call: Call) -> Dims:
+    a, b = call.dims(0), call.dims(1)
+    unify(a[-1], b[-1])
+    call.summed += a[-1]
+    return [*a[:-1], b[-2]]
 
 
 @rule("native_layer_norm layer_norm _fused_rms_norm rms_norm")
@@ -100,6 +131,7 @@ def _weight_norm(call: Call) -> list[Dims]:
     """g · v / ‖v‖, the norm over all dims of v but one."""
     dims = call.dims(0)
     kept = call.axis(call.get(2, "dim", 0))
+    call.summed += [u for i, units in enumerate(dims) if i != kept for u in units]
     unify(call.dims(1)[kept], dims[kept])
     return [dims, call.dims(1)]
 
@@ -165,9 +197,12 @@ def _reduce(call: Call) -> Any:
     which = range(len(dims)) if which is None or which == [] else [which] if isinstance(which, int) else which
     gone = {call.axis(d) for d in which} if dims else set()
     first = call.out[0] if isinstance(call.out, tuple | list) else call.out
-    if call.name.startswith("arg"):
-        for d in gone:
+    for d in gone:
+        call.summed += dims[d]
+        if call.name.startswith("arg"):
             call.fix(dims[d], f"{call.name} picks from it")
+        elif call.name in ("prod", "logsumexp"):
+            call.fix(dims[d], f"{call.name} runs over it")
     kept = [() if i in gone else d for i, d in enumerate(dims)]
     if first.ndim != len(dims):
         kept = [d for i, d in enumerate(dims) if i not in gone]
@@ -175,16 +210,20 @@ def _reduce(call: Call) -> Any:
 
 
 @rule(
-    "max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d "
-    "adaptive_avg_pool1d upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
-    "max_pool2d upsample_linear1d _upsample_bilinear2d_aa _upsample_bicubic2d_aa avg_pool3d "
-    "max_pool3d_with_indices grid_sampler_2d im2col"
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+    "upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d"
 )
 def _pool(call: Call) -> Any:
     out = call.out[0] if isinstance(call.out, tuple) else call.out
-    lead = 2 if call.args[0].ndim in (3, 4) else 1
-    dims = [*call.dims(0)[:lead], *fresh(out, "a place")[lead:]]
-    return [dims] if isinstance(call.out, tuple) else dims
+    places = int(re.findall(r"(\d)d", call.name)[0])
+    for units in call.dims(0)[-places:]:
+        call.fix(units, f"{call.name} runs over it")
+    dims = [*call.dims(0)[:-places], *fresh(out, "a place")[-places:]]
+    return [dims] * len(call.out) if isinstance(call.out, tuple) else dims
 
 
 @rule("_fft_r2c _fft_c2r _fft_c2c")

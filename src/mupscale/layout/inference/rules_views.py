@@ -6,6 +6,7 @@ is summed over here.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +28,15 @@ def _same(call: Call) -> Dims | None:
 rule("polar floor_divide copy_ copy where masked_fill masked_fill_ addcmul lerp addcdiv")(pointwise)
 
 
-@rule("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort argsort _safe_softmax")
+@rule("_softmax softmax _safe_softmax")
+def _softmax(call: Call) -> Dims:
+    """What sums to one over copies is that much smaller, and copies of the rest."""
+    dims = call.dims(0)
+    call.summed += dims[call.axis(call.get(1, "dim", -1))] if dims else ()
+    return dims
+
+
+@rule("_log_softmax log_softmax cumsum cumprod logcumsumexp sort argsort")
 def _along(call: Call) -> Any:
     dims = call.dims(0)
     dim = call.get(1, "dim", -1)
@@ -183,7 +192,10 @@ def _stack(call: Call) -> Dims:
     return out
 
 
-@rule("constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d")
+@rule(
+    "constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+    "replication_pad2d replication_pad3d"
+)
 def _pad(call: Call) -> Dims:
     dims, pads = list(call.dims(0)), list(call.args[1])
     for k in range(len(pads) // 2):
@@ -195,6 +207,39 @@ def _pad(call: Call) -> Dims:
         around = [(Unit(n, "padding"),) if n > 0 else None for n in (before, after)]
         dims[at] = row([p for p in (around[0], units, around[1]) if p is not None])
     return dims
+
+
+@rule("pixel_shuffle pixel_unshuffle")
+def _pixel_shuffle(call: Call) -> Dims:
+    """Channels, each of so many places in a row and column, as places; and back."""
+    *lead, channels, _, _ = call.dims(0)
+    places = (Unit(int(call.args[1]) ** 2, "it holds places"),)
+    if call.name == "pixel_unshuffle":
+        channels = (*channels, *places)
+    else:
+        channels, inside = regroup(channels, (size_of(channels) // size_of(places), size_of(places)))
+        call.fix(inside, "it holds places")
+    return [*lead, channels, *fresh(call.out, "a place")[-2:]]
+
+
+@rule("channel_shuffle native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Dims:
+    """So many groups, and the channels of each, in the other order."""
+    batch, channels, *places = call.dims(0)
+    groups, each = regroup(channels, (int(call.args[1]), size_of(channels) // int(call.args[1])))
+    return [batch, (*each, *groups), *places]
+
+
+@rule("im2col col2im")
+def _columns(call: Call) -> Dims:
+    """Every channel with the places around each place, as columns; and back."""
+    *lead, channels = call.dims(0)[: -2 if call.name == "im2col" else -1]
+    size = math.prod(call.args[1 if call.name == "im2col" else 2])
+    if call.name == "im2col":
+        return [*lead, (*channels, Unit(size, "it holds places")), *fresh(call.out, "a place")[-1:]]
+    channels, inside = regroup(channels, (size_of(channels) // size, size))
+    call.fix(inside, "it holds places")
+    return [*lead, channels, *fresh(call.out, "a place")[-2:]]
 
 
 @rule("unfold")
