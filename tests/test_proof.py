@@ -357,6 +357,9 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("wav2vec2", "Wav2Vec2Model"),  # normalizes a weight, and writes into what a module returned
         ("bart", "BartForCausalLM"),  # attends to the states of an encoder, which grow with it
         ("whisper", "WhisperForCausalLM"),  # calls these otherwise
+        ("llava", "LlavaForConditionalGeneration"),  # reads an image in the place of tokens
+        ("gemma3", "Gemma3ForConditionalGeneration"),  # does so, and is told which tokens these are
+        ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
     ],
 )
 def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
@@ -476,6 +479,6 @@ def test_a_table_that_is_computed_when_loaded_is_no_parameter_to_copy():
 
 
 def test_a_tower_that_the_proof_does_not_reach_is_not_grown():
-    """Of a vision-language model the text alone is run."""
-    with pytest.raises(GrowthError, match="would grow, but the run of a tiny gemma3 does not use it"):
-        mupscale.plan(tiny(CONFIG_MAPPING["gemma3"]()), width=2)
+    """Of a model that takes its images and sounds otherwise than others, the text alone is run."""
+    with pytest.raises(GrowthError, match="would grow, but the run of a tiny phi4_multimodal does not use"):
+        mupscale.plan(tiny(CONFIG_MAPPING["phi4_multimodal"]()), width=2)

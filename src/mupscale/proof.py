@@ -26,12 +26,12 @@ from mupscale.errors import GrowthError, one_line
 from mupscale.filling import fill_
 from mupscale.grower import Grower
 from mupscale.layout import example_inputs, explicit, part_of, remembered, tiny
-from mupscale.layout.inference.instance import float64, instance, randomize_
+from mupscale.layout.inference.instance import instance, randomize_
 from mupscale.layout.models import is_stock, quiet
 from mupscale.lockstep import in_lockstep
 from mupscale.models import SameChance, doubled, state_tensors
 from mupscale.planning import Plan
-from mupscale.precision import Float64
+from mupscale.precision import Float64, float64
 
 TOLERANCE = 1e-10
 
