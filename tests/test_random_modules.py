@@ -4,6 +4,7 @@ A module is right when the wide one computes what the narrow one does, holds wha
 losses over some steps of AdamW. Whatever else than that or a `GrowthError` comes out is a failure.
 """
 
+import copy
 from collections import Counter
 
 import hypothesis
@@ -18,6 +19,11 @@ from mupscale.deviations import grown_outputs
 from random_modules import Recipe, inputs_of, make, recipes
 
 TOLERANCE = 1e-10
+OPTIMIZERS = {
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=1e-2, weight_decay=0.1),
+    "Adam": lambda params: torch.optim.Adam(params, lr=1e-2, amsgrad=True),
+    "SGD": lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, weight_decay=0.01),
+}
 
 
 def still(model: nn.Module) -> float:
@@ -69,6 +75,7 @@ def hold(recipe: Recipe) -> str:
         for tensor in (*narrow.parameters(), *narrow.buffers()):
             if tensor.is_floating_point() and tensor.ndim:  # away from zeros, ones and fresh tables
                 tensor.add_(torch.randn_like(tensor), alpha=0.1)
+    before = copy.deepcopy(narrow.state_dict())
     shown = x if recipe.planned_on == "random" else torch.zeros_like(x)
     try:
         if recipe.planned_from == "make":
@@ -80,6 +87,8 @@ def hold(recipe: Recipe) -> str:
             return "not proved"
     except GrowthError as error:
         return f"refused: {error}"
+    assert all(torch.equal(tensor, before[n]) for n, tensor in narrow.state_dict().items())
+    assert mupscale.Plan.from_json(plan.to_json()).params == plan.params
     return grown_and_trained(narrow, recipe, plan, x)
 
 
@@ -100,14 +109,12 @@ def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x:
         for wide in (pure, noisy):
             error = (wide(x) - like(plan, expected)).abs().max().item()
             assert error <= TOLERANCE * max(1.0, expected.abs().max()), f"outputs differ by {error:.3g}"
-    report = mupscale.verify(narrow, pure, plan, x)
-    assert report, f"{report}"
 
     narrow.train()
     trained = [p for p in narrow.parameters() if p.requires_grad]
     if not trained:
         return "proved"
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
+    optimizer = OPTIMIZERS[recipe.optimizer](trained)
     target = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for _ in range(2):
         step(narrow, optimizer, x, target)
@@ -118,6 +125,8 @@ def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x:
         wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     except GrowthError as error:  # weight decay of a gain that is stored as its difference from one
         return f"refused: {error}"
+    report = mupscale.verify(narrow, wide, plan, x, optimizer=wide_optimizer)
+    assert report, f"{report}"
     for i in range(5):
         a, b = step(narrow, optimizer, x, target), step(wide, wide_optimizer, x, wide_target)
         assert abs(a - b) <= TOLERANCE * max(1.0, abs(a)), f"step {i}: narrow {a}, wide {b}"
@@ -147,4 +156,4 @@ def test_modules_are_right_or_refused():
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_two_thousand_modules_are_right_or_refused(seed):
     outcomes = outcomes_of(100, seed)
-    assert outcomes["proved"] >= 0.4 * outcomes.total(), outcomes
+    assert outcomes["proved"] >= 0.55 * outcomes.total(), outcomes

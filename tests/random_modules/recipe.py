@@ -74,6 +74,7 @@ class Recipe:
     width: int = options(2, 3)
     planned_from: str = options("make", "modules")
     planned_on: str = options("random", "constant")
+    optimizer: str = options("AdamW", "Adam", "SGD")
 
 
 def recipes() -> st.SearchStrategy[Recipe]:
