@@ -26,9 +26,9 @@ from transformers.models.auto import modeling_auto
 
 import mupscale
 from mupscale.layout import example_inputs, own_config, tiny
-from mupscale.layout.inference.instance import float64, instance
+from mupscale.layout.inference.instance import instance
 from mupscale.layout.inputs import HIDDEN_STATES
-from mupscale.precision import Float64
+from mupscale.precision import Float64, float64
 
 # Encoders, sequence-to-sequence, vision and speech models, each with the class that is natural for it.
 OTHER = {

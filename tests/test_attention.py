@@ -163,3 +163,28 @@ def test_a_scale_that_nothing_can_take_is_refused():
 
     with pytest.raises(GrowthError, match="not exact"):
         mupscale.plan(lambda w: Block(w, grows="dim", attend=attend), width=2, inputs=X)
+
+
+class Pooled(nn.Module):
+    """Attention of learned queries, as Perceiver, DETR and attention pooling have them."""
+
+    def __init__(self, width):
+        super().__init__()
+        model, self.heads = 8 * width, 2 * width
+        self.enter, self.leave = nn.Linear(6, model), nn.Linear(model, 2)
+        self.queries = nn.Parameter(torch.randn(3, model))
+        self.q, self.k, self.v = (nn.Linear(model, model) for _ in range(3))
+
+    def forward(self, x):
+        x = self.enter(x)
+        queries = self.q(self.queries).expand(len(x), -1, -1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (queries, self.k(x), self.v(x)))
+        return self.leave(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_of_a_learned_query_and_its_weight_one_gets_noise(width):
+    """Terms that sum to zero over copies, in both, have a product that does not."""
+    plan = assert_grows(Pooled, X, width)
+    assert plan["q.weight"].has_noise
+    assert plan.layout.nonlinear == {"queries"}

@@ -27,6 +27,7 @@ from mupscale.deviations import grown_call
 from mupscale.dims import Row
 from mupscale.growth import grow_checkpoint
 from mupscale.layout import Fold, example_inputs, explicit, family_of, known, tiny
+from mupscale.layout.inference.fields import size_fields, with_fields
 from mupscale.layout.inference.instance import instance
 from mupscale.planner import _alike
 from mupscale.precision import Float64
@@ -356,6 +357,9 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("wav2vec2", "Wav2Vec2Model"),  # normalizes a weight, and writes into what a module returned
         ("bart", "BartForCausalLM"),  # attends to the states of an encoder, which grow with it
         ("whisper", "WhisperForCausalLM"),  # calls these otherwise
+        ("llava", "LlavaForConditionalGeneration"),  # reads an image in the place of tokens
+        ("gemma3", "Gemma3ForConditionalGeneration"),  # does so, and is told which tokens these are
+        ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
     ],
 )
 def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
@@ -398,6 +402,25 @@ def test_layers_of_another_head_dim_than_the_tiny_models_are_proved():
     )
     report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=2)
     assert report.equal, report
+
+
+def test_numbers_that_a_config_works_out_follow_the_others():
+    """Zamba 2 has twice the hidden size in its attention, and says so, but takes no other number for it."""
+    small = explicit(tiny(CONFIG_MAPPING["zamba2"]()))
+    assert (small.attention_hidden_size, small.attention_head_dim) == (2 * 128, 2 * 128 // 8)
+    assert ("attention_hidden_size",) not in size_fields(small)
+    wide = with_fields(small, {("hidden_size",): 256, ("mamba_ngroups",): 4})
+    assert (wide.attention_hidden_size, wide.attention_head_dim, wide.mamba_headdim) == (512, 64, 32)
+
+
+def test_sizes_that_are_rounded_grow_where_they_come_out_whole():
+    """xLSTM rounds 2.667 times its hidden size up to a multiple of 64."""
+    config = CONFIG_MAPPING["xlstm"]()
+    plan = mupscale.plan(config, width=3)
+    assert plan.proved
+    assert plan.params["backbone.blocks.0.ffn.proj_up.weight"].wide_shape == (3 * 10944, 3 * 4096)
+    with pytest.raises(GrowthError, match="by the config, but to"):
+        mupscale.plan(CONFIG_MAPPING["xlstm"](hidden_size=160, embedding_dim=160), width=3)
 
 
 def test_without_a_head_every_hidden_weight_gets_noise():
@@ -456,6 +479,6 @@ def test_a_table_that_is_computed_when_loaded_is_no_parameter_to_copy():
 
 
 def test_a_tower_that_the_proof_does_not_reach_is_not_grown():
-    """Of a vision-language model the text alone is run."""
-    with pytest.raises(GrowthError, match="would grow, but the run of a tiny gemma3 does not use it"):
-        mupscale.plan(tiny(CONFIG_MAPPING["gemma3"]()), width=2)
+    """Of a model that takes its images and sounds otherwise than others, the text alone is run."""
+    with pytest.raises(GrowthError, match="would grow, but the run of a tiny phi4_multimodal does not use"):
+        mupscale.plan(tiny(CONFIG_MAPPING["phi4_multimodal"]()), width=2)

@@ -14,6 +14,7 @@ from torch import nn
 
 import mupscale
 from mupscale import GrowthError
+from mupscale.deviations import grown_outputs
 from random_modules import Recipe, inputs_of, make, recipes
 
 TOLERANCE = 1e-10
@@ -42,15 +43,14 @@ def shared(model: nn.Module) -> set[frozenset[str]]:
     return set(map(frozenset, names.values()))
 
 
-def like(wide: torch.Tensor, narrow: torch.Tensor) -> torch.Tensor:
-    """The narrow value as the wide model should have it: hidden states are copied."""
-    return narrow.repeat_interleave(wide.shape[-1] // narrow.shape[-1], dim=-1)
+def like(plan: mupscale.Plan, narrow: torch.Tensor) -> torch.Tensor:
+    """The narrow model's output, or a target for it, as the wide model has it: hidden states have grown."""
+    return grown_outputs([narrow], plan)[0]
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, target: torch.Tensor) -> float:
     optimizer.zero_grad()
-    out = model(x)
-    loss = (out - like(out, target)).square().mean()
+    loss = (model(x) - target).square().mean()
     loss.backward()
     optimizer.step()
     return loss.item()
@@ -98,8 +98,7 @@ def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x:
     with torch.no_grad():
         expected = narrow(x)
         for wide in (pure, noisy):
-            out = wide(x)
-            error = (out - like(out, expected)).abs().max().item()
+            error = (wide(x) - like(plan, expected)).abs().max().item()
             assert error <= TOLERANCE * max(1.0, expected.abs().max()), f"outputs differ by {error:.3g}"
     report = mupscale.verify(narrow, pure, plan, x)
     assert report, f"{report}"
@@ -114,12 +113,13 @@ def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x:
         step(narrow, optimizer, x, target)
     wide = mupscale.grow(narrow, plan, noise=None)
     still(wide)
+    wide_target = like(plan, target)
     try:
         wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     except GrowthError as error:  # weight decay of a gain that is stored as its difference from one
         return f"refused: {error}"
     for i in range(5):
-        a, b = step(narrow, optimizer, x, target), step(wide, wide_optimizer, x, target)
+        a, b = step(narrow, optimizer, x, target), step(wide, wide_optimizer, x, wide_target)
         assert abs(a - b) <= TOLERANCE * max(1.0, abs(a)), f"step {i}: narrow {a}, wide {b}"
     return "proved"
 

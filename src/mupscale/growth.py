@@ -83,6 +83,15 @@ def grow(
     """
     inner = unwrapped(model)
     tensors = state_tensors(inner)
+    grower = Grower(
+        plan,
+        tensors.__getitem__,
+        operator=operator,
+        noise=noise,
+        shrink=shrink,
+        seed=seed,
+        from_first=from_first,
+    )
     if name := next((n for n, t in tensors.items() if t.is_meta), None):
         raise GrowthError(
             f"{name}: is on the meta device, so that there are no values to grow; load the weights first"
@@ -93,15 +102,6 @@ def grow(
             f"{name}: not in the {'plan' if name in tensors else 'model'}; make the plan from this model"
         )
     with plain_surroundings(), torch.no_grad():
-        grower = Grower(
-            plan,
-            tensors.__getitem__,
-            operator=operator,
-            noise=noise,
-            shrink=shrink,
-            seed=seed,
-            from_first=from_first,
-        )
         if grower.operator.adds_identity:
             with torch.enable_grad():
                 prove_identity(plan, operator)

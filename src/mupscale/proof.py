@@ -26,12 +26,12 @@ from mupscale.errors import GrowthError, one_line
 from mupscale.filling import fill_
 from mupscale.grower import Grower
 from mupscale.layout import example_inputs, explicit, part_of, remembered, tiny
-from mupscale.layout.inference.instance import float64, instance, randomize_
+from mupscale.layout.inference.instance import instance, randomize_
 from mupscale.layout.models import is_stock, quiet
 from mupscale.lockstep import in_lockstep
 from mupscale.models import SameChance, doubled, state_tensors
 from mupscale.planning import Plan
-from mupscale.precision import Float64
+from mupscale.precision import Float64, float64
 
 TOLERANCE = 1e-10
 
@@ -165,7 +165,7 @@ def tried(
             if failure is None and operator == "duplicate":
                 loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
             if failure is None and operator == "duplicate":
-                nonlinear, failure = _under_noise(narrow, wide, plan, calls)
+                nonlinear = _under_noise(narrow, wide, plan, calls)
     except GrowthError:
         raise
     except Exception as error:  # whatever the model's own code raises
@@ -231,22 +231,28 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
     )
 
 
-def _under_noise(
-    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]
-) -> tuple[list[str], str | None]:
-    """The weights in which balanced noise changes the outputs, and what is wrong when all others have it."""
+def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]) -> list[str]:
+    """The weights that are left out of balanced noise, so that it does not change the outputs.
 
-    def failure(noisy: list[str]) -> str | None:
+    Those in which it does so by itself, as they are normalized; and of those that meet each other, as a
+    learned query meets the weight that projects it, so that their terms do not cancel together, the smaller.
+    """
+
+    def keeps(noisy: list[str]) -> bool:
         _grow(narrow, wide, plan, noisy=noisy)
-        return _at_rest(narrow, wide, plan, calls)[1]
+        return _at_rest(narrow, wide, plan, calls)[1] is None
 
     parts: dict[str, list[str]] = {}
     for name, p in plan.params.items():
         if p.has_noise and p.fan_in != 1:
             parts.setdefault(part_of(name), []).append(name)
     every = [name for names in parts.values() for name in names]
-    if failure(every) is None:
-        return [], None
-    nonlinear = [name for names in parts.values() if failure(names) is not None for name in names]
-    wrong = failure([name for name in every if name not in nonlinear])
-    return nonlinear, wrong and f"with noise that sums to zero over copies, {wrong}"
+    if keeps(every):
+        return []
+    linear = [names for names in parts.values() if keeps(names)]
+    noisy = [name for names in linear for name in names]
+    if not keeps(noisy):
+        noisy = []
+        for names in sorted(linear, key=lambda names: -sum(narrow.get_parameter(n).numel() for n in names)):
+            noisy += names if keeps([*noisy, *names]) else []
+    return [name for name in every if name not in noisy]

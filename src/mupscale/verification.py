@@ -138,8 +138,12 @@ def _verified(
     operator: str,
     optimizer: torch.optim.Optimizer | None,
 ) -> Report:
+    for side, tensors in (("narrow", state_tensors(model)), ("wide", state_tensors(wide))):
+        if name := next((n for n, t in tensors.items() if t.is_meta), None):
+            raise GrowthError(f"{name}: is on the meta device in the {side} model; load its values first")
     call = Call.of(inputs if inputs is not None else _example(model))
-    dtype = next((p.dtype for p in wide.parameters() if p.is_floating_point()), torch.float64)
+    kinds = (p.dtype.to_real() for p in wide.parameters() if p.is_floating_point() or p.is_complex())
+    dtype = next(kinds, torch.float64)
     by_weight = operator_named(operator).copies_evenly and not plan.inexact
     if steps and not by_weight:
         raise GrowthError(f"operator {operator!r}: only even copies train in lockstep; verify without steps")

@@ -102,7 +102,8 @@ class Attention(nn.Module):
         self.scale = 1.0 if r.scale == "unscaled" else self.head_dim**-0.5
         if r.scale == "buffer":
             del self.scale
-            self.register_buffer("scale", torch.tensor(self.head_dim**-0.5), persistent=False)
+            scale = torch.tensor(self.head_dim**-0.5, dtype=torch.float64)  # no multiple of it is rounded
+            self.register_buffer("scale", scale, persistent=False)
         if r.mask == "buffer":
             future = torch.ones(PLACES, PLACES, dtype=torch.bool).triu(1)
             self.register_buffer(
@@ -237,7 +238,7 @@ class OwnNorm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         if self.kind == "length":
-            return h / (h.norm(dim=-1, keepdim=True) + 1e-6) * self.gain
+            return F.normalize(h, dim=-1) * self.gain
         if self.kind == "own layer":
             h = h - h.mean(dim=-1, keepdim=True)
             return h / (h.var(dim=-1, keepdim=True, unbiased=False) + 1e-5).sqrt() * self.gain

@@ -9,12 +9,12 @@ from mupscale.layout.cache import remembered
 from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
 from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.fields import explicit
-from mupscale.layout.inference.instance import float64
 from mupscale.layout.inference.modules import layout_by_running
 from mupscale.layout.inputs import example_inputs
 from mupscale.layout.known import family_of, folds_for
 from mupscale.layout.models import class_name, own_config, shapes, skeleton, transformers_config
 from mupscale.layout.tiny import tiny
+from mupscale.precision import float64
 
 __all__ = [
     "DEPTH",

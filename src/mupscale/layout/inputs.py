@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
+from mupscale.layout.media import image_size, media_inputs, media_of, with_tokens
 
 TOKENS = ("input_ids", "decoder_input_ids")
 # Hidden states of another model, which cross-attention reads: as wide as this one's, unless the config says.
@@ -37,6 +38,12 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
         wanted.add("decoder_input_ids")
     if "noise" in takes:
         wanted.add("noise")  # a masked autoencoder draws its mask by it, and draws one of its own without
+    media = media_of(model)
+    if media:
+        wanted |= {"input_ids"}
+    elif "pixel_values" in takes and "vision_config" in config:
+        wanted |= {"pixel_values"}
+    wanted -= {*media}
     if "decoder_input_ids" not in takes and any(map(_CROSS_ATTENTION.search, model.state_dict())):
         wanted |= HIDDEN_STATES & takes.keys()
     made: dict[str, Any] = {}
@@ -46,6 +53,9 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
             made[name] = _ids(config, (rows, length + 2 * (name != main)), draw)
         else:
             made[name] = torch.randn(_shape(config, name, batch, length), generator=draw, dtype=dtype)
+    for name in media:
+        made |= media_inputs(model, name, batch, draw, dtype)
+        made |= with_tokens(model, name, made)
     # Some of what the model reads is masked, so that the embedding which stands for it is used.
     if "bool_masked_pos" in takes and any(n.endswith("mask_token") for n, _ in model.named_parameters()):
         patches = _shape(config, "noise", batch, length)
@@ -82,8 +92,7 @@ def _ids(config: Any, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
 def _shape(config: Any, name: str, batch: int, length: int) -> tuple[int, ...]:
     if name in ("pixel_values", "noise"):
         vision = getattr(config, "vision_config", config)
-        side = getattr(vision, "image_size", 32)
-        height, width = (side, side) if isinstance(side, int) else side
+        height, width = image_size(vision)
         if name == "noise":
             return batch, (height // vision.patch_size) * (width // vision.patch_size)
         return batch, getattr(vision, "num_channels", 3), height, width

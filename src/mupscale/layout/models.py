@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -79,6 +80,19 @@ def transformers_config(model: object) -> PreTrainedConfig | None:
         model = unwrapped(model)
         return model.config if isinstance(model, PreTrainedModel) else None
     return model if isinstance(model, PreTrainedConfig) else None
+
+
+def worked_out(config: PreTrainedConfig) -> dict[str, int]:
+    """The numbers that are no argument of the config's class, and that it comes to again where left out."""
+    makers = [vars(kind)["__init__"] for kind in type(config).__mro__ if "__init__" in vars(kind)]
+    arguments = {name for make in makers for name in inspect.signature(make).parameters}
+    fields = config.to_dict()
+    others = {name: n for name, n in fields.items() if type(n) is int and name not in arguments}
+    if not others:
+        return {}
+    with quiet():
+        made = type(config).from_dict({k: v for k, v in fields.items() if k not in others}).to_dict()
+    return {name: n for name, n in others.items() if made.get(name) == n}
 
 
 def skeleton(config: PreTrainedConfig) -> nn.Module:

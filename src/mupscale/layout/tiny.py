@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mupscale.errors import GrowthError, one_line
-from mupscale.layout.models import quiet
+from mupscale.layout.models import quiet, worked_out
 from mupscale.layout.tiny_sizes import (
     COUNTS,
     HEADS,
@@ -65,13 +65,24 @@ class _Node:
     def shrunk(self) -> dict[str, Any]:
         """The fields to build the tiny config of."""
         self.new = {field: self.size(field) for field in self.fields}
-        for rule in (_heads, _mamba, _layers, _stages, _tokens, _rope, _SPECIAL.get(self.config.model_type)):
+        special = _SPECIAL.get(self.config.model_type)
+        for rule in (_heads, _mamba, _layers, _stages, _ratios, _tokens, _rope, special):
             self.new |= rule(self) if rule else {}
         for field in self.fields:
             sub = vars(self.config).get(field)
             if isinstance(sub, PreTrainedConfig):
                 self.new[field] = _Node(sub, self, self.grouped).shrunk()
-        return {k: v for k, v in self.new.items() if not LEFT_OUT.fullmatch(k)}
+        kept = {k: v for k, v in self.new.items() if not LEFT_OUT.fullmatch(k)}
+        anew = self.worked_out(kept)
+        return {k: v for k, v in kept.items() if k not in anew}
+
+    def worked_out(self, kept: dict[str, Any]) -> set[str]:
+        """The fields that the class works out from others, so that they are tiny where these are."""
+        fields = worked_out(self.config)
+        if not fields:
+            return set()
+        made = type(self.config).from_dict({k: v for k, v in kept.items() if k not in fields}).to_dict()
+        return {name for name, n in fields.items() if made.get(name) != n}
 
     def size(self, field: str) -> Any:
         """The tiny value of a field by its name alone."""
@@ -242,6 +253,12 @@ def _stages(node: _Node) -> dict[str, Any]:
         if node.fields.get("embedding_size") == node.fields["hidden_sizes"][0]:
             made["embedding_size"] = HIDDEN
     return made
+
+
+def _ratios(node: _Node) -> dict[str, Any]:
+    """Sizes said as multiples of others: by halves, so that no tiny size has to be rounded."""
+    factors = {k: v for k, v in node.fields.items() if k.endswith("_proj_factor") and isinstance(v, float)}
+    return {k: max(0.5, round(2 * v) / 2) for k, v in factors.items()}
 
 
 def _tokens(node: _Node) -> dict[str, Any]:

@@ -56,6 +56,7 @@ _WIDTHS: tuple[Row, ...] = (
 # Counts: as widths, but never more than there were.
 COUNTS: tuple[Row, ...] = (
     ("patch_size", 8, ""),
+    ("mm_tokens_per_image", 4, ""),
     ("encoder_stride", 8, "patch_size"),
     ("(moe_)?num_(local_)?experts|n_routed_experts|zero_expert_num", 4, ""),
     ("index(er)?_n_heads|linear_num_heads|index_topk|index_block_size|indexer_budget", 4, ""),

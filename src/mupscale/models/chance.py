@@ -29,7 +29,8 @@ class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self.still = still
-        self.draws = 0
+        self.calls = 0
+        self.draws = 0  # the calls that did draw something
 
     def __enter__(self) -> Any:
         self._before = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -54,9 +55,10 @@ class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
-        self.draws += 1
-        torch.manual_seed(1_000_003 * self.seed + self.draws)
+        self.calls += 1
+        before = torch.manual_seed(1_000_003 * self.seed + self.calls).get_state()
         out = func(*args, **(kwargs or {}))
+        self.draws += not torch.equal(torch.get_rng_state(), before)
         name = func.overloadpacket.__name__.strip("_")
         if isinstance(out, Tensor):
             if name == "bernoulli":

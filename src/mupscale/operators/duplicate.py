@@ -22,7 +22,7 @@ def duplicate_scaled(
     Returns:
         A new tensor of the wide shape.
     """
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() and not tensor.is_complex():
         return duplicate(tensor, axes, sizes, growth).clone()
     exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     # Scaling the small tensor first costs nothing; multiplication commutes with repetition.

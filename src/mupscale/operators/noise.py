@@ -99,12 +99,14 @@ def add_noise_(
 ) -> Tensor:
     """Add ``noise`` in place to ``wide`` = s·dup(``narrow``), in the dtype of ``wide`` (float32 or better).
 
+    Complex weights get none.
+
     Args:
         copies: ``scaling.axes.expand_copies(...)`` of the growth; asked by balanced and paired noise only.
         seed, name: decide the random numbers, together with the shape.
         fresh_std: standard deviation of a fresh narrow init of this parameter; asked by gaussian noise only.
     """
-    if not scaling.has_noise or noise.strength == 0:
+    if not scaling.has_noise or noise.strength == 0 or wide.is_complex():
         return wide
     cancel = {"balanced": subtract_copy_mean_, "paired": oppose_copies_}.get(noise.kind)
     if cancel is not None:

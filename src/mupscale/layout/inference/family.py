@@ -209,7 +209,9 @@ class Family:
         twin = self.twin(name, len(shape))
         if twin is None:
             raise GrowthError(
-                f"{name}: a tiny model of this family has no such parameter; its axes are not known"
+                f"{name}: transformers gives a {self.model_type} of this config no such tensor, so that "
+                "nothing is known of it; take off what was added to the model (adapters, a new head), or "
+                "plan the whole from a function, plan(make, width=..., inputs=...)"
             )
         parts = part_of(name)
         alike = [twin, *(n for n in self.axes if n != twin and part_of(n) == parts)]

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mupscale.layout.base import DEPTH
-from mupscale.layout.models import quiet, shapes
+from mupscale.layout.models import quiet, shapes, worked_out
 from mupscale.layout.tiny_sizes import canonical
 
 Path = tuple[str, ...]
@@ -24,12 +24,12 @@ _WIDER = re.compile(
     r"(.*_)?hidden_sizes?|(.*_)?embed_dims?|(.*_)?embedding_size|word_embed_proj_dim|d_model|dim|lru_width|conv_dim"
     r"|mamba_d_ssm|pooler_output_size|projection_size|hidden_dim"
     r"|(.*_)?intermediate_size.*|(.*_)?ffn_(hidden_size|dim)|mlp_dim|n_inner"
-    r"|(.*_)?heads(_per_layer)?|n_heads?|(mamba_)?n(um)?_groups"
+    r"|(.*_)?heads(_per_layer)?|n_heads?|(mamba_)?n(um)?_?groups"
 )
 # Whole numbers that are no sizes.
 _NOT_SIZES = re.compile(
     r".*token_(id|index|ids)|.*_layers?|num_labels|.*_id|.*layers?_.*|depths?|num_beams|.*window.*|.*kernel.*"
-    r"|max_(?!position).*|chunk_size.*|.*stride.*|.*dropout.*|seed|.*_per_tok(en)?|.*top_?k.*|.*epoch.*|.*theta.*"
+    r"|max_(?!position).*|.*multiple_of|chunk_size.*|.*stride.*|.*dropout.*|seed|.*_per_tok(en)?|.*top_?k.*|.*epoch.*|.*theta.*"
 )
 # Axes that are no widths, with the reason.
 NO_WIDTH = {
@@ -50,8 +50,11 @@ _AXIS = {
 
 
 def size_fields(config: PreTrainedConfig) -> dict[Path, Any]:
-    """Every whole number above 1 in a config that may be a size, and every list of such, by its path."""
-    fields = _leaves(config.to_dict(), ())
+    """Every whole number above 1 in a config that may be a size, and every list of such, by its path.
+
+    Those that the config's class works out from others are none of them.
+    """
+    fields = _leaves(_stated(config), ())
     return {p: value for p, value in fields if "heads" in p[-1] or not _NOT_SIZES.fullmatch(p[-1])}
 
 
@@ -144,8 +147,8 @@ def _word(config: PreTrainedConfig, path: Path) -> str:
 
 
 def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrainedConfig:
-    """A config of the same class with other values."""
-    fields = config.to_dict()
+    """A config of the same class with other values; what its class works out of these is worked out anew."""
+    fields = _stated(config)
     for path, value in values.items():
         inner = fields
         for key in path[:-1]:
@@ -153,6 +156,17 @@ def with_fields(config: PreTrainedConfig, values: Mapping[Path, Any]) -> PreTrai
         inner[path[-1]] = value
     with quiet():
         return type(config).from_dict(fields)
+
+
+def _stated(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a config without the numbers that its class works out from others."""
+    fields: dict[str, Any] = config.to_dict()
+    for field in worked_out(config):
+        del fields[field]
+    for name in fields:
+        if isinstance(sub := vars(config).get(name), PreTrainedConfig):
+            fields[name] = _stated(sub)
+    return fields
 
 
 def value_at(config: PreTrainedConfig, path: Path) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -14,7 +12,7 @@ from mupscale.layout.inference.trace import Trace, trace
 from mupscale.layout.inputs import HIDDEN_STATES, example_inputs
 from mupscale.layout.models import model_class, quiet
 from mupscale.models import persistent_buffers
-from mupscale.precision import Float64
+from mupscale.precision import Float64, float64
 
 
 def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:
@@ -54,13 +52,3 @@ def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -
         for buffer in persistent_buffers(model).values():
             if buffer.is_floating_point():  # variances stay positive
                 buffer.add_(torch.rand(buffer.shape, generator=draw, dtype=buffer.dtype), alpha=0.3)
-
-
-@contextmanager
-def float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -12,14 +12,13 @@ from mupscale.dims import Dim
 from mupscale.errors import GrowthError, one_line
 from mupscale.layout.base import Layout
 from mupscale.layout.inference.folding import said_as_folds
-from mupscale.layout.inference.instance import float64
 from mupscale.layout.inference.ones import show_ones
 from mupscale.layout.inference.scales import folds
 from mupscale.layout.inference.structure import leaves, pairs, sizes_of, written
 from mupscale.layout.inference.trace import Trace, trace
 from mupscale.layout.inference.units import Conflict, Unit, size_of
 from mupscale.models import state_tensors, tie_names
-from mupscale.precision import Float64
+from mupscale.precision import Float64, float64
 
 
 def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[Layout, dict[str, Fraction]]:
@@ -33,7 +32,7 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         GrowthError: the modules differ in more than widths, or do not run on the inputs.
     """
     base, other = _traced(narrow, call), _traced(wide, call)
-    if differing := base.dims.keys() ^ other.dims.keys():
+    if differing := state_tensors(narrow).keys() ^ state_tensors(wide).keys():
         raise GrowthError(
             f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
         )

@@ -187,6 +187,16 @@ def _pool(call: Call) -> Any:
     return [dims] if isinstance(call.out, tuple) else dims
 
 
+@rule("_fft_r2c _fft_c2r _fft_c2c")
+def _fourier(call: Call) -> Dims:
+    """Frequencies in place of places."""
+    dims, new = list(call.dims(0)), fresh(call.out, "a frequency or a place")
+    for at in map(call.axis, call.args[1]):
+        call.fix(dims[at], "a Fourier transform runs over it")
+        dims[at] = new[at]
+    return dims
+
+
 @rule("embedding")
 def _embedding(call: Call) -> Dims:
     weight, index = call.dims(0), call.dims(1)

@@ -59,7 +59,7 @@ _LINEAR = _names(
     "upsample_nearest2d triu tril copy copy_ linalg_vector_norm norm fill_ zero_ repeat_interleave "
     "upsample_nearest1d std im2col select_backward masked_select leaky_relu upsample_bilinear2d "
     "upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar scatter index_copy "
-    "positive"
+    "positive _fft_r2c _fft_c2r _fft_c2c"
 )
 _ALIKE = _names(
     "add add_ sub sub_ rsub cat stack where masked_fill masked_fill_ index_add index_add_ index_put "
