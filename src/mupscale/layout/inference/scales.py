@@ -67,11 +67,13 @@ _ALIKE = _names(
     "masked_scatter scatter_"
 )
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
-_PRODUCTS = _names("mm bmm mv dot matmul addmm baddbmm linear convolution")
+_PRODUCTS = _names("mm bmm mv dot matmul addmm baddbmm linear convolution _trilinear")
 _NORMS = _names(
     "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit_no_training "
     "_fused_rms_norm"
 )
+_SOFTMAX = _names("_softmax softmax _safe_softmax")
+_DISTANCES = _names("_cdist_forward cdist _euclidean_dist")
 _ATTENTION = _names(
     "_scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention "
     "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
@@ -171,6 +173,12 @@ class _Book:
             self._product(step, other, name)
         elif name == "_weight_norm_interface":  # g · v / ‖v‖, in which v may have any scale
             self.give(outs[:1], _plus(scales[1], -self.log_growth(step.summed) / 2))
+        elif name in _SOFTMAX:
+            self.equal(scales[0], ONE)
+            self.give(outs, Scale(-self.log_growth(step.summed), {}))
+        elif name in _DISTANCES and (power := step.args[2] if len(step.args) > 2 else 2.0):
+            self.equal(scales[0], scales[1])
+            self.give(outs, _plus(scales[0], self.log_growth(step.summed) / power))
         elif name in _ATTENTION:
             self._attention(step, other, scales, outs)
         elif name in _NORMS:
@@ -221,8 +229,10 @@ class _Book:
             bias, *operands = operands
         elif name in ("linear", "convolution") and len(operands) > 2:
             bias = operands[2]
-        left, right = self._of(operands[0], step, other), self._of(operands[1], step, other)
-        product = None if left is None or right is None else left + right
+        factors = operands[: 3 if name == "_trilinear" else 2]
+        product: Scale | None = ONE
+        for factor in (self._of(operand, step, other) for operand in factors):
+            product = None if product is None or factor is None else product + factor
         product = _plus(product, self.log_growth(step.summed))
         product = _plus(product, _log_ratio(step.kwargs.get("alpha", 1), other.kwargs.get("alpha", 1)))
         if isinstance(bias, Tensor) and (own := self._of(bias, step, other)) is not None:
