@@ -21,7 +21,7 @@ def _contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> None:
     call.contract((a, i), (b, j))
 
 
-@rule("mm bmm matmul mv dot")
+@rule("mm bmm matmul mv dot vdot")
 def _mm(call: Call) -> Dims:
     a, b = call.args[:2]
     i, j = a.ndim - 1, max(0, b.ndim - 2)
