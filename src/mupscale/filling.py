@@ -82,7 +82,11 @@ def tables(model: nn.Module) -> dict[tuple[str, str], Tensor]:
     """What no checkpoint holds, by module and attribute: buffers that are not persistent, plain tensors."""
     names = {id(module): name for name, module in model.named_modules()}
     stored = {id(buffer) for buffer in persistent_buffers(model).values()}
-    found = {(names[id(m)], key): tensor for m, key, tensor in attribute_tensors(model)}
+    found = {
+        (names[id(m)], key): tensor
+        for m, key, tensor in attribute_tensors(model)
+        if f"{key}_orig" not in m._parameters  # made of it in every call, as spectral norm and pruning do
+    }
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if id(buffer) not in stored:
             owner, _, leaf = name.rpartition(".")

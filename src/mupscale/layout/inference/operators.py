@@ -8,7 +8,7 @@ rules themselves stand in `rules_views` and `rules_sums`: a handful for a few hu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -24,8 +24,10 @@ _R = TypeVar("_R", bound=Rule)
 class Call:
     """One operator at work: its arguments, what it gave, and how to ask for the dims of a tensor.
 
-    ``contract((a, i), (b, j))`` says that these dims, which are one and the same, are summed over; with
-    ``part=units`` that these of its units are.
+    Attributes:
+        mark: takes a dim, as (tensor, index), as one that a product contracts, or only some units of it.
+        summed: the units that are summed over.
+        pending: units to fix once the output is used, with the reason.
     """
 
     name: str
@@ -33,15 +35,27 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
     dims_of: Callable[[Tensor], Dims]
-    contract: Callable[..., None]
+    mark: Callable[[tuple[Tensor, int], Units | None], None]
     place: str
-    pending: list[tuple[Units, str]]
+    summed: list[Unit] = field(default_factory=list)
+    pending: list[tuple[Units, str]] = field(default_factory=list)
 
     def dims(self, i: int) -> Dims:
         return self.dims_of(self.args[i])
 
     def get(self, i: int, name: str, default: Any = None) -> Any:
         return self.args[i] if len(self.args) > i else self.kwargs.get(name, default)
+
+    def contract(self, *where: tuple[Tensor, int], part: Units | None = None) -> None:
+        """Say that these dims, which are one and the same, are multiplied and summed over.
+
+        Args:
+            part: the units of it that are, where not all of them are.
+        """
+        tensor, dim = where[0]
+        self.summed += self.dims_of(tensor)[dim] if part is None else part
+        for each in where:
+            self.mark(each, part)
 
     @property
     def tensors(self) -> list[Tensor]:

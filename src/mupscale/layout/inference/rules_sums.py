@@ -21,7 +21,7 @@ def _contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> None:
     call.contract((a, i), (b, j))
 
 
-@rule("mm bmm matmul mv dot")
+@rule("mm bmm matmul mv dot vdot")
 def _mm(call: Call) -> Dims:
     a, b = call.args[:2]
     i, j = a.ndim - 1, max(0, b.ndim - 2)
@@ -34,7 +34,7 @@ def _mm(call: Call) -> Dims:
 
 @rule("addmm baddbmm addmv addbmm")
 def _addmm(call: Call) -> Dims:
-    product = Call(call.name, call.args[1:], {}, call.out, call.dims_of, call.contract, call.place, [])
+    product = Call(call.name, call.args[1:], {}, call.out, call.dims_of, call.mark, call.place, call.summed)
     out = _mm(product)
     for i, units in enumerate(call.dims(0), start=len(out) - call.args[0].ndim):
         if call.args[0].shape[i - len(out)] != 1:
@@ -86,6 +86,34 @@ def _convolution(call: Call) -> Dims:
     return dims
 
 
+@rule("_trilinear")
+def _trilinear(call: Call) -> Dims:
+    """Three factors, each with dims of size 1 put in, multiplied and summed over some dims: `nn.Bilinear`."""
+    factors, summed = call.args[:3], call.args[6]
+    ndim = factors[0].ndim + len(call.args[3])
+    out: Dims = [() for _ in range(ndim)]
+    for at in range(ndim):
+        where = []
+        for tensor, put_in in zip(factors, call.args[3:6], strict=True):
+            if at not in put_in:
+                where.append((tensor, at - sum(i < at for i in put_in)))
+        each = [call.dims_of(tensor)[i] for tensor, i in where]
+        for other in each[1:]:
+            unify(each[0], other)
+        out[at] = each[0]
+        if at in summed:
+            call.contract(*where)
+    return [units for at, units in enumerate(out) if at not in summed]
+
+
+@rule("_cdist_forward cdist _euclidean_dist")
+def _distance(call: Call) -> Dims:
+    a, b = call.dims(0), call.dims(1)
+    unify(a[-1], b[-1])
+    call.summed += a[-1]
+    return [*a[:-1], b[-2]]
+
+
 @rule("native_layer_norm layer_norm _fused_rms_norm rms_norm")
 def _layer_norm(call: Call) -> Any:
     dims = call.dims(0)
@@ -100,6 +128,7 @@ def _weight_norm(call: Call) -> list[Dims]:
     """g · v / ‖v‖, the norm over all dims of v but one."""
     dims = call.dims(0)
     kept = call.axis(call.get(2, "dim", 0))
+    call.summed += [u for i, units in enumerate(dims) if i != kept for u in units]
     unify(call.dims(1)[kept], dims[kept])
     return [dims, call.dims(1)]
 
@@ -165,9 +194,12 @@ def _reduce(call: Call) -> Any:
     which = range(len(dims)) if which is None or which == [] else [which] if isinstance(which, int) else which
     gone = {call.axis(d) for d in which} if dims else set()
     first = call.out[0] if isinstance(call.out, tuple | list) else call.out
-    if call.name.startswith("arg"):
-        for d in gone:
+    for d in gone:
+        call.summed += dims[d]
+        if call.name.startswith("arg"):
             call.fix(dims[d], f"{call.name} picks from it")
+        elif call.name in ("prod", "logsumexp"):
+            call.fix(dims[d], f"{call.name} runs over it")
     kept = [() if i in gone else d for i, d in enumerate(dims)]
     if first.ndim != len(dims):
         kept = [d for i, d in enumerate(dims) if i not in gone]

@@ -27,7 +27,15 @@ def _same(call: Call) -> Dims | None:
 rule("polar floor_divide copy_ copy where masked_fill masked_fill_ addcmul lerp addcdiv")(pointwise)
 
 
-@rule("_softmax _log_softmax softmax log_softmax cumsum cumprod logcumsumexp sort argsort _safe_softmax")
+@rule("_softmax softmax _safe_softmax")
+def _softmax(call: Call) -> Dims:
+    """What sums to one over copies is that much smaller, and copies of the rest."""
+    dims = call.dims(0)
+    call.summed += dims[call.axis(call.get(1, "dim", -1))] if dims else ()
+    return dims
+
+
+@rule("_log_softmax log_softmax cumsum cumprod logcumsumexp sort argsort")
 def _along(call: Call) -> Any:
     dims = call.dims(0)
     dim = call.get(1, "dim", -1)
@@ -195,6 +203,19 @@ def _pad(call: Call) -> Dims:
         around = [(Unit(n, "padding"),) if n > 0 else None for n in (before, after)]
         dims[at] = row([p for p in (around[0], units, around[1]) if p is not None])
     return dims
+
+
+@rule("pixel_shuffle pixel_unshuffle")
+def _pixel_shuffle(call: Call) -> Dims:
+    """Channels, each of so many places in a row and column, as places; and back."""
+    *lead, channels, _, _ = call.dims(0)
+    places = (Unit(int(call.args[1]) ** 2, "it holds places"),)
+    if call.name == "pixel_unshuffle":
+        channels = (*channels, *places)
+    else:
+        channels, inside = regroup(channels, (size_of(channels) // size_of(places), size_of(places)))
+        call.fix(inside, "it holds places")
+    return [*lead, channels, *fresh(call.out, "a place")[-2:]]
 
 
 @rule("unfold")

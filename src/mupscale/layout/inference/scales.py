@@ -67,11 +67,13 @@ _ALIKE = _names(
     "masked_scatter scatter_"
 )
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
-_PRODUCTS = _names("mm bmm mv dot matmul addmm baddbmm linear convolution")
+_PRODUCTS = _names("mm bmm mv dot vdot matmul addmm baddbmm linear convolution _trilinear")
 _NORMS = _names(
     "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit_no_training "
     "_fused_rms_norm"
 )
+_SOFTMAX = _names("_softmax softmax _safe_softmax")
+_DISTANCES = _names("_cdist_forward cdist _euclidean_dist")
 _ATTENTION = _names(
     "_scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention "
     "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
@@ -94,7 +96,7 @@ def folds(narrow: Trace, wide: Trace, growth: Callable[[Unit], float]) -> dict[V
         book.write(step, other)
     for tensor in narrow.outputs:
         book.equal(book.scale(tensor), ONE)
-    return book.solved()
+    return book.units | book.solved()
 
 
 class _Book:
@@ -105,6 +107,7 @@ class _Book:
         self.scales: dict[int, Scale | None] = {}
         self.equations: list[Scale] = []
         self.offset: dict[int, str] = {}
+        self.units: dict[Variable, float] = {}
         for name, tensor in trace.tensors.items():
             if name in trace.parameters:
                 fan_in = sum(
@@ -114,6 +117,10 @@ class _Book:
                 )
                 self.scales[_key(tensor)] = Scale(-fan_in, {(name, 0.0): 1.0})
                 self.offset[_key(tensor)] = name
+            elif _is_unit(tensor) and (grown := sum(map(self.log_growth, trace.dims[name]))):
+                # A vector of length one, as power iteration keeps them, stays one.
+                self.units[name, 0.0] = -grown / 2
+                self.scales[_key(tensor)] = Scale(-grown / 2, {})
 
     def log_growth(self, units: Units) -> float:
         return sum(math.log(self._grown(u)) for u in flat(units))
@@ -171,16 +178,25 @@ class _Book:
             self._product(step, other, name)
         elif name == "_weight_norm_interface":  # g · v / ‖v‖, in which v may have any scale
             self.give(outs[:1], _plus(scales[1], -self.log_growth(step.summed) / 2))
+        elif name in _SOFTMAX:
+            self.equal(scales[0], ONE)
+            self.give(outs, Scale(-self.log_growth(step.summed), {}))
+        elif name in _DISTANCES and (power := step.args[2] if len(step.args) > 2 else 2.0):
+            self.equal(scales[0], scales[1])
+            self.give(outs, _plus(scales[0], self.log_growth(step.summed) / power))
         elif name in _ATTENTION:
             self._attention(step, other, scales, outs)
         elif name in _NORMS:
             self.equal(scales[0], ONE)
-            for scale in scales[2:]:
-                self.equal(scale, scales[1])
-            gain = scales[1] if len(scales) > 1 else ONE
-            if name in ("native_batch_norm", "_native_batch_norm_legit_no_training"):
-                gain = scales[1] if len(scales) > 3 else ONE
-            self.give(outs, gain)
+            of_batches = name in ("native_batch_norm", "_native_batch_norm_legit_no_training")
+            affine, statistics = scales[1:], list[Scale | None]()
+            if of_batches:  # gain and bias, where it has them, and the mean and variance that it has seen
+                affine, statistics = scales[1:-2], scales[-2:]
+            for scale in affine[1:]:
+                self.equal(scale, affine[0])
+            for scale in statistics:
+                self.equal(scale, ONE)
+            self.give(outs, affine[0] if affine else ONE)
         elif name in _ALIKE:
             self._alike(step, other, name, tensors, scales, outs)
         elif name in _LINEAR:
@@ -221,8 +237,10 @@ class _Book:
             bias, *operands = operands
         elif name in ("linear", "convolution") and len(operands) > 2:
             bias = operands[2]
-        left, right = self._of(operands[0], step, other), self._of(operands[1], step, other)
-        product = None if left is None or right is None else left + right
+        factors = operands[: 3 if name == "_trilinear" else 2]
+        product: Scale | None = ONE
+        for factor in (self._of(operand, step, other) for operand in factors):
+            product = None if product is None or factor is None else product + factor
         product = _plus(product, self.log_growth(step.summed))
         product = _plus(product, _log_ratio(step.kwargs.get("alpha", 1), other.kwargs.get("alpha", 1)))
         if isinstance(bias, Tensor) and (own := self._of(bias, step, other)) is not None:
@@ -313,6 +331,10 @@ def _constant(tensor: Tensor) -> float | None:
     tensor = tensor.detach()
     first = tensor.flatten()[0]
     return float(first) if bool((tensor == first).all()) else None
+
+
+def _is_unit(buffer: Tensor) -> bool:
+    return buffer.ndim == 1 and abs(float(torch.linalg.vector_norm(buffer)) - 1) < 1e-4
 
 
 def _key(tensor: Tensor) -> int:

@@ -96,7 +96,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.roots: Any = WeakIdKeyDictionary()
         self.names: dict[int, str] = {}
         self.pending: Any = WeakIdKeyDictionary()
-        self.summed: Units = ()
 
     def give(self, tensor: Tensor, dims: Dims, roots: list[frozenset[Root]] | None = None) -> None:
         self.known[tensor] = dims
@@ -112,14 +111,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.known[tensor] = fresh(tensor, why)
         return list(self.known[tensor])
 
-    def contract(self, *where: tuple[Tensor, int], part: Units | None = None) -> None:
-        tensor, dim = where[0]
-        self.summed += tuple(self.dims_of(tensor)[dim] if part is None else part)
-        for tensor, dim in where:
-            for root in self.roots.get(tensor, ())[dim : dim + 1]:
-                self.trace.contracted |= root
-                if part is not None:
-                    self.trace.partly |= dict.fromkeys(root, part)
+    def mark(self, where: tuple[Tensor, int], part: Units | None) -> None:
+        tensor, dim = where
+        for root in self.roots.get(tensor, ())[dim : dim + 1]:
+            self.trace.contracted |= root
+            if part is not None:
+                self.trace.partly |= dict.fromkeys(root, part)
 
     def __torch_dispatch__(
         self,
@@ -130,7 +127,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        call = Call(name, args, kwargs or {}, out, self.dims_of, self.contract, self.place, [])
+        call = Call(name, args, kwargs or {}, out, self.dims_of, self.mark, self.place)
         outs = [o for o in (out if isinstance(out, tuple | list) else [out]) if isinstance(o, Tensor)]
         if not outs:
             return out
@@ -142,7 +139,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for unit in units:
                     unit.fix(why)
         found: Any = None
-        self.summed = ()
         known = (
             RULES.get(name)
             or RULES.get(name.removesuffix("_"))
@@ -162,8 +158,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for units in self.dims_of(tensor):
                     for unit in units:
                         unit.fix(f"{name} does not keep it whole in {self.place}")
-        if name in _REDUCTIONS and found is not None:
-            self.summed = _reduced(call)
         if name == "embedding" and id(args[0]) in self.names:
             self.trace.lookups.add(self.names[id(args[0])])
         is_view = bool(inputs) and all(
@@ -187,7 +181,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.give(tensor, dims, self._roots(func, inputs, tensor))
         dims_of = [self.dims_of(tensor) for tensor in outs]
         self.trace.steps.append(
-            Step(name, self.place, args, kwargs or {}, inputs, outs, dims_of, self.summed, is_view)
+            Step(name, self.place, args, kwargs or {}, inputs, outs, dims_of, tuple(call.summed), is_view)
         )
         return out
 
@@ -213,20 +207,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             alike = [t for t in sources if t.shape == out.shape]
             return [frozenset().union(*(self.roots[t][i] for t in alike)) for i in range(out.ndim)]
         return None
-
-
-_REDUCTIONS = {"sum", "nansum", "linalg_vector_norm", "norm", "_weight_norm_interface"}
-
-
-def _reduced(call: Call) -> Units:
-    """The units of the dims that are summed over."""
-    if call.name == "_weight_norm_interface":
-        kept = call.axis(call.get(2, "dim", 0))
-        return tuple(u for i, units in enumerate(call.dims(0)) if i != kept for u in units)
-    which = call.get(2 if "norm" in call.name else 1, "dim")
-    dims = call.dims(0)
-    which = range(len(dims)) if which is None or which == [] else [which] if isinstance(which, int) else which
-    return tuple(u for d in which for u in dims[call.axis(d)]) if dims else ()
 
 
 @contextmanager
