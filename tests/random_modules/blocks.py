@@ -24,8 +24,13 @@ def make_block(kind: str, r: Recipe, width: int) -> nn.Module:
         return Transposed(nn.Conv1d(d_model, d_model, 3, padding=1, groups=groups, bias=r.bias))
     if kind == "places":
         return Transposed(nn.Linear(PLACES, PLACES, bias=r.bias))
-    if kind == "gru":
-        return First(nn.GRU(d_model, d_model, batch_first=True, bias=r.bias))
+    if kind == "excite":
+        return Excite(d_model, r.bias)
+    if kind == "experts":
+        return Experts(d_model, r.d_ff * width)
+    if kind in ("lstm", "gru"):
+        recurrent = nn.LSTM if kind == "lstm" else nn.GRU
+        return First(recurrent(d_model, d_model, batch_first=True, bias=r.bias))
     return nn.TransformerEncoderLayer(
         d_model,
         2 * width,
@@ -34,6 +39,35 @@ def make_block(kind: str, r: Recipe, width: int) -> nn.Module:
         bias=r.bias,
         batch_first=True,
     )
+
+
+class Excite(nn.Module):
+    """Scales every channel by what the mean over places says."""
+
+    def __init__(self, d_model: int, bias: bool) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(d_model, d_model // 2, bias=bias)
+        self.excite = nn.Linear(d_model // 2, d_model, bias=bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        pooled = h.mean(dim=1, keepdim=True)
+        return h * torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
+
+
+class Experts(nn.Module):
+    """The two of three experts that a router takes for each place, their weights stacked."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(d_model, 3, bias=False)
+        self.up = nn.Parameter(torch.randn(3, d_model, d_ff) / d_model**0.5)
+        self.down = nn.Parameter(torch.randn(3, d_ff, d_model) / d_ff**0.5)
+
+    def forward(self, h: Tensor) -> Tensor:
+        weights, taken = self.router(h).softmax(dim=-1).topk(2, dim=-1)
+        share = torch.zeros(*h.shape[:2], 3, dtype=h.dtype).scatter(-1, taken, weights)
+        hidden = F.silu(torch.einsum("btd,edf->btef", h, self.up))
+        return torch.einsum("btef,efd,bte->btd", hidden, self.down, share)
 
 
 class MLP(nn.Module):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 VOCAB, FEATURES, PLACES, BATCH, CLASSES = 19, 5, 6, 4, 3
 
-_KINDS = ("mlp", "attention", "conv", "places", "gru", "torch")
-BLOCKS = (*((kind,) for kind in _KINDS), *((a, b) for a in _KINDS[:4] for b in _KINDS[:4]))
+_KINDS = ("mlp", "attention", "conv", "places", "excite", "experts", "lstm", "gru", "torch")
+BLOCKS = (*((kind,) for kind in _KINDS), *((a, b) for a in _KINDS[:5] for b in _KINDS[:5]))
 
 
 def options(*values: Any, rare: tuple[Any, ...] = ()) -> Any:
