@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import mupscale
+from lockstep import assert_grows
 from mupscale import GrowthError
 
 
@@ -214,3 +215,25 @@ def test_a_plan_says_whether_it_is_proved():
     assert "not proved" not in str(seen)
     assert not guessed.proved
     assert "not proved: read off shapes alone" in str(guessed)
+
+
+class ViewedInPlace(nn.Module):
+    """Lays hidden states out anew without another tensor, as nn.GRU does where the batch comes first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.places = nn.Linear(3, 4 * width), nn.Linear(6, 6)
+        self.recurrent = nn.GRU(4 * width, 4 * width, batch_first=True)
+        self.last = nn.Linear(4 * width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h = h + self.recurrent(h)[0]
+        turned = self.places((h * 1.0).transpose_(1, 2))
+        turned = turned.unsqueeze_(1).squeeze_(1).swapaxes_(1, 2)
+        return self.last(h + turned)
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_views_in_place_are_views(width):
+    assert_grows(ViewedInPlace, torch.randn(2, 6, 3), width)
