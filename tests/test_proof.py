@@ -198,7 +198,7 @@ def apart(narrow, wide, plan, call):
 def test_every_wrong_layout_that_changes_the_function_is_refused(name):
     plan, narrow, wide, call = right(name)
     own = copy.deepcopy(narrow)
-    assert tried(own, wide, plan, call).failure is None
+    assert tried(own, wide, plan, [call]).failure is None
     assert apart(own, wide, plan, call) < 1e-10
     refused, without_effect = dict.fromkeys(WRONG, 0), set()
     for mutate in WRONG:
@@ -206,7 +206,7 @@ def test_every_wrong_layout_that_changes_the_function_is_refused(name):
             if grows_alike(plan, wrong):
                 continue
             own = copy.deepcopy(narrow)
-            proof = tried(own, wide, wrong, call)
+            proof = tried(own, wide, wrong, [call])
             if apart(own, wide, plan, call) > 1e-6:
                 assert "outputs differ by" in (proof.failure or ""), f"{mutate.__doc__} {part}: {proof}"
                 # Of a wrong fold only what lies between two modules may be off, and the output of none.
@@ -230,7 +230,7 @@ def test_another_order_of_copies_is_as_good_where_all_parameters_have_it():
     }
     other = replace(paired, layout=replace(paired.layout, params=pairs))
     assert not grows_alike(plan, other)
-    assert tried(copy.deepcopy(narrow), wide, other, call).failure is None
+    assert tried(copy.deepcopy(narrow), wide, other, [call]).failure is None
 
 
 def test_queries_may_be_larger_where_keys_are_as_much_smaller():
@@ -241,7 +241,7 @@ def test_queries_may_be_larger_where_keys_are_as_much_smaller():
     folds = {name: (Fold("d_model", powers[m]),) for name, m in module.items() if m in powers}
     other = with_folds(plan, folds)
     assert not grows_alike(plan, other)
-    assert tried(copy.deepcopy(narrow), wide, other, call).failure is None
+    assert tried(copy.deepcopy(narrow), wide, other, [call]).failure is None
 
 
 class Steeper(nn.Module):
@@ -419,7 +419,7 @@ def test_sizes_that_are_rounded_grow_where_they_come_out_whole():
     plan = mupscale.plan(config, width=3)
     assert plan.proved
     assert plan.params["backbone.blocks.0.ffn.proj_up.weight"].wide_shape == (3 * 10944, 3 * 4096)
-    with pytest.raises(GrowthError, match="by the config, but to"):
+    with pytest.raises(GrowthError, match="in the wide model, but to"):
         mupscale.plan(CONFIG_MAPPING["xlstm"](hidden_size=160, embedding_dim=160), width=3)
 
 

@@ -182,6 +182,8 @@ def _grow(
     noise = Grower(plan, lambda name: state[name].detach(), noise="balanced:1") if noisy else pure
     with torch.no_grad():
         fill_(wide, narrow, plan, lambda name: (noise if name in noisy else pure)(name))
+    for model in (narrow, wide):
+        model.train().eval()  # drops what some keep of their weights between calls in evaluation mode
 
 
 def _at_rest(

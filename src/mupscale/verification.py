@@ -323,7 +323,7 @@ def _example(model: nn.Module) -> dict[str, Any]:
 
 
 def _float64(model: nn.Module) -> nn.Module:
-    return _plain_experts(doubled(copied(model)).eval())
+    return _plain_experts(doubled(copied(model)).train().eval())  # the first drops what is kept of weights
 
 
 def _plain_experts(model: nn.Module) -> nn.Module:
