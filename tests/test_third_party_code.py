@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import mupscale
 from mupscale import GrowthError
@@ -418,6 +418,42 @@ def test_a_class_of_ones_own_on_a_stock_config_is_proved_by_itself():
     name = "model.norm.weight"
     assert plan[name].weight_scale == stock[name].weight_scale / 2
     assert mupscale.verify(narrow, wide, plan, steps=2).equal
+
+
+class OwnConfig(PreTrainedConfig):
+    model_type = "names of my own"
+
+    def __init__(self, breadth: int = 16, tokens: int = 30, **rest) -> None:
+        self.breadth, self.tokens = breadth, tokens
+        super().__init__(**rest)
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config: OwnConfig) -> None:
+        super().__init__(config)
+        self.embedding, self.inner = (
+            nn.Embedding(config.tokens, config.breadth),
+            nn.Linear(config.breadth, 24),
+        )
+        self.head = nn.Linear(24, config.tokens)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(self.embedding(input_ids)).tanh())
+
+
+def test_a_class_and_config_of_ones_own_are_planned_by_running_them():
+    narrow = OwnModel(OwnConfig()).double()
+    with pytest.raises(GrowthError, match=r"its config says no vocab_size.*to=wide_config, inputs="):
+        mupscale.plan(narrow, width=2)
+    plan = mupscale.plan(narrow, to=OwnConfig(breadth=48), inputs=torch.zeros_like(TOKENS))
+    plan = mupscale.Plan.from_json(plan.to_json())
+    assert plan.proved
+    wide = mupscale.grow(narrow, plan)
+    assert (type(wide), wide.config.breadth) == (OwnModel, 48)
+    assert mupscale.verify(narrow, wide, plan, TOKENS, steps=2).equal
 
 
 def test_a_model_on_meta_has_nothing_to_grow():

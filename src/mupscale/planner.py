@@ -72,7 +72,8 @@ def plan(
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
             `mupscale.axes`.
         inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
-            from a run, with no need of hints, and the growth is proved before it is used.
+            from a run, with no need of hints, and the growth is proved before it is used. With ``to`` also
+            for transformers models, where no tiny one of the class can be made.
 
     Raises:
         GrowthError: the family is not supported, an axis is unknown or cannot grow, or the architecture
@@ -112,6 +113,8 @@ def _planned(
         if to is not None and wide_config is None:
             raise GrowthError("to: expected a transformers config or model, as the narrow one is")
         narrow = model if isinstance(model, nn.Module) else skeleton(config)
+        if inputs is not None:
+            return _plan_by_running(type(narrow), config, wide_config, inputs)
         return _plan_transformers(narrow, config, width, axes, wide_config)
     if isinstance(model, nn.Module):
         if not isinstance(to, nn.Module) or width or axes:
@@ -126,6 +129,35 @@ def _planned(
     growth_factor("width", width)
     make = model
     return _plan_modules(lambda: make(1), lambda: make(width), hints, inputs, made=True)
+
+
+def _plan_by_running(
+    kind: type[nn.Module], config: PreTrainedConfig, wide_config: PreTrainedConfig | None, inputs: object
+) -> Plan:
+    """The plan of a transformers model from a run of itself, at full size, and not of a tiny one.
+
+    For classes whose configs name their sizes as no others do.
+    """
+    if wide_config is None:
+        raise GrowthError(
+            "inputs: a transformers model is run on them against the wide config, plan(model, "
+            "to=wide_config, inputs=x); without them it is planned by width or axes"
+        )
+    narrow_config, wide_config = (_named(c, class_name(kind)) for c in (config, wide_config))
+    plan = _plan_modules(
+        lambda: kind(copy.deepcopy(narrow_config)),
+        lambda: kind(copy.deepcopy(wide_config)),
+        None,
+        inputs,
+        made=True,
+    )
+    return replace(
+        plan,
+        narrow_config=narrow_config,
+        config=wide_config,
+        build_narrow=builder(narrow_config),
+        build_wide=builder(wide_config),
+    )
 
 
 def _plan_modules(

@@ -25,13 +25,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
 from mupscale.axes import Axes
 from mupscale.errors import GrowthError
-from mupscale.layout import DEPTH, Layout, skeleton
+from mupscale.layout import DEPTH, Layout, config_class, skeleton
 
 MANIFEST = "mupscale.json"
 
@@ -318,4 +317,4 @@ def builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:
 
 
 def _config_from_dict(data: Mapping[str, Any] | None) -> PreTrainedConfig | None:
-    return data and transformers.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data))
+    return data and config_class(data).from_dict(dict(data))

@@ -12,7 +12,7 @@ from mupscale.layout.inference.fields import explicit
 from mupscale.layout.inference.modules import layout_by_running
 from mupscale.layout.inputs import example_inputs
 from mupscale.layout.known import family_of, folds_for
-from mupscale.layout.models import class_name, own_config, shapes, skeleton, transformers_config
+from mupscale.layout.models import class_name, config_class, own_config, shapes, skeleton, transformers_config
 from mupscale.layout.tiny import tiny
 from mupscale.precision import float64
 
@@ -22,6 +22,7 @@ __all__ = [
     "Fold",
     "Layout",
     "class_name",
+    "config_class",
     "example_inputs",
     "explicit",
     "family_of",

@@ -84,7 +84,9 @@ def _ids(config: Any, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     tables = ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input")
     named = (getattr(of, table, None) for of in (text, config) for table in tables)
-    vocabulary = min(size for size in named if isinstance(size, int) and size > 0)
+    vocabulary = min((size for size in named if isinstance(size, int) and size > 0), default=None)
+    if vocabulary is None:
+        raise GrowthError("its config says no vocab_size, so that there are no token ids to call it with")
     plain = sorted(set(range(vocabulary)) - _special(config)) or [0]
     return torch.tensor(plain)[torch.randint(len(plain), shape, generator=draw)]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
@@ -52,6 +53,23 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
             first: type[nn.Module] = found[0] if isinstance(found, tuple) else found
             return first
     raise GrowthError(f"model_type {config.model_type!r}: transformers has no model class for it")
+
+
+def config_class(data: Mapping[str, Any]) -> type[PreTrainedConfig]:
+    """The class of a config that was written as plain values.
+
+    Raises:
+        GrowthError: it is not transformers' own, and no model that has it has been seen yet.
+    """
+    if data["model_type"] in transformers.CONFIG_MAPPING:
+        return transformers.CONFIG_MAPPING[data["model_type"]]  # type: ignore[no-any-return]
+    for name in data.get("architectures") or ():
+        if name in _own_classes:
+            return _own_classes[name].config_class  # type: ignore[attr-defined,no-any-return]
+    raise GrowthError(
+        f"model_type {data['model_type']!r}: no config of transformers; register its class first, with "
+        "transformers.AutoConfig.register"
+    )
 
 
 def is_stock(config: PreTrainedConfig) -> bool:

@@ -50,7 +50,8 @@ def infer(config: PreTrainedConfig) -> Family:
         except Exception as error:  # whatever the model's own code raises
             if not grouped:
                 raise GrowthError(
-                    f"{config.model_type}: a tiny model of it does not run: {one_line(error)}"
+                    f"{config.model_type}: a tiny model of it does not run: {one_line(error)}; "
+                    "plan(model, to=wide_config, inputs=...) runs the model itself"
                 ) from error
     variants = _variants(small)
     powers = _powers(small, base, variants)
