@@ -4,9 +4,9 @@
     python benchmarks/foreign.py --json
     python benchmarks/foreign.py --only 'timm/vit*' 'torch_nn/*'
 
-Each model goes the public way: ``plan(make, width=2, inputs=...)``, grown without noise and with the default's,
-its optimizer carried. Whether the wide model computes the same, and trains in lockstep for five steps of AdamW,
-is checked here, in float64, with a comparison of its own. The models stand in `foreign_cases`.
+Each model goes the public way: ``plan(make, width=2, inputs=...)``, grown without noise and with the
+default's, its optimizer carried. Whether the wide model computes the same, and trains in lockstep for five
+steps of AdamW, is checked here, in float64, with a comparison of its own. The models stand in `foreign_cases`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def attempt(case: Case, width: int) -> Row:
         return row | {"status": "WRONG", "reason": f"the wide model does not run: {described(error)}"}
     if row["difference"] > TOLERANCE or row["loss_difference"] > max(TOLERANCE, 100 * row.get("control", 0)):
         return row | {"status": "WRONG" if plan.proved else "unproved", "reason": "the wide model is another"}
-    return row | {"status": "proved"} if plan.proved else row | {"status": "unproved", "reason": "right, though"}
+    return (
+        row | {"status": "proved"}
+        if plan.proved
+        else row | {"status": "unproved", "reason": f"right, but {plan.unproved_because}"}
+    )
 
 
 def compared(narrow: nn.Module, wide: nn.Module, noisy: nn.Module, inputs: Any) -> Row:
@@ -219,7 +223,11 @@ def described(error: BaseException) -> str:
 
 def counted(rows: Sequence[Row]) -> dict[str, Any]:
     """How many of each status, and what share of the growths that even copies can express is proved."""
-    exact = [row for row in rows if row["status"] != "not built" and (not row["inexact"] or row["status"] != "refused")]
+    exact = [
+        row
+        for row in rows
+        if row["status"] != "not built" and (not row["inexact"] or row["status"] != "refused")
+    ]
     proved = sum(row["status"] == "proved" for row in rows)
     counts = Counter(row["status"] for row in rows)
     return {**{s: counts[s] for s in STATUS}, "exact": len(exact), "share": proved / max(1, len(exact))}
@@ -234,10 +242,10 @@ def page(rows: Sequence[Row], counts: Mapping[str, Mapping[str, Any]], versions:
         f"Models that other libraries wrote ({versions_said}), built small,",
         "each planned with `plan(make, width=2, inputs=...)`, grown, and trained beside the narrow one",
         "(`benchmarks/foreign.py`, which writes this page; `make foreign`). *Proved*: `plan.proved`, and the",
-        "wide model, with noise and without, gives the same outputs by this script's own comparison in float64, and",
-        "the same losses over five steps of AdamW; the numbers are the largest differences. *Refused*: with the",
-        "reason; nothing is grown. *Unproved*: the plan says so. *Exact*: even copies can express the growth; where",
-        "they cannot, the line says why, and to refuse is right.",
+        "wide model, with noise and without, gives the same outputs by this script's own comparison in float64,",
+        "and the same losses over five steps of AdamW; the numbers are the largest differences. *Refused*: with",
+        "the reason; nothing is grown. *Unproved*: the plan says so. *Exact*: even copies can express the",
+        "growth; where they cannot, the line says why, and to refuse is right.",
         "",
         "| | exact | proved | of them | " + " | ".join(STATUS[1:]) + " |",
         "|---" * (len(STATUS) + 3) + "|",
@@ -247,7 +255,11 @@ def page(rows: Sequence[Row], counts: Mapping[str, Mapping[str, Any]], versions:
         lines.append(f"| {library} | " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| model | | outputs, losses; or the reason |", "|---|---|---|"]
     for row in rows:
-        said = f"{row['difference']:.0e}, {row['loss_difference']:.0e}" if row["status"] == "proved" else row["reason"]
+        said = (
+            f"{row['difference']:.0e}, {row['loss_difference']:.0e}"
+            if row["status"] == "proved"
+            else row["reason"]
+        )
         why = f" — *not exact*: {row['inexact']}" if row["inexact"] else ""
         lines.append(f"| `{row['name']}` | {row['status']} | {escaped(said)}{why} |")
     return "\n".join(lines) + "\n"
@@ -312,7 +324,9 @@ def main() -> None:
     if args.page:
         args.page.write_text(page(rows, counts, versions), encoding="utf-8")
     if args.json:
-        print(json.dumps({"versions": versions, "missing": missing, "counts": counts, "rows": rows}, indent=1))
+        print(
+            json.dumps({"versions": versions, "missing": missing, "counts": counts, "rows": rows}, indent=1)
+        )
         return
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}")

@@ -14,9 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LIBRARIES = ("torch_nn", "timm", "torchvision", "diffusers", "x_transformers", "litgpt", "peft", "transformers")
+LIBRARIES = (
+    "torch_nn",
+    "timm",
+    "torchvision",
+    "diffusers",
+    "x_transformers",
+    "litgpt",
+    "peft",
+    "transformers",
+)
 
 Make = Callable[[int], nn.Module]
+
+# Why even copies cannot express a growth.
+ROTARY = "head_dim grows, whose places rotary frequencies tell apart"
+PLACES = "the sinusoidal table of positions is as wide as the model, and computed anew"
+UNEQUAL = "one weight makes parts that grow and parts that stay: no one learning rate fits it"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from foreign_cases import Case, Make, draw, images, of
 from torch import Tensor, nn
 
-TIMES = "the sinusoidal table of time steps is as wide as the first level, and computed anew"
-PLACES = "the sinusoidal table of positions is as wide as the model, and computed anew"
+from foreign_cases import PLACES, UNEQUAL, Case, Make, draw, images, of
+
+TIMES = "the sinusoidal table of time steps grows, and is computed anew"
 
 
 def times(w: int, *sizes: int) -> tuple[int, ...]:
@@ -39,10 +39,16 @@ def cases() -> Iterator[Case]:
         kinds = {
             "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         }  # fmt: skip
-        sizes: dict[str, Any] = {"block_out_channels": (first, 16 * w), "layers_per_block": 1, "norm_num_groups": 4}
+        sizes: dict[str, Any] = {
+            "block_out_channels": (first, 16 * w),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+        }
         return unets.UNet2DModel(in_channels=4, out_channels=4, **kinds | sizes | options)
 
-    def conditioned(w: int, first: int, cross: int = 16, kind: Any = unets.UNet2DConditionModel, **options: Any) -> nn.Module:
+    def conditioned(
+        w: int, first: int, cross: int = 16, kind: Any = unets.UNet2DConditionModel, **options: Any
+    ) -> nn.Module:
         sizes: dict[str, Any] = {
             "block_out_channels": (first, 16 * w), "layers_per_block": 1, "norm_num_groups": 4,
             "cross_attention_dim": cross, "attention_head_dim": 2 * w,
@@ -58,35 +64,45 @@ def cases() -> Iterator[Case]:
             conditioning_embedding_out_channels=times(w, 4, 4, 8, 8),
         )  # fmt: skip
 
-    sampled: dict[str, Make] = {
-        "UNet2DModel": lambda w: unet(w, 8),
-        "UNet2DModel_time_scale": lambda w: unet(w, 8, resnet_time_scale_shift="scale_shift"),
-        "UNet2DModel_first_level": lambda w: unet(w, 8 * w),
-        "UNet2DModel_learned_times": lambda w: unet(w, 8 * w, time_embedding_type="learned", num_train_timesteps=1000),
-    }
-    yield from of(sampled, {"sample": latent, "timestep": when}, {"UNet2DModel_first_level": TIMES})
-    text: dict[str, Make] = {
-        "UNet2DConditionModel": lambda w: conditioned(w, 8),
-        "UNet2DConditionModel_linear": lambda w: conditioned(w, 8, use_linear_projection=True),
-        "UNet2DConditionModel_first_level": lambda w: conditioned(w, 8 * w),
-        "UVit": lambda w: diffusers.UVit2DModel(
+    learned = {"time_embedding_type": "learned", "num_train_timesteps": 1000}
+    fourier = {"time_embedding_type": "fourier", "time_embedding_dim": 32}
+    yield from of(
+        {
+            "UNet2DModel": lambda w: unet(w, 8 * w),
+            "UNet2DModel_upper_level": lambda w: unet(w, 8),
+            "UNet2DModel_learned_times": lambda w: unet(w, 8 * w, **learned),
+            "UNet2DModel_time_scale": lambda w: unet(
+                w, 8 * w, resnet_time_scale_shift="scale_shift", **learned
+            ),
+            "UNet2DModel_fourier_times": lambda w: unet(w, 8 * w, time_embedding_type="fourier"),
+        },
+        {"sample": latent, "timestep": when},
+        {"UNet2DModel": TIMES, "UNet2DModel_upper_level": UNEQUAL},
+    )
+    yield from of(
+        {
+            "UNet2DConditionModel": lambda w: conditioned(w, 8 * w),
+            "UNet2DConditionModel_upper_level": lambda w: conditioned(w, 8),
+            "UNet2DConditionModel_fourier": lambda w: conditioned(w, 8 * w, **fourier),
+            "UNet2DConditionModel_linear": lambda w: conditioned(
+                w, 8 * w, use_linear_projection=True, **fourier
+            ),
+        },
+        {"sample": latent, "timestep": when, "encoder_hidden_states": context},
+        {"UNet2DConditionModel": TIMES, "UNet2DConditionModel_upper_level": UNEQUAL},
+    )
+    yield Case(
+        "UNet2DConditionModel_grown_text",
+        lambda w: Conditioned(w, conditioned(w, 8 * w, cross=16 * w, **fourier)),
+        (latent, when, ids),
+    )
+    yield Case(
+        "UVit2DModel",
+        lambda w: diffusers.UVit2DModel(
             hidden_size=16 * w, cond_embed_dim=16, micro_cond_encode_dim=8, micro_cond_embed_dim=40, encoder_hidden_size=16,
             vocab_size=32, codebook_size=30, in_channels=16 * w, block_out_channels=16 * w, num_res_blocks=1,
             block_num_heads=2 * w, num_hidden_layers=1, num_attention_heads=2 * w, intermediate_size=32 * w, sample_size=4,
         ),
-    }  # fmt: skip
-    uvit = text.pop("UVit")
-    yield from of(
-        text,
-        {"sample": latent, "timestep": when, "encoder_hidden_states": context},
-        {"UNet2DConditionModel_first_level": TIMES},
-    )
-    yield Case(
-        "UNet2DConditionModel_grown_text", lambda w: Conditioned(w, conditioned(w, 8, cross=16 * w)), (latent, when, ids)
-    )
-    yield Case(
-        "UVit2DModel",
-        uvit,
         {
             "input_ids": torch.arange(32).reshape(2, 4, 4) % 30, "encoder_hidden_states": context,
             "pooled_text_emb": draw(2, 16), "micro_conds": torch.rand(2, 5) * 100,
@@ -95,7 +111,12 @@ def cases() -> Iterator[Case]:
     yield Case(
         "ControlNetModel",
         controlled,
-        {"sample": latent, "timestep": when, "encoder_hidden_states": context, "controlnet_cond": draw(2, 3, 64, 64)},
+        {
+            "sample": latent,
+            "timestep": when,
+            "encoder_hidden_states": context,
+            "controlnet_cond": draw(2, 3, 64, 64),
+        },
     )
     yield Case(
         "UNet1DModel",
@@ -105,14 +126,16 @@ def cases() -> Iterator[Case]:
             up_block_types=("UpBlock1D", "UpBlock1DNoSkip"), mid_block_type="UNetMidBlock1D",
         ),
         {"sample": draw(2, 4, 64), "timestep": when.float()},
+        UNEQUAL,
     )  # fmt: skip
     yield Case(
         "UNet3DConditionModel",
         lambda w: conditioned(
-            w, 8, kind=diffusers.UNet3DConditionModel, attention_head_dim=8,
+            w, 8 * w, kind=diffusers.UNet3DConditionModel, attention_head_dim=8,
             down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"), up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
         ),
         {"sample": draw(2, 4, 2, 8, 8), "timestep": when, "encoder_hidden_states": context},
+        TIMES,
     )  # fmt: skip
     yield Case(
         "UNetMotionModel",
@@ -133,9 +156,6 @@ def cases() -> Iterator[Case]:
         "AutoencoderKL": lambda w: diffusers.AutoencoderKL(
             block_out_channels=times(w, 8, 16), norm_num_groups=4, **levels
         ),
-        "AsymmetricAutoencoderKL": lambda w: diffusers.AsymmetricAutoencoderKL(
-            down_block_out_channels=times(w, 8, 16), up_block_out_channels=times(w, 8, 16), norm_num_groups=4, **levels
-        ),
         "VQModel": lambda w: diffusers.VQModel(
             block_out_channels=times(w, 8, 16), norm_num_groups=4, num_vq_embeddings=16, **levels
         ),
@@ -153,6 +173,13 @@ def cases() -> Iterator[Case]:
     }  # fmt: skip
     yield from of(coders, images(16, batch=2))
     yield Case(
+        "AsymmetricAutoencoderKL",
+        lambda w: diffusers.AsymmetricAutoencoderKL(
+            down_block_out_channels=times(w, 8, 16), up_block_out_channels=times(w, 8, 16), norm_num_groups=4, **levels
+        ),
+        {"sample": images(16, batch=2), "mask": (draw(2, 1, 16, 16) > 0).float()},
+    )  # fmt: skip
+    yield Case(
         "AutoencoderOobleck",
         lambda w: autoencoders.AutoencoderOobleck(8 * w, [2, 2], [1, 2], 8 * w, 4 * w, 2),
         {"sample": draw(2, 2, 64), "sample_posterior": False},
@@ -161,7 +188,9 @@ def cases() -> Iterator[Case]:
     heads: dict[str, Any] = {"attention_head_dim": 8, "num_layers": 2}
     yield Case(
         "DiTTransformer2DModel",
-        lambda w: transformers.DiTTransformer2DModel(num_attention_heads=2 * w, sample_size=8, norm_num_groups=4, **heads),
+        lambda w: transformers.DiTTransformer2DModel(
+            num_attention_heads=2 * w, sample_size=8, norm_num_groups=4, **heads
+        ),
         {"hidden_states": latent, "timestep": when, "class_labels": torch.tensor([1, 2])},
         PLACES,
     )
@@ -235,7 +264,16 @@ def cases() -> Iterator[Case]:
     yield Case(
         "WanTransformer3DModel",
         lambda w: transformers.WanTransformer3DModel(
-            (1, 2, 2), 2 * w, 8, 4, 4, text_dim=16, freq_dim=32, ffn_dim=32 * w, num_layers=2, rope_max_seq_len=32
+            (1, 2, 2),
+            2 * w,
+            8,
+            4,
+            4,
+            text_dim=16,
+            freq_dim=32,
+            ffn_dim=32 * w,
+            num_layers=2,
+            rope_max_seq_len=32,
         ),
         {"hidden_states": draw(2, 4, 2, 8, 8), "timestep": when, "encoder_hidden_states": context},
     )
@@ -268,7 +306,9 @@ def cases() -> Iterator[Case]:
             "global_hidden_states": draw(2, 1, 12),
         },
     )  # fmt: skip
-    yield Case("T2IAdapter", lambda w: diffusers.T2IAdapter(3, list(times(w, 8, 16)), 1, 2), images(16, batch=2))
+    yield Case(
+        "T2IAdapter", lambda w: diffusers.T2IAdapter(3, list(times(w, 8, 16)), 1, 2), images(16, batch=2)
+    )
 
 
 class Sample(nn.Module):

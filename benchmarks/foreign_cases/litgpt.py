@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from foreign_cases import Case, of, tokens
 from torch import nn
+
+from foreign_cases import UNEQUAL, Case, of, tokens
 
 # Names of litgpt's, one a family, with the options that a smaller one needs besides.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -33,6 +34,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "tiny-llama-1.1b": {"n_query_groups": 2},
 }
 
+ONE_GROUP = ("falcon-7b", "Gemma-2b")  # of queries, and stays one
+
 
 def cases() -> Iterator[Case]:
     import litgpt
@@ -49,4 +52,8 @@ def cases() -> Iterator[Case]:
             sizes["moe_intermediate_size"] = 24 * w
         return litgpt.GPT(litgpt.Config.from_name(name, **sizes | options))
 
-    yield from of({name: lambda w, name=name: gpt(w, name) for name in FAMILIES}, tokens())
+    yield from of(
+        {name: lambda w, name=name: gpt(w, name) for name in FAMILIES},
+        tokens(),
+        dict.fromkeys(ONE_GROUP, UNEQUAL),
+    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from foreign_cases import Case, draw, of, tokens
 from foreign_cases.transformers import bert, gpt2, llama
-from torch import nn
 
 
 def perceptron(w: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16 * w), nn.ReLU(), nn.Linear(16 * w, 24 * w), nn.ReLU(), nn.Linear(24 * w, 5))
+    return nn.Sequential(
+        nn.Linear(6, 16 * w), nn.ReLU(), nn.Linear(16 * w, 24 * w), nn.ReLU(), nn.Linear(24 * w, 5)
+    )
 
 
 def cases() -> Iterator[Case]:
@@ -24,18 +27,26 @@ def cases() -> Iterator[Case]:
     yield from of(
         {
             "lora": lambda w: adapted(perceptron(w), peft.LoraConfig(r=4, **layers)),
-            "lora_rank_grows": lambda w: adapted(perceptron(w), peft.LoraConfig(r=4 * w, lora_alpha=8 * w, **layers)),
-            "lora_saved_head": lambda w: adapted(perceptron(w), peft.LoraConfig(r=4, modules_to_save=["4"], **layers)),
+            "lora_rank_grows": lambda w: adapted(
+                perceptron(w), peft.LoraConfig(r=4 * w, lora_alpha=8 * w, **layers)
+            ),
+            "lora_saved_head": lambda w: adapted(
+                perceptron(w), peft.LoraConfig(r=4, modules_to_save=["4"], **layers)
+            ),
             "rslora": lambda w: adapted(perceptron(w), peft.LoraConfig(r=4, use_rslora=True, **layers)),
             "dora": lambda w: adapted(perceptron(w), peft.LoraConfig(r=4, use_dora=True, **layers)),
-            "ia3": lambda w: adapted(perceptron(w), peft.IA3Config(target_modules=["0", "2"], feedforward_modules=[])),
+            "ia3": lambda w: adapted(
+                perceptron(w), peft.IA3Config(target_modules=["0", "2"], feedforward_modules=[])
+            ),
             "loha": lambda w: adapted(perceptron(w), peft.LoHaConfig(r=4, **layers)),
             "vera": lambda w: adapted(perceptron(w), peft.VeraConfig(r=4, target_modules=["2"])),
             "ln_tuning": lambda w: adapted(
                 nn.Sequential(nn.Linear(6, 16 * w), nn.LayerNorm(16 * w), nn.Linear(16 * w, 5)),
                 peft.LNTuningConfig(target_modules=["1"]),
             ),
-            "lora_merged": lambda w: adapted(perceptron(w), peft.LoraConfig(r=4, **layers)).merge_and_unload(),
+            "lora_merged": lambda w: (
+                adapted(perceptron(w), peft.LoraConfig(r=4, **layers)).merge_and_unload().requires_grad_(True)
+            ),
         },
         draw(16, 6),
     )

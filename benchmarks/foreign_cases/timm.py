@@ -7,11 +7,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from foreign_cases import Case, images
 from torch import nn
 
-ROTARY = "head_dim grows, whose places rotary frequencies tell apart"
-UNEQUAL = "one weight makes parts that grow and parts that stay: no one learning rate fits it"
+from foreign_cases import ROTARY, UNEQUAL, Case, images
 
 
 def times(w: int, *sizes: int) -> tuple[int, ...]:
@@ -49,7 +47,11 @@ def mvit(w: int, **options: Any) -> nn.Module:
     from timm.models.mvitv2 import MultiScaleVitCfg
 
     config = MultiScaleVitCfg(
-        depths=(1, 2), embed_dim=times(w, 16, 32), num_heads=times(w, 2, 4), stride_q=((1, 1), (2, 2)), **options
+        depths=(1, 2),
+        embed_dim=times(w, 16, 32),
+        num_heads=times(w, 2, 4),
+        stride_q=((1, 1), (2, 2)),
+        **options,
     )
     return made("mvitv2", "MultiScaleVit", cfg=config, img_size=(32, 32))
 
@@ -82,7 +84,9 @@ def byo(w: int, kind: str, **options: Any) -> nn.Module:
 
     attention = {key: options.pop(key) for key in ("self_attn_layer", "self_attn_kwargs") if key in options}
     block = {key: options.pop(key) for key in ("gs", "br") if key in options}
-    last = ByoBlockCfg("self_attn" if attention else kind, d=1, c=32 * w, s=2, **(block if not attention else {}))
+    last = ByoBlockCfg(
+        "self_attn" if attention else kind, d=1, c=32 * w, s=2, **(block if not attention else {})
+    )
     config = ByoModelCfg(
         blocks=(ByoBlockCfg(kind, d=2, c=16 * w, s=2, **block), last), stem_chs=8 * w, **attention, **options
     )
@@ -93,7 +97,9 @@ def resnet(w: int, block: str = "resnet.Bottleneck", **options: Any) -> nn.Modul
     family, _, name = block.partition(".")
     options = {"base_width": 64, "stem_width": 8 * w, **options}
     kind = getattr(import_module(f"timm.models.{family}"), name)
-    return made("resnet", "ResNet", block=kind, layers=[1, 1, 1, 1], channels=times(w, 12, 12, 24, 24), **options)
+    return made(
+        "resnet", "ResNet", block=kind, layers=[1, 1, 1, 1], channels=times(w, 12, 12, 24, 24), **options
+    )
 
 
 def csp(w: int, **options: Any) -> nn.Module:
@@ -134,7 +140,9 @@ def hrnet(w: int) -> nn.Module:
         }  # fmt: skip
 
     config = {"stem_width": 8 * w, "stage1": stage(1, "BOTTLENECK")}
-    return made("hrnet", "HighResolutionNet", cfg=config | {f"stage{n}": stage(n, "BASIC") for n in (2, 3, 4)})
+    return made(
+        "hrnet", "HighResolutionNet", cfg=config | {f"stage{n}": stage(n, "BASIC") for n in (2, 3, 4)}
+    )
 
 
 def hgnet(w: int, **options: Any) -> nn.Module:
@@ -144,7 +152,11 @@ def hgnet(w: int, **options: Any) -> nn.Module:
 
 
 def ghost(family: str, name: str, w: int, **options: Any) -> nn.Module:
-    rows = [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0, 2], [3, 64, 24, 0, 1]], [[5, 64, 40, 0.25, 2], [5, 64, 40, 0.25, 1]]]
+    rows = [
+        [[3, 16, 16, 0, 1]],
+        [[3, 48, 24, 0, 2], [3, 64, 24, 0, 1]],
+        [[5, 64, 40, 0.25, 2], [5, 64, 40, 0.25, 1]],
+    ]
     return made(family, name, cfgs=rows, width=float(w), **options)
 
 
@@ -455,9 +467,20 @@ def convolutional() -> dict[str, Any]:
     }  # fmt: skip
 
 
-LARGE = (
-    "xcit coat efficientformer_v2 efficientvit_msra gcvit hiera hieradet_sam2 levit visformer volo twins_pcpvt twins_svt"
-).split()
+LARGE = [
+    "xcit",
+    "coat",
+    "efficientformer_v2",
+    "efficientvit_msra",
+    "gcvit",
+    "hiera",
+    "hieradet_sam2",
+    "levit",
+    "visformer",
+    "volo",
+    "twins_pcpvt",
+    "twins_svt",
+]
 SIDES = dict.fromkeys(LARGE, 64) | {"efficientformer": 56}
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from foreign_cases import Case, Make, draw, images, tokens
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
+
+from foreign_cases import Case, Make, draw, images, tokens
 
 
 class Apply(nn.Module):
@@ -40,7 +41,9 @@ def recurrent(kind: type[nn.RNNBase], out: int = 1, **options: Any) -> Make:
     return lambda w: Apply(
         lambda x, into, rnn, head: head(rnn(into(x))[0]),
         into=nn.Linear(6, 4 * w),
-        rnn=kind(4 * w, 8 * w, batch_first=True, **{k: v(w) if callable(v) else v for k, v in options.items()}),
+        rnn=kind(
+            4 * w, 8 * w, batch_first=True, **{k: v(w) if callable(v) else v for k, v in options.items()}
+        ),
         head=nn.Linear(8 * out * w if "proj_size" not in options else options["proj_size"](w), 5),
     )
 
@@ -71,7 +74,9 @@ def encoder(**options: Any) -> Make:
     return lambda w: nn.Sequential(
         nn.Linear(6, 16 * w),
         nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(16 * w, 2 * w, 32 * w, batch_first=True, **options), 2, norm=nn.LayerNorm(16 * w)
+            nn.TransformerEncoderLayer(16 * w, 2 * w, 32 * w, batch_first=True, **options),
+            2,
+            norm=nn.LayerNorm(16 * w),
         ),
         nn.Linear(16 * w, 5),
     )
@@ -127,7 +132,9 @@ class Listed(nn.Module):
         super().__init__()
         self.into = nn.Linear(6, 8 * w)
         self.gains = nn.ParameterList([nn.Parameter(torch.randn(8 * w)) for _ in range(2)])
-        self.maps = nn.ParameterDict({"up": nn.Parameter(torch.randn(8 * w, 12 * w)), "down": nn.Parameter(torch.randn(12 * w, 5))})
+        self.maps = nn.ParameterDict(
+            {"up": nn.Parameter(torch.randn(8 * w, 12 * w)), "down": nn.Parameter(torch.randn(12 * w, 5))}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.into(x)
@@ -251,20 +258,28 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     yield from each(
         draw(4, 3, 12),
-        Conv1d=pixels(lambda w: nn.Conv1d(8 * w, 8 * w, 3), lambda w: nn.BatchNorm1d(8 * w), lambda w: nn.ReLU(), rank=1),
+        Conv1d=pixels(
+            lambda w: nn.Conv1d(8 * w, 8 * w, 3), lambda w: nn.BatchNorm1d(8 * w), lambda w: nn.ReLU(), rank=1
+        ),
         ConvTranspose1d=pixels(lambda w: nn.ConvTranspose1d(8 * w, 8 * w, 3, stride=2), rank=1),
-        pools_1d=pixels(lambda w: nn.MaxPool1d(2), lambda w: nn.AvgPool1d(2), lambda w: nn.AdaptiveAvgPool1d(2), rank=1),
+        pools_1d=pixels(
+            lambda w: nn.MaxPool1d(2), lambda w: nn.AvgPool1d(2), lambda w: nn.AdaptiveAvgPool1d(2), rank=1
+        ),
     )
     yield from each(
         draw(3, 3, 4, 6, 6),
         Conv3d=pixels(lambda w: nn.Conv3d(8 * w, 8 * w, 3), lambda w: nn.BatchNorm3d(8 * w), rank=3),
         ConvTranspose3d=pixels(lambda w: nn.ConvTranspose3d(8 * w, 8 * w, 3, stride=2), rank=3),
-        pools_3d=pixels(lambda w: nn.MaxPool3d(2), lambda w: nn.AvgPool3d(2), lambda w: nn.AdaptiveAvgPool3d(1), rank=3),
+        pools_3d=pixels(
+            lambda w: nn.MaxPool3d(2), lambda w: nn.AvgPool3d(2), lambda w: nn.AdaptiveAvgPool3d(1), rank=3
+        ),
     )
     yield from each(
         words,
         Embedding=lambda w: nn.Sequential(nn.Embedding(64, 8 * w), nn.Linear(8 * w, 5)),
-        Embedding_max_norm=lambda w: nn.Sequential(nn.Embedding(64, 8 * w, max_norm=1.0), nn.Linear(8 * w, 5)),
+        Embedding_max_norm=lambda w: nn.Sequential(
+            nn.Embedding(64, 8 * w, max_norm=1.0), nn.Linear(8 * w, 5)
+        ),
         EmbeddingBag=lambda w: Bag(w, "mean"),
         EmbeddingBag_max=lambda w: Bag(w, "max"),
         Transformer=Whole,
@@ -286,7 +301,9 @@ def cases() -> Iterator[Case]:
         MultiheadAttention_head_dim=attention(lambda w: 4 * w, lambda w: 2),
         MultiheadAttention_one_head=attention(lambda w: 4, lambda w: w),
         MultiheadAttention_kdim_vdim=attention(lambda w: 4, lambda w: 2 * w, kdim=6, vdim=10),
-        MultiheadAttention_bias_kv=attention(lambda w: 4, lambda w: 2 * w, add_bias_kv=True, add_zero_attn=True),
+        MultiheadAttention_bias_kv=attention(
+            lambda w: 4, lambda w: 2 * w, add_bias_kv=True, add_zero_attn=True
+        ),
         TransformerEncoder=encoder(),
         TransformerEncoder_norm_first=encoder(norm_first=True, activation="gelu", dropout=0.0),
         TransformerDecoder=Decoder,

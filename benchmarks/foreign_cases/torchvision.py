@@ -8,8 +8,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from foreign_cases import Case, draw, images, of
 from torch import Tensor, nn
+
+from foreign_cases import Case, draw, images, of
 
 
 def times(w: int, *sizes: int) -> list[int]:
@@ -19,12 +20,23 @@ def times(w: int, *sizes: int) -> list[int]:
 def cases() -> Iterator[Case]:
     from torchvision import models, ops
     from torchvision.models import (
-        convnext, densenet, efficientnet, maxvit, mobilenetv2, mobilenetv3, regnet, resnet, segmentation, swin_transformer,
+        convnext,
+        densenet,
+        efficientnet,
+        maxvit,
+        mobilenetv2,
+        mobilenetv3,
+        regnet,
+        resnet,
+        segmentation,
+        swin_transformer,
         vision_transformer,
     )  # fmt: skip
     from torchvision.models.optical_flow import raft
+
     s3d = import_module("torchvision.models.video.s3d")  # whose name a function there bears, too
-    from torchvision.models.video import mvit, swin_transformer as video_swin
+    from torchvision.models.video import mvit
+    from torchvision.models.video import swin_transformer as video_swin
 
     def mobilenet_v3(w: int) -> nn.Module:
         rows = [
@@ -48,7 +60,9 @@ def cases() -> Iterator[Case]:
         return efficientnet.EfficientNet(rows, dropout=0.2, num_classes=7, last_channel=32 * w)
 
     def regular(w: int, **options: Any) -> nn.Module:
-        params = regnet.BlockParams([1, 2], times(w, 16, 32), [8, 8], [1.0, 1.0], [2, 2], options.pop("se", None))
+        params = regnet.BlockParams(
+            [1, 2], times(w, 16, 32), [8, 8], [1.0, 1.0], [2, 2], options.pop("se", None)
+        )
         return regnet.RegNet(params, num_classes=7, stem_width=8 * w)
 
     def convolutional_next(w: int) -> nn.Module:
@@ -56,10 +70,14 @@ def cases() -> Iterator[Case]:
         return convnext.ConvNeXt(rows, num_classes=7)
 
     def swin(w: int, **options: Any) -> nn.Module:
-        return models.SwinTransformer([2, 2], 16 * w, [1, 1], times(w, 2, 4), [4, 4], num_classes=7, **options)
+        return models.SwinTransformer(
+            [2, 2], 16 * w, [1, 1], times(w, 2, 4), [4, 4], num_classes=7, **options
+        )
 
     def vit(w: int) -> nn.Module:
-        return vision_transformer.VisionTransformer(32, 8, 2, 3 * w, 24 * w, 48 * w, dropout=0.1, num_classes=7)
+        return vision_transformer.VisionTransformer(
+            32, 8, 2, 3 * w, 24 * w, 48 * w, dropout=0.1, num_classes=7
+        )
 
     def max_vit(w: int) -> nn.Module:
         return maxvit.MaxVit((64, 64), 16 * w, 4, times(w, 16, 16), [1, 1], 8, 0.0, num_classes=7)
@@ -68,7 +86,9 @@ def cases() -> Iterator[Case]:
         return models.ShuffleNetV2([1, 1, 1], times(w, 16, 16, 32, 32, 64), num_classes=7)
 
     def segmenter(w: int, head: type[nn.Module], **options: Any) -> nn.Module:
-        body = nn.Sequential(OrderedDict(a=nn.Conv2d(3, 16 * w, 3, 2, 1), b=nn.ReLU(), c=nn.Conv2d(16 * w, 32 * w, 3, 2, 1)))
+        body = nn.Sequential(
+            OrderedDict(a=nn.Conv2d(3, 16 * w, 3, 2, 1), b=nn.ReLU(), c=nn.Conv2d(16 * w, 32 * w, 3, 2, 1))
+        )
         features = models._utils.IntermediateLayerGetter(body, {"c": "out"})
         return segmentation.fcn.FCN(features, head(32 * w, 5, **options))
 
@@ -113,7 +133,7 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     yield from of({"maxvit": max_vit}, images(64, batch=2))
     yield from of(
-        {"ops.MLP": lambda w: ops.MLP(6, times(w, 8, 8) + [5], norm_layer=nn.LayerNorm)},
+        {"ops.MLP": lambda w: ops.MLP(6, [*times(w, 8, 8), 5], norm_layer=nn.LayerNorm)},
         draw(16, 6),
     )  # fmt: skip
     yield from of(

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from foreign_cases import Case, Make, draw, images, of, tokens
 from torch import nn
 
-ROTARY = "head_dim grows, whose places rotary frequencies tell apart"
+from foreign_cases import PLACES, ROTARY, Case, Make, draw, images, of, tokens
 
 # The options of the stack of layers; a number in a list grows with the width.
 LAYERS: dict[str, dict[str, Any]] = {
@@ -78,7 +77,7 @@ INEXACT = {
     "rotary_head_dim_grows": ROTARY,
     "alibi": "heads grow, whose slopes are computed from their number",
     "unit_embedding": "of unit length, copies come out √g smaller, and eps of the norms stays",
-    "sinusoidal_places": "the sinusoidal table of positions is as wide as the model, and computed anew",
+    "sinusoidal_places": PLACES,
 }
 
 
@@ -90,7 +89,9 @@ def cases() -> Iterator[Case]:
     import x_transformers as x
 
     def layers(w: int, kind: Any = x.Decoder, **options: Any) -> nn.Module:
-        return kind(**{"dim": 16 * w, "depth": 2, "heads": 2 * w, "attn_dim_head": 8, "verbose": False, **options})
+        return kind(
+            **{"dim": 16 * w, "depth": 2, "heads": 2 * w, "attn_dim_head": 8, "verbose": False, **options}
+        )
 
     def language(w: int, stack: dict[str, Any], wrapper: dict[str, Any]) -> nn.Module:
         body = layers(w, **sized(stack, w))
@@ -107,7 +108,11 @@ def cases() -> Iterator[Case]:
                 image_size=16, patch_size=4, num_classes=7, attn_layers=layers(w, x.Encoder)
             ),
             "vit_registers": lambda w: x.ViTransformerWrapper(
-                image_size=16, patch_size=4, num_classes=7, num_register_tokens=2, attn_layers=layers(w, x.Encoder)
+                image_size=16,
+                patch_size=4,
+                num_classes=7,
+                num_register_tokens=2,
+                attn_layers=layers(w, x.Encoder),
             ),
         },
         images(16, batch=3),
@@ -133,7 +138,10 @@ def cases() -> Iterator[Case]:
     yield Case(
         "multi_input",
         lambda w: x.MultiInputTransformerWrapper(
-            num_tokens={"note": 20, "pitch": 30}, max_seq_len=16, attn_layers=layers(w), return_only_embed=False
+            num_tokens={"note": 20, "pitch": 30},
+            max_seq_len=16,
+            attn_layers=layers(w),
+            return_only_embed=False,
         ),
         {"x": {"note": torch.arange(24).reshape(2, 12) % 20, "pitch": torch.arange(24).reshape(2, 12) % 29}},
     )
