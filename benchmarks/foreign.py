@@ -6,7 +6,7 @@
 
 Each model goes the public way: ``plan(make, width=2, inputs=...)``, grown without noise and with the
 default's, its optimizer carried. Whether the wide model computes the same, and trains in lockstep for five
-steps of AdamW, is checked here, in float64, with a comparison of its own. The models stand in `foreign_cases`.
+steps of AdamW, is checked here, in float64, with a comparison of its own. `foreign_cases` holds the models.
 """
 
 from __future__ import annotations
@@ -76,11 +76,9 @@ def attempt(case: Case, width: int) -> Row:
         return row | {"status": "WRONG", "reason": f"the wide model does not run: {described(error)}"}
     if row["difference"] > TOLERANCE or row["loss_difference"] > max(TOLERANCE, 100 * row.get("control", 0)):
         return row | {"status": "WRONG" if plan.proved else "unproved", "reason": "the wide model is another"}
-    return (
-        row | {"status": "proved"}
-        if plan.proved
-        else row | {"status": "unproved", "reason": f"right, but {plan.unproved_because}"}
-    )
+    if not plan.proved:
+        return row | {"status": "unproved", "reason": f"right, but {plan.unproved_because}"}
+    return row | {"status": "proved"}
 
 
 def compared(narrow: nn.Module, wide: nn.Module, noisy: nn.Module, inputs: Any) -> Row:
@@ -128,8 +126,13 @@ def undropped(model: nn.Module) -> nn.Module:
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """Decays what most do: matrices, and neither gains nor biases."""
     trained = [param for param in model.parameters() if param.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.1)
+    groups = [
+        {"params": [param for param in trained if param.ndim > 1], "weight_decay": 0.1},
+        {"params": [param for param in trained if param.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=1e-3)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any, *, steps: int) -> list[float]:
@@ -242,10 +245,10 @@ def page(rows: Sequence[Row], counts: Mapping[str, Mapping[str, Any]], versions:
         f"Models that other libraries wrote ({versions_said}), built small,",
         "each planned with `plan(make, width=2, inputs=...)`, grown, and trained beside the narrow one",
         "(`benchmarks/foreign.py`, which writes this page; `make foreign`). *Proved*: `plan.proved`, and the",
-        "wide model, with noise and without, gives the same outputs by this script's own comparison in float64,",
-        "and the same losses over five steps of AdamW; the numbers are the largest differences. *Refused*: with",
-        "the reason; nothing is grown. *Unproved*: the plan says so. *Exact*: even copies can express the",
-        "growth; where they cannot, the line says why, and to refuse is right.",
+        "wide model, with noise and without, gives the same outputs by this script's own comparison in",
+        "float64, and the same losses over five steps of AdamW; the numbers are the largest differences.",
+        "*Refused*: with the reason; nothing is grown. *Unproved*: the plan says so. *Exact*: even copies can",
+        "express the growth; where they cannot, the line says why, and to refuse is right.",
         "",
         "| | exact | proved | of them | " + " | ".join(STATUS[1:]) + " |",
         "|---" * (len(STATUS) + 3) + "|",

@@ -30,6 +30,7 @@ Make = Callable[[int], nn.Module]
 # Why even copies cannot express a growth.
 ROTARY = "head_dim grows, whose places rotary frequencies tell apart"
 PLACES = "the sinusoidal table of positions is as wide as the model, and computed anew"
+NEIGHBOURS = "it sums over neighbouring channels, which copies move apart"
 UNEQUAL = "one weight makes parts that grow and parts that stay: no one learning rate fits it"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from foreign_cases import ROTARY, UNEQUAL, Case, images
+from foreign_cases import NEIGHBOURS, ROTARY, UNEQUAL, Case, images
 
 
 def times(w: int, *sizes: int) -> tuple[int, ...]:
@@ -325,7 +325,7 @@ def transformers() -> dict[str, Any]:
             w, "bottle", self_attn_layer="halo", self_attn_kwargs={"block_size": 4, "halo_size": 1, "num_heads": 2 * w, "dim_head": 8}
         ),
         "lambda_resnet": lambda w: byo(
-            w, "bottle", self_attn_layer="lambda", self_attn_kwargs={"r": 3}
+            w, "bottle", self_attn_layer="lambda", self_attn_kwargs={"r": 3, "dim_head": 8 * w}
         ),
         "metaformer_pool": lambda w: made("metaformer", "MetaFormer", depths=(1, 1), dims=times(w, 16, 32)),
         "caformer": lambda w: made(
@@ -467,26 +467,17 @@ def convolutional() -> dict[str, Any]:
     }  # fmt: skip
 
 
-LARGE = [
-    "xcit",
-    "coat",
-    "efficientformer_v2",
-    "efficientvit_msra",
-    "gcvit",
-    "hiera",
-    "hieradet_sam2",
-    "levit",
-    "visformer",
-    "volo",
-    "twins_pcpvt",
-    "twins_svt",
-]
+# Those that see a single place of 32 pixels at their end, or run on no fewer than 64.
+LARGE = {
+    "xcit", "coat", "efficientformer_v2", "efficientvit_msra", "gcvit", "hiera", "hieradet_sam2", "levit", "visformer",
+    "volo", "twins_pcpvt", "twins_svt", "pvt_v2", "shvit", "efficientvim", "gc_resnet", "rexnet",
+}  # fmt: skip
 SIDES = dict.fromkeys(LARGE, 64) | {"efficientformer": 56}
 
 
 def cases() -> Iterator[Case]:
     import timm.models  # noqa: F401  (that it is there)
 
-    why = {"eva_head_dim_grows": ROTARY, "focalnet": UNEQUAL, "dpn": UNEQUAL}
+    why = {"eva_head_dim_grows": ROTARY, "focalnet": UNEQUAL, "dpn": UNEQUAL, "eca_resnet": NEIGHBOURS}
     for name, make in (transformers() | convolutional()).items():
         yield Case(name, make, images(SIDES.get(name, 32)), why.get(name, ""))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
-from foreign_cases import Case, Make, draw, images, tokens
+from foreign_cases import NEIGHBOURS, Case, Make, draw, images, tokens
 
 
 class Apply(nn.Module):
@@ -168,8 +168,6 @@ POINTWISE = (
     nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink,
     nn.Tanhshrink,
 )  # fmt: skip
-
-NEIGHBOURS = "it normalizes by neighbouring channels, which copies move apart"
 
 
 def cases() -> Iterator[Case]:
