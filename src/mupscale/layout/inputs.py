@@ -44,7 +44,7 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
     elif "pixel_values" in takes and "vision_config" in config:
         wanted |= {"pixel_values"}
     wanted -= {*media}
-    if "decoder_input_ids" not in takes and any(map(_CROSS_ATTENTION.search, model.state_dict())):
+    if "decoder_input_ids" not in takes and _reads_other_states(model):
         wanted |= HIDDEN_STATES & takes.keys()
     made: dict[str, Any] = {}
     for name in sorted(wanted):
@@ -54,8 +54,11 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
         else:
             made[name] = torch.randn(_shape(config, name, batch, length), generator=draw, dtype=dtype)
     for name in media:
-        made |= media_inputs(model, name, batch, draw, dtype)
-        made |= with_tokens(model, name, made)
+        given = media_inputs(model, name, batch, draw, dtype)
+        try:
+            made |= given | with_tokens(model, name, made | given)
+        except Exception:  # whatever a tower that takes its input otherwise raises: then the text goes alone
+            continue
     # Some of what the model reads is masked, so that the embedding which stands for it is used.
     if "bool_masked_pos" in takes and any(n.endswith("mask_token") for n, _ in model.named_parameters()):
         patches = _shape(config, "noise", batch, length)
@@ -66,6 +69,17 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
     if "use_cache" in takes:
         made["use_cache"] = False
     return made
+
+
+def _reads_other_states(model: nn.Module) -> bool:
+    """Whether the model attends to the states of another one, of a width that is known."""
+    has = any(map(_CROSS_ATTENTION.search, model.state_dict()))
+    return has and _other_width(model.config) is not None
+
+
+def _other_width(config: Any) -> Any:
+    own = getattr(config, "cross_attention_hidden_size", None)
+    return own or getattr(config.get_text_config(), "hidden_size", None)
 
 
 def _special(config: Any) -> set[int]:
@@ -99,8 +113,7 @@ def _shape(config: Any, name: str, batch: int, length: int) -> tuple[int, ...]:
             return batch, (height // vision.patch_size) * (width // vision.patch_size)
         return batch, getattr(vision, "num_channels", 3), height, width
     if name in HIDDEN_STATES:
-        own = getattr(config, "cross_attention_hidden_size", None)
-        return batch, length // 2 + 1, own or config.get_text_config().hidden_size
+        return batch, length // 2 + 1, _other_width(config)
     if name == "input_features":
         # An encoder of fixed length halves the frames once.
         frames = 2 * getattr(config, "max_source_positions", length)

@@ -44,22 +44,23 @@ def media_inputs(
     if name == "input_features":
         frames = 2 * getattr(tower, "max_source_positions", 32)
         shape: tuple[int, ...] = (batch, getattr(tower, "num_mel_bins", 80), frames)
-        for mask in {"input_features_mask", "feature_attention_mask"} & takes.keys():
+        for mask in {"input_features_mask", "feature_attention_mask", "padding_mask"} & takes.keys():
             made[mask] = torch.ones(batch, frames, dtype=torch.long)
     else:
         channels: int = getattr(tower, "num_channels", None) or getattr(tower, "in_channels", None) or 3
         height, width = image_size(tower)
-        patch = getattr(tower, "patch_size", 1)
+        patch = _side(getattr(tower, "patch_size", 1))
         if "image_grid_thw" in takes:  # patches in rows of their own
             merged = getattr(tower, "spatial_merge_size", 1)
             grid = torch.tensor([[1, 2 * merged, 3 * merged]] * batch)
             made["image_grid_thw"] = grid
-            length = channels * getattr(tower, "temporal_patch_size", 1) * patch**2
+            length = channels * int(getattr(tower, "temporal_patch_size", 1)) * patch**2
             shape = (int(grid.prod(-1).sum()), length)
         elif "vision_config" not in config:  # patches, without a tower
             shape = (batch, (height // patch) * (width // patch), channels * patch**2)
         else:
-            shape = (batch, channels, height, width)
+            several = (1,) if "pixel_attention_mask" in takes else ()  # images, each of one row of the text
+            shape = (batch, *several, channels, height, width)
             if _needs(model, "image_sizes"):
                 made["image_sizes"] = torch.tensor([[height, width]] * batch)
     return {name: torch.randn(shape, generator=draw, dtype=dtype), **made}
@@ -68,6 +69,10 @@ def media_inputs(
 def image_size(config: Any) -> tuple[int, int]:
     side = getattr(config, "image_size", 32)
     return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+
+def _side(size: Any) -> int:
+    return size if isinstance(size, int) else int(size[0])
 
 
 def with_tokens(model: nn.Module, name: str, made: Mapping[str, Any]) -> dict[str, Tensor]:

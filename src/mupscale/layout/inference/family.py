@@ -48,6 +48,8 @@ class Law:
         size = self.factor
         for path, power in self.powers.items():
             value = value_at(config, path)
+            if isinstance(value, list | tuple) and len({*value}) == 1:  # height and width of a square
+                value = value[0]
             if not isinstance(value, int):
                 return None
             size *= Fraction(value) ** power

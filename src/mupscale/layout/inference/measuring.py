@@ -29,9 +29,9 @@ from mupscale.layout.inference.fields import (
 )
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.structure import counterparts, leaves, written
+from mupscale.layout.inference.structure import counterparts, leaves, pairs, written
 from mupscale.layout.inference.trace import Trace
-from mupscale.layout.inference.units import Unit
+from mupscale.layout.inference.units import Conflict, Unit
 from mupscale.layout.models import shapes
 from mupscale.layout.tiny import tiny
 
@@ -53,7 +53,7 @@ def infer(config: PreTrainedConfig) -> Family:
                     f"{config.model_type}: a tiny model of it does not run: {one_line(error)}; "
                     "plan(model, to=wide_config, inputs=...) runs the model itself"
                 ) from error
-    variants = _variants(small)
+    variants = _variants(small, base)
     powers = _powers(small, base, variants)
     laws: dict[str, Law] = {}
     values = {path: value for path, value in size_fields(small).items() if isinstance(value, int)}
@@ -96,11 +96,12 @@ Change = dict[Path, Fraction]
 MOST_STUCK = 8  # of a model of many parts, all pairs would take minutes
 
 
-def _variants(small: PreTrainedConfig) -> list[tuple[Change, Trace]]:
-    """Traces of the tiny model with one size field doubled, for each that matters; heads halved, too.
+def _variants(small: PreTrainedConfig, base: Trace) -> list[tuple[Change, Trace]]:
+    """Traces of the tiny model with one size field doubled, for each that matters.
 
-    Halving the heads doubles their dims, of which parts may be too small to be halved. Fields that no config
-    lets change alone, since one has to be the product of others, change two at a time.
+    Where doubled heads do not show all, they are halved, too: that doubles their dims, of which parts may be
+    too small to be halved. Fields that no config lets change alone, since one has to be the product of
+    others, change two at a time: a width and another.
     """
     plain = shapes(small)
     values = size_fields(small)
@@ -121,15 +122,30 @@ def _variants(small: PreTrainedConfig) -> list[tuple[Change, Trace]]:
     twice, half = Fraction(2), Fraction(1, 2)
     stuck = []
     for path in values:
+        before = len(found)
         moved = attempt({path: twice})
-        if "heads" in field_name(small, path):
+        shown = len(found) > before and _alike(base, found[-1][1])
+        if "heads" in field_name(small, path) and not shown:
             moved = attempt({path: half}) or moved
         if not moved:
             stuck.append(path)
     for one, other in itertools.combinations(stuck[:MOST_STUCK], 2):
+        if not (is_wider(small, one) or is_wider(small, other)):
+            continue
         for change in ({one: twice, other: twice}, {one: twice, other: half}):
             attempt(change)
     return found
+
+
+def _alike(base: Trace, other: Trace) -> bool:
+    """Whether every dim has the same structure in both."""
+    try:
+        for name, dims in base.dims.items():
+            for narrow, wide in zip(dims, other.dims.get(name, ()), strict=True):
+                list(pairs(narrow, wide))
+    except (Conflict, ValueError):
+        return False
+    return True
 
 
 def _along(changes: list[Change], followed: set[Path]) -> dict[Path, dict[Path, int]]:
