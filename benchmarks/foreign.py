@@ -247,7 +247,7 @@ def page(rows: Sequence[Row], counts: Mapping[str, Mapping[str, Any]], versions:
         "(`benchmarks/foreign.py`, which writes this page; `make foreign`). *Proved*: `plan.proved`, and the",
         "wide model, with noise and without, gives the same outputs by this script's own comparison in",
         "float64, and the same losses over five steps of AdamW; the numbers are the largest differences.",
-        "*Refused*: with the reason; nothing is grown. *Unproved*: the plan says so. *Exact*: even copies can",
+        "*Refused*: with the reason; nothing is grown. *Unproved*: the plan says so. *Exact*: copies can",
         "express the growth; where they cannot, the line says why, and to refuse is right.",
         "",
         "| | exact | proved | of them | " + " | ".join(STATUS[1:]) + " |",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models import attribute_tensors, persistent_buffers, tie_
+from mupscale.models import attribute_tensors, gradient_hooks, one_memory, persistent_buffers, tie_
 from mupscale.planning import Plan
 
 
@@ -38,6 +38,11 @@ def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str],
     with torch.no_grad():
         for name, param in params.items():
             source = own[plan.canonical(name)]
+            if len(gradient_hooks(source)) > len(gradient_hooks(param)):
+                raise GrowthError(
+                    f"{name}: has a hook on its gradient that the wide module's constructor does not "
+                    "register; take it off, and register one of the wide size after growing"
+                )
             put_(param, grown(name))
             param.requires_grad_(source.requires_grad)
             for key, value in vars(source).items():  # what was marked on the narrow one alone
@@ -50,6 +55,19 @@ def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str],
         _fill_tables(wide, narrow)
     _same_modes(wide, narrow)
     return wide
+
+
+def check_memory(model: nn.Module) -> None:
+    """Refuse a model in which two tensors lie in one memory.
+
+    Raises:
+        GrowthError: names both.
+    """
+    if (pair := one_memory(model)) is not None:
+        raise GrowthError(
+            f"{pair[0]} and {pair[1]}: two tensors in one memory, so that one changes as the other trains, "
+            "which no copy does; make them one parameter (head.weight = embedding.weight), or two (.clone())"
+        )
 
 
 def put_(tensor: nn.Parameter, value: Tensor) -> None:

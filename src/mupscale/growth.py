@@ -27,7 +27,7 @@ from mupscale.checkpoint import (
     write_weights,
 )
 from mupscale.errors import GrowthError
-from mupscale.filling import fill_, tables
+from mupscale.filling import check_memory, fill_, tables
 from mupscale.grower import Grower, ShrinkLike
 from mupscale.layout import skeleton
 from mupscale.models import plain_surroundings, state_tensors, unwrapped
@@ -67,7 +67,7 @@ def grow(
 
     Returns:
         The wide model, with the narrow one's ties, dtypes, devices, frozen parts and training modes; what
-        torch.compile has wrapped is wrapped again.
+        torch.compile has wrapped is wrapped again, what DDP or DataParallel has wrapped is not.
 
     Raises:
         GrowthError: the model does not fit the plan, the operator cannot grow an axis, or the operator or
@@ -101,14 +101,16 @@ def grow(
         raise GrowthError(
             f"{name}: not in the {'plan' if name in tensors else 'model'}; make the plan from this model"
         )
+    check_memory(inner)
     with plain_surroundings(), torch.no_grad():
         if grower.operator.adds_identity:
             with torch.enable_grad():
                 prove_identity(plan, operator)
         grown = {name: grower(name) for name in plan.wide_names}
         wide = fill_(_built(inner, plan, grown), inner, plan, grown.__getitem__)
-    # What torch.compile has wrapped is wrapped again, with the same options.
-    return wide if inner is model else type(model)(wide, model.dynamo_ctx)
+    if isinstance(model, torch._dynamo.OptimizedModule):  # wrapped again, with the same options
+        return type(model)(wide, model.dynamo_ctx)
+    return wide
 
 
 def grow_checkpoint(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.filling import is_architecture, tables
-from mupscale.models import tie_names
+from mupscale.models import one_memory, tie_names
 from mupscale.planning import Plan
 
 Found = Iterator[tuple[str, str]]  # a module, and what is wrong there
@@ -24,6 +24,8 @@ def held_otherwise(
 ) -> Found:
     """Where ``wide`` holds something otherwise than ``narrow`` does, module by module, with what is wrong."""
     yield from _ties(narrow, wide, plan)
+    if (pair := one_memory(wide)) is not None:
+        yield _at(pair[0], f"lies in one memory with {pair[1]}: one changes as the other trains")
     yield from _references(narrow, wide)
     yield from _tables(narrow, wide)
     yield from _kinds(narrow, wide, plan)

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from mupscale.calls import Call
 from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
+from mupscale.filling import check_memory
 from mupscale.layout import (
     DEPTH,
     Family,
@@ -123,12 +124,32 @@ def _planned(
                 "plan(make, width=2) with make(width_factor) building it"
             )
         narrow, wide = model, unwrapped(to)
+        check_memory(narrow)
+        check_memory(wide)
         return _plan_modules(lambda: copied(narrow), lambda: copied(wide), hints, inputs, made=False)
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
     growth_factor("width", width)
-    make = model
-    return _plan_modules(lambda: make(1), lambda: make(width), hints, inputs, made=True)
+    return _plan_modules(_maker(model, 1), _maker(model, width), hints, inputs, made=True)
+
+
+def _maker(make: Callable[[int], nn.Module], width: int) -> Callable[[], nn.Module]:
+    """Builds instances that are nobody else's: ``make`` may give what exists already, or hold such a part."""
+
+    def build() -> nn.Module:
+        made = make(width)
+        if not isinstance(made, nn.Module):
+            raise GrowthError(f"make({width}): expected a torch.nn.Module, found {type(made).__name__}")
+        check_memory(made)
+        try:
+            return copied(made)
+        except GrowthError:
+            other = make(width)
+            if {id(t) for t in state_tensors(made).values()} & {id(t) for t in state_tensors(other).values()}:
+                raise
+            return other
+
+    return build
 
 
 def _plan_by_running(

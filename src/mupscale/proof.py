@@ -224,6 +224,10 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
     for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
         if expected.shape != grown.shape:
             return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
+        if not expected.numel():
+            raise GrowthError(
+                f"{type(narrow).__name__}: returns no entries on these inputs; nothing can be compared"
+            )
         error = (expected - grown).abs().max().item() / max(1.0, spread(output))
         worst = max(worst, error) if math.isfinite(error) else math.inf
     if worst <= TOLERANCE:

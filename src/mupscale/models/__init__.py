@@ -4,10 +4,11 @@ Knows modules and tensors; nothing of growth, layouts or files.
 """
 
 from mupscale.models.chance import SameChance
-from mupscale.models.copying import copied, doubled
+from mupscale.models.copying import copied, doubled, gradient_hooks
 from mupscale.models.drawing import Drawn, drawn_like
 from mupscale.models.holding import (
     attribute_tensors,
+    one_memory,
     persistent_buffers,
     state_tensors,
     tie_,
@@ -23,6 +24,8 @@ __all__ = [
     "copied",
     "doubled",
     "drawn_like",
+    "gradient_hooks",
+    "one_memory",
     "persistent_buffers",
     "plain_surroundings",
     "state_tensors",

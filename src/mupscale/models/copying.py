@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import Any
 
@@ -16,8 +17,9 @@ from mupscale.models.holding import attribute_tensors
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy that keeps what `copy.deepcopy` alone loses.
 
-    That is: attributes of parameters (mup's ``infshape``), functions over the module itself (a lambda of its
-    ``__init__`` goes on reading the original), and tensors that are computed of others (old weight norm's).
+    That is: attributes and gradient hooks of parameters (mup's ``infshape``), functions over the module
+    itself (a lambda of its ``__init__`` goes on reading the original), and tensors that are computed of
+    others (old weight norm's).
 
     Raises:
         GrowthError: the module holds something that cannot be copied.
@@ -30,6 +32,11 @@ def copied(model: nn.Module) -> nn.Module:
         for param in model.parameters():
             copy.deepcopy(param, memo).__dict__.update(copy.deepcopy(param.__dict__, memo))
         twin: nn.Module = copy.deepcopy(model, memo)
+        for param in model.parameters():
+            for register, hook in gradient_hooks(param):
+                register(memo[id(param)], _rebound(copy.deepcopy(hook, memo), memo))
+    except GrowthError:
+        raise
     except Exception as error:  # whatever the module's parts raise
         raise GrowthError(
             f"{type(model).__name__}: cannot be copied: {one_line(error)}; plan it from a function, "
@@ -41,10 +48,26 @@ def copied(model: nn.Module) -> nn.Module:
     return twin
 
 
+def gradient_hooks(param: nn.Parameter) -> list[tuple[Callable[..., Any], Any]]:
+    """The hooks on a parameter's gradient, each with how it is registered."""
+    return [
+        *((nn.Parameter.register_hook, hook) for hook in (param._backward_hooks or {}).values()),
+        *(
+            (nn.Parameter.register_post_accumulate_grad_hook, hook)
+            for hook in (param._post_accumulate_grad_hooks or {}).values()
+        ),
+    ]
+
+
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     """Functions over parts of the original, over those of the copy instead; also inside lists and dicts."""
     if isinstance(value, FunctionType) and value.__closure__:
         inside = [_content(cell) for cell in value.__closure__]
+        if any(isinstance(content, torch.optim.Optimizer) for content in inside):
+            raise GrowthError(
+                f"{value.__qualname__}: a hook or function of the module steps an optimizer, which a copy of "
+                "the module would step, too; take it off, and put it on again after growing"
+            )
         moved = [memo.get(id(content), content) for content in inside]
         if all(a is b for a, b in zip(inside, moved, strict=True)):
             return value

@@ -38,6 +38,37 @@ def tie_names(model: nn.Module) -> dict[str, str]:
     return {name: first[id(p)] for name, p in every if name != first[id(p)]}
 
 
+def one_memory(model: nn.Module) -> tuple[str, str] | None:
+    """Two tensors that are not one but lie in one memory, a parameter among them; None if there are none.
+
+    One changes with the other as it trains, which nothing but the memory knows.
+    """
+    params = {id(p) for p in model.parameters()}
+    names = {id(module): name for name, module in model.named_modules()}
+    every = {id(t): (n, t) for n, t in (*model.named_buffers(), *model.named_parameters())}
+    for module, key, tensor in attribute_tensors(model):
+        every.setdefault(id(tensor), (f"{names[id(module)]}.{key}".lstrip("."), tensor))
+    spans = sorted(
+        (*_span(tensor), key in params, name)
+        for key, (name, tensor) in every.items()
+        if tensor.numel() and tensor.layout is torch.strided and tensor.data_ptr()
+    )
+    ends: dict[bool, tuple[int, str]] = {}  # the furthest that a parameter reaches, and anything else
+    for start, end, trained, name in spans:
+        for other in (True, False):
+            if other in ends and ends[other][0] > start and (trained or other):
+                return ends[other][1], name
+        if trained not in ends or end > ends[trained][0]:
+            ends[trained] = end, name
+    return None
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's memory begins and ends."""
+    reach = sum((n - 1) * abs(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
+
+
 def tie_(model: nn.Module, ties: Mapping[str, str]) -> nn.Module:
     """Let every parameter in ``ties`` be the one whose name it has there, where it is not so yet."""
     present = tie_names(model)
@@ -49,7 +80,11 @@ def tie_(model: nn.Module, ties: Mapping[str, str]) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that torch.compile has wrapped; any other as it is."""
-    while isinstance(model, torch._dynamo.OptimizedModule):
-        model = model._orig_mod
-    return model
+    """The module that torch.compile, DDP or DataParallel has wrapped; any other as it is."""
+    while True:
+        if isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model

@@ -41,7 +41,7 @@ def carry_optimizer(
 
     Returns:
         A new optimizer of the same class. Learning rates are scaled from their present values; attach a new
-        scheduler, or go on with `set_lr`.
+        scheduler, or go on with `set_lr`. Hooks on the optimizer are not carried.
 
     Raises:
         GrowthError: the optimizer has no rule, holds a parameter that is not the narrow model's, or holds
