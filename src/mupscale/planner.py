@@ -210,7 +210,10 @@ def _plan_modules(
         narrow, wide = (doubled(model.cpu()).eval() for model in (narrow, wide))
         with Float64():
             drawn = drawn_like(narrow, given)
-        layout, growth = layout_by_running(narrow, wide, drawn.call)
+        try:
+            layout, growth = layout_by_running(narrow, wide, drawn.call)
+        except GrowthError:  # the given ones may reach what drawn ones do not: a count of steps, a length
+            layout, growth = layout_by_running(narrow, wide, given)
     _refuse_shrinking(layout, growth)
     meta = narrow.to("meta") if not made else None
     plan = Plan(

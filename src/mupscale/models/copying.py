@@ -33,8 +33,11 @@ def copied(model: nn.Module) -> nn.Module:
             copy.deepcopy(param, memo).__dict__.update(copy.deepcopy(param.__dict__, memo))
         twin: nn.Module = copy.deepcopy(model, memo)
         for param in model.parameters():
+            own, trained = memo[id(param)], param.requires_grad
             for register, hook in gradient_hooks(param):
-                register(memo[id(param)], _rebound(copy.deepcopy(hook, memo), memo))
+                own.requires_grad_(True)  # a frozen one takes no hook
+                register(own, _rebound(copy.deepcopy(hook, memo), memo))
+            own.requires_grad_(trained)
     except GrowthError:
         raise
     except Exception as error:  # whatever the module's parts raise

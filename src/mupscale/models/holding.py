@@ -51,7 +51,7 @@ def one_memory(model: nn.Module) -> tuple[str, str] | None:
     spans = sorted(
         (*_span(tensor), key in params, name)
         for key, (name, tensor) in every.items()
-        if tensor.numel() and tensor.layout is torch.strided and tensor.data_ptr()
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta
     )
     ends: dict[bool, tuple[int, str]] = {}  # the furthest that a parameter reaches, and anything else
     for start, end, trained, name in spans:
