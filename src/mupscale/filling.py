@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models import attribute_tensors, persistent_buffers, tie_
+from mupscale.models import attribute_tensors, overlaps, persistent_buffers, tie_
 from mupscale.planning import Plan
 
 
@@ -50,6 +50,20 @@ def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str],
         _fill_tables(wide, narrow)
     _same_modes(wide, narrow)
     return wide
+
+
+def refuse_overlaps(model: nn.Module) -> None:
+    """Refuse tensors that lie in a parameter's memory and are not that parameter.
+
+    Raises:
+        GrowthError: there is one.
+    """
+    if pair := next(overlaps(model), None):
+        other, name = pair
+        raise GrowthError(
+            f"{other}: lies in the memory of {name}, so that training one changes the other, which nothing "
+            "in a wide model would do; let both be one parameter (a.weight = b.weight), or clone it"
+        )
 
 
 def put_(tensor: nn.Parameter, value: Tensor) -> None:

@@ -27,7 +27,7 @@ from mupscale.checkpoint import (
     write_weights,
 )
 from mupscale.errors import GrowthError
-from mupscale.filling import fill_, tables
+from mupscale.filling import fill_, refuse_overlaps, tables
 from mupscale.grower import Grower, ShrinkLike
 from mupscale.layout import skeleton
 from mupscale.models import plain_surroundings, state_tensors, unwrapped
@@ -82,6 +82,7 @@ def grow(
     True
     """
     inner = unwrapped(model)
+    refuse_overlaps(inner)
     tensors = state_tensors(inner)
     grower = Grower(
         plan,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.filling import is_architecture, tables
-from mupscale.models import tie_names
+from mupscale.models import overlaps, tie_names
 from mupscale.planning import Plan
 
 Found = Iterator[tuple[str, str]]  # a module, and what is wrong there
@@ -24,6 +24,7 @@ def held_otherwise(
 ) -> Found:
     """Where ``wide`` holds something otherwise than ``narrow`` does, module by module, with what is wrong."""
     yield from _ties(narrow, wide, plan)
+    yield from _overlaps(narrow, wide)
     yield from _references(narrow, wide)
     yield from _tables(narrow, wide)
     yield from _kinds(narrow, wide, plan)
@@ -40,6 +41,13 @@ def _ties(narrow: nn.Module, wide: nn.Module, plan: Plan) -> Found:
             yield _at(
                 name, f"is one with {first} in the narrow model, but a parameter of its own in the wide"
             )
+
+
+def _overlaps(narrow: nn.Module, wide: nn.Module) -> Found:
+    own = {*overlaps(narrow)}
+    for other, name in overlaps(wide):
+        if (other, name) not in own:
+            yield _at(other, f"lies in the memory of {name}, but not in the narrow model")
 
 
 def _references(narrow: nn.Module, wide: nn.Module) -> Found:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from mupscale.calls import Call
 from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
+from mupscale.filling import refuse_overlaps
 from mupscale.layout import (
     DEPTH,
     Family,
@@ -41,6 +42,7 @@ from mupscale.models import (
     copied,
     doubled,
     drawn_like,
+    held,
     plain_surroundings,
     state_tensors,
     tie_,
@@ -123,12 +125,20 @@ def _planned(
                 "plan(make, width=2) with make(width_factor) building it"
             )
         narrow, wide = model, unwrapped(to)
+        refuse_overlaps(narrow)
         return _plan_modules(lambda: copied(narrow), lambda: copied(wide), hints, inputs, made=False)
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
     growth_factor("width", width)
-    make = model
+    make = model if _makes_its_own(model) else (lambda w: copied(model(w)))
     return _plan_modules(lambda: make(1), lambda: make(width), hints, inputs, made=True)
+
+
+def _makes_its_own(make: Callable[[int], nn.Module]) -> bool:
+    """Whether all that a function puts into a module is new: what comes from outside is not ours to change."""
+    one, other = make(1), make(1)
+    refuse_overlaps(one)
+    return not {*map(id, held(one).values())} & {*map(id, held(other).values())}
 
 
 def _plan_by_running(

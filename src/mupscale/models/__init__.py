@@ -8,6 +8,8 @@ from mupscale.models.copying import copied, doubled
 from mupscale.models.drawing import Drawn, drawn_like
 from mupscale.models.holding import (
     attribute_tensors,
+    held,
+    overlaps,
     persistent_buffers,
     state_tensors,
     tie_,
@@ -23,6 +25,8 @@ __all__ = [
     "copied",
     "doubled",
     "drawn_like",
+    "held",
+    "overlaps",
     "persistent_buffers",
     "plain_surroundings",
     "state_tensors",

@@ -38,7 +38,20 @@ def copied(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         for key, value in vars(module).items():
             vars(module)[key] = _rebound(value, memo)
+    _hook_(twin, model, memo)
     return twin
+
+
+def _hook_(twin: nn.Module, model: nn.Module, memo: dict[int, Any]) -> None:
+    """Give parameters of a copy the hooks that those of the original have."""
+    for own, param in zip(twin.parameters(), model.parameters(), strict=True):
+        trained = own.requires_grad
+        own.requires_grad_(param.is_floating_point() or param.is_complex())  # a frozen one takes no hook
+        for hook in (param._backward_hooks or {}).values():
+            own.register_hook(_rebound(hook, memo))  # type: ignore[no-untyped-call]
+        for hook in (param._post_accumulate_grad_hooks or {}).values():
+            own.register_post_accumulate_grad_hook(_rebound(hook, memo))  # type: ignore[no-untyped-call]
+        own.requires_grad_(trained)
 
 
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:

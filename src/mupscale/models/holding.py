@@ -31,6 +31,40 @@ def attribute_tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor
                 yield module, key, value
 
 
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a module holds under a name, tied ones under their first."""
+    names = {id(module): name for name, module in model.named_modules()}
+    plain = {f"{names[id(m)]}.{key}".lstrip("."): tensor for m, key, tensor in attribute_tensors(model)}
+    return {**dict(model.named_parameters()), **dict(model.named_buffers()), **plain}
+
+
+def overlaps(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Parameters in whose memory another tensor of the model lies, each with the name of the other first.
+
+    Training one changes the other, although they are not one parameter.
+    """
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), name, id(tensor))
+        for name, tensor in held(model).items()
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta
+    )
+    params = dict(model.named_parameters())
+    for i, (_, end, name, own) in enumerate(spans):
+        for start, _, other, theirs in spans[i + 1 :]:
+            if start >= end:
+                break
+            if own != theirs and other in params:
+                yield name, other
+            elif own != theirs and name in params:
+                yield other, name
+
+
+def _extent(tensor: Tensor) -> int:
+    """How many bytes lie between its first entry and the end of its last."""
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
 def tie_names(model: nn.Module) -> dict[str, str]:
     """The other names of tied parameters, each with the first one."""
     first = {id(p): name for name, p in model.named_parameters()}

@@ -166,7 +166,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_view = is_view and not func._schema.is_mutable
         each = found if found and isinstance(found[0], list) else [found] * len(outs)
         for tensor, dims in zip(outs, [*each, *[None] * len(outs)], strict=False):
-            if any(tensor is t for t in inputs):
+            if any(tensor is t for t in inputs) and torch.Tag.inplace_view not in func.tags:
                 continue  # changed in place: its dims stay
             if (
                 dims is None
