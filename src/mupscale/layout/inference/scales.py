@@ -63,7 +63,7 @@ _LINEAR = _names(
     "channel_shuffle native_channel_shuffle col2im triu tril copy copy_ linalg_vector_norm norm fill_ zero_ "
     "repeat_interleave upsample_nearest1d std im2col select_backward masked_select leaky_relu "
     "upsample_bilinear2d upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar "
-    "scatter index_copy positive _fft_r2c _fft_c2r _fft_c2c"
+    "scatter index_copy positive _embedding_bag _fft_r2c _fft_c2r _fft_c2c"
 )
 _ALIKE = _names(
     "add add_ sub sub_ rsub cat stack where masked_fill masked_fill_ index_add index_add_ index_put "
@@ -73,8 +73,8 @@ _ALIKE = _names(
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 _PRODUCTS = _names("mm bmm mv dot vdot matmul addmm baddbmm linear convolution _trilinear")
 _NORMS = _names(
-    "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit_no_training "
-    "_fused_rms_norm"
+    "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update _fused_rms_norm"
 )
 _SOFTMAX = _names("_softmax softmax _safe_softmax")
 _DISTANCES = _names("_cdist_forward cdist _euclidean_dist")
@@ -192,9 +192,8 @@ class _Book:
             self._attention(step, other, scales, outs)
         elif name in _NORMS:
             self.equal(scales[0], ONE)
-            of_batches = name in ("native_batch_norm", "_native_batch_norm_legit_no_training")
             affine, statistics = scales[1:], list[Scale | None]()
-            if of_batches:  # gain and bias, where it has them, and the mean and variance that it has seen
+            if "batch_norm" in name and isinstance(step.args[3], Tensor):  # the mean and variance so far
                 affine, statistics = scales[1:-2], scales[-2:]
             for scale in affine[1:]:
                 self.equal(scale, affine[0])
