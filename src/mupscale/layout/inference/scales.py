@@ -337,7 +337,7 @@ def _constant(tensor: Tensor) -> float | None:
 
 
 def _is_unit(buffer: Tensor) -> bool:
-    return buffer.ndim == 1 and abs(float(torch.linalg.vector_norm(buffer)) - 1) < 1e-4
+    return buffer.ndim == 1 < buffer.numel() and abs(float(torch.linalg.vector_norm(buffer)) - 1) < 1e-4
 
 
 def _key(tensor: Tensor) -> int:
