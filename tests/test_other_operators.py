@@ -88,6 +88,24 @@ class Standardized(nn.Module):
         return self.leave(images)
 
 
+class Adapted(nn.Module):
+    """A weight and a low rank beside it, made of what two layers do to the unit vectors, both of one length."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 4 * width), nn.Linear(4 * width, 2)
+        self.base, self.down, self.up = (
+            nn.Linear(a, b, bias=False) for a, b in ((4 * width, 4 * width), (4 * width, 3), (3, 4 * width))
+        )
+        self.lengths = nn.Parameter(torch.rand(4 * width, 1) + 0.5)
+
+    def forward(self, x):
+        x = self.enter(x).relu()
+        weight = self.base.weight + self.up(self.down(torch.eye(x.shape[-1], dtype=x.dtype))).T
+        lengths = self.lengths / (weight.norm(dim=1, keepdim=True) * x.shape[-1] ** 0.5)
+        return self.leave(F.linear(x, weight * lengths).relu())
+
+
 class Cached(nn.Module):
     """Makes a table at its first call, and head dims grow: what the two runs show has to be alike."""
 
@@ -182,6 +200,7 @@ class Slots(nn.Module):
         (pooled, IMAGES),
         (Blurred, IMAGES),
         (Standardized, IMAGES),
+        (Adapted, X),
         (Cached, X),
         (Shifted, X),
         (Bilinear, X),

@@ -308,6 +308,13 @@ def _diagonal(call: Call) -> Dims:
     return [*kept, fresh(call.out, "a diagonal")[-1]]
 
 
-@rule("arange linspace range randint randperm tril_indices triu_indices scalar_tensor eye hann_window")
+@rule("eye")
+def _eye(call: Call) -> Dims:
+    """Maps duplicates to themselves: as a map it is a duplicate, though not as numbers."""
+    rows, columns = fresh(call.out)
+    return [rows, rows if call.out.shape[0] == call.out.shape[1] else columns]
+
+
+@rule("arange linspace range randint randperm tril_indices triu_indices scalar_tensor hann_window")
 def _counted(call: Call) -> Dims:
     return fresh(call.out, f"it is counted by {call.name} in {call.place}")

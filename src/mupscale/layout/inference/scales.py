@@ -153,7 +153,9 @@ class _Book:
         outs = [t for t in step.outs if t.is_floating_point() or t.is_complex()]
         if not tensors:
             value = _constant(step.outs[0]) if step.outs else None
-            if value == 0 or step.name.startswith(("empty", "new_empty")):
+            if step.name == "eye":  # as copies of it would map, which sum over copies
+                self.give(outs, Scale(-self.log_growth(step.dims[0][0]), {}))
+            elif value == 0 or step.name.startswith(("empty", "new_empty")):
                 self.give(outs, None)
             elif outs and other.outs and (ratio := _ratio(step.outs[0], other.outs[0])) is not None:
                 self.give(outs, Scale(math.log(ratio), {}))
@@ -202,7 +204,7 @@ class _Book:
             self.give(outs, affine[0] if affine else ONE)
         elif name in _ALIKE:
             self._alike(step, other, name, tensors, scales, outs)
-        elif name in _LINEAR:
+        elif name in _LINEAR or (name in ("clamp_min", "clamp") and _is_guard(step)):
             summed = self.log_growth(step.summed) if name in ("sum", "nansum") else 0.0
             if name in ("linalg_vector_norm", "norm"):
                 summed = self.log_growth(step.summed) / 2
@@ -334,6 +336,13 @@ def _constant(tensor: Tensor) -> float | None:
     tensor = tensor.detach()
     first = tensor.flatten()[0]
     return float(first) if bool((tensor == first).all()) else None
+
+
+def _is_guard(step: Step) -> bool:
+    """Whether it bounds values from below alone, by next to nothing: against a division by zero."""
+    low = step.args[1] if len(step.args) > 1 else step.kwargs.get("min")
+    high = step.args[2] if len(step.args) > 2 else step.kwargs.get("max")
+    return high is None and isinstance(low, float) and 0 < low < 1e-4
 
 
 def _is_unit(buffer: Tensor) -> bool:
