@@ -41,6 +41,23 @@ def by_its_size(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, scale=1 / q.shape[-1], is_causal=True)
 
 
+def cosine(q, k, v):
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    return F.scaled_dot_product_attention(q, k, v * v.shape[-1] ** -0.5, scale=10.0)
+
+
+def turned_in_part(q, k, v):
+    """Three places of each head turned by position, an odd number, as its halves are put together anew."""
+    turn = torch.arange(q.shape[-2], dtype=q.dtype)[:, None] * torch.tensor([1.0, 0.1, 0.3], dtype=q.dtype)
+
+    def rotary(x):
+        part, rest = x[..., :3], x[..., 3:]
+        halves = torch.cat([-part[..., 1:], part[..., :1]], dim=-1)
+        return torch.cat([part * turn.cos() + halves * turn.sin(), rest], dim=-1)
+
+    return F.scaled_dot_product_attention(rotary(q), rotary(k), v)
+
+
 def repeated(q, k, v):
     times = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
@@ -73,6 +90,8 @@ BLOCKS = {
     "head dim, one scale for all widths": {"grows": "dim", "scale": 0.3},
     "head dim, a scale by its size": {"grows": "dim", "attend": by_its_size},
     "head dim, normalized": {"grows": "dim", "norm": True},
+    "head dim, cosine": {"grows": "dim", "attend": cosine},
+    "heads, turned in part": {"attend": turned_in_part},
     "head dim of one": {"grows": "dim", "dim": 1},
 }
 

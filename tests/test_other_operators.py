@@ -55,6 +55,92 @@ def pooled(width):
     )
 
 
+class Blurred(nn.Module):
+    """A fixed filter for every channel, before the picture is made smaller."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(3, 4 * width, 3), nn.Conv2d(4 * width, 2, 1)
+        self.register_buffer(
+            "blur", torch.tensor([1.0, 2.0, 1.0]).outer(torch.tensor([1.0, 3.0, 1.0]))[None, None]
+        )
+
+    def forward(self, images):
+        x = self.enter(images).relu()
+        return self.leave(F.conv2d(x, self.blur.repeat(x.shape[1], 1, 1, 1), stride=2, groups=x.shape[1]))
+
+
+class Standardized(nn.Module):
+    """Weights that are normalized as a batch would be, times a gain and a constant of their size."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in ((3, 4 * width), (4 * width, 4 * width)))
+        self.gains = nn.ParameterList(torch.rand(4 * width) + 0.5 for _ in self.layers)
+        self.leave = nn.Conv2d(4 * width, 2, 1)
+
+    def forward(self, images):
+        for layer, gain in zip(self.layers, self.gains, strict=True):
+            flat = layer.weight.reshape(1, len(gain), -1)
+            scale = gain * layer.weight[0].numel() ** -0.5
+            weight = F.batch_norm(flat, None, None, weight=scale, training=True, momentum=0.0)
+            images = F.conv2d(images, weight.reshape_as(layer.weight), layer.bias).relu()
+        return self.leave(images)
+
+
+class Adapted(nn.Module):
+    """A weight and a low rank beside it, made of what two layers do to the unit vectors, both of one length."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 4 * width), nn.Linear(4 * width, 2)
+        self.base, self.down, self.up = (
+            nn.Linear(a, b, bias=False) for a, b in ((4 * width, 4 * width), (4 * width, 3), (3, 4 * width))
+        )
+        self.lengths = nn.Parameter(torch.rand(4 * width, 1) + 0.5)
+
+    def forward(self, x):
+        x = self.enter(x).relu()
+        weight = self.base.weight + self.up(self.down(torch.eye(x.shape[-1], dtype=x.dtype))).T
+        lengths = self.lengths / (weight.norm(dim=1, keepdim=True) * x.shape[-1] ** 0.5)
+        return self.leave(F.linear(x, weight * lengths).relu())
+
+
+class Cached(nn.Module):
+    """Makes a table at its first call, and head dims grow: what the two runs show has to be alike."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.leave, self.table = nn.Linear(6, 24 * width), nn.Linear(8 * width, 2), None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(x.shape[1], dtype=x.dtype).neg().exp()
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        scores = q @ k.mT * q.shape[-1] ** -0.5 + self.table.to(x.dtype)
+        return self.leave((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Shifted(nn.Module):
+    """Relative positions by padding and cutting anew, which no axis of a weight goes through."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.heads, model = 2 * width, 16 * width
+        self.q, self.positions, self.leave = (
+            nn.Linear(6, model),
+            nn.Parameter(torch.randn(9, 8)),
+            nn.Linear(5 * self.heads, 2),
+        )
+
+    def forward(self, x):
+        n = x.shape[1]
+        scores = self.q(x).unflatten(-1, (self.heads, 8)).transpose(1, 2) @ self.positions.mT
+        scores = F.pad(F.pad(scores, (0, 1)).flatten(2), (0, n - 1))
+        scores = scores.unflatten(-1, (n + 1, 2 * n - 1))[:, :, :n, n - 1 :]
+        return self.leave(scores.relu().transpose(1, 2).flatten(2))
+
+
 class Bilinear(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -112,6 +198,11 @@ class Slots(nn.Module):
         (regrouped, IMAGES),
         (columns, IMAGES),
         (pooled, IMAGES),
+        (Blurred, IMAGES),
+        (Standardized, IMAGES),
+        (Adapted, X),
+        (Cached, X),
+        (Shifted, X),
         (Bilinear, X),
         (Distances, X),
         (Distances, MANY),  # computed another way
@@ -135,6 +226,7 @@ class Reduced(nn.Module):
 @pytest.mark.parametrize(
     ("reduce", "why"),
     [
+        (lambda x: torch.matrix_exp(x[0].mT @ x[0])[:, :1], "matrix_exp takes a matrix of it in the model"),
         (lambda x: x.logsumexp(-1, keepdim=True), "logsumexp runs over it in the model"),
         (lambda x: F.avg_pool1d(x, 4)[..., :1], r"avg_pool\dd runs over it in the model"),
         (lambda x: x.prod(-1, keepdim=True), "prod runs over it in the model"),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from mupscale.layout.inference.units import Unit, Units, unify
+from mupscale.layout.inference.units import Conflict, Unit, Units, size_of, unify
 
 Dims = list[Units]
 Rule = Callable[["Call"], "Dims | list[Dims] | None"]
@@ -69,6 +69,15 @@ class Call:
     def axis(self, value: int, ndim: int | None = None) -> int:
         return value % (self.args[0].ndim if ndim is None else ndim)
 
+    def same(self, a: Units, b: Units) -> Units:
+        """Say that two dims are one; where they cannot be, only that what they are made of stays."""
+        try:
+            unify(a, b)
+        except Conflict:
+            self.fix((*a, *b), f"{self.name} does not keep it whole")
+            return (Unit(size_of(a), f"{self.name} made it"),)
+        return a
+
     def fix_once_used(self, units: Units, why: str) -> None:
         """Fix units as soon as an operator reads the output: many a slice is taken for its shape alone."""
         self.pending.append((units, f"{why} in {self.place}"))
@@ -106,7 +115,7 @@ def pointwise(call: Call) -> Dims:
             if tensor.shape[i - call.out.ndim] == 1:
                 continue
             if out[i]:
-                unify(out[i], units)
+                out[i] = call.same(out[i], units)
             else:
                 out[i] = units
     return out

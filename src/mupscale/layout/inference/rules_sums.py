@@ -243,6 +243,35 @@ def _embedding(call: Call) -> Dims:
     return [*index, *weight[1:]]
 
 
+@rule("_embedding_bag _embedding_bag_forward_only")
+def _embedding_bag(call: Call) -> list[Dims]:
+    weight = call.dims(0)
+    call.fix(weight[0], "it is looked up by index")
+    bags, *rest = (fresh(out, "a bag of indices") for out in call.out)
+    return [[bags[0], weight[1]], *rest]
+
+
+@rule("embedding_renorm")
+def _embedding_renorm(call: Call) -> Dims:
+    call.fix(call.dims(0)[1], "rows are cut to a fixed norm, and copies have a larger one")
+    return call.dims(0)
+
+
+@rule(
+    "linalg_matrix_exp matrix_exp linalg_inv_ex _linalg_det _linalg_slogdet linalg_qr _linalg_svd "
+    "_linalg_eigh linalg_householder_product linalg_lu_factor_ex _linalg_solve_ex linalg_cholesky_ex "
+    "linalg_solve_triangular"
+)
+def _whole_matrix(call: Call) -> Any:
+    """A matrix of copies is singular."""
+    for tensor in call.tensors:
+        for units in call.dims_of(tensor)[-2:]:
+            call.fix(units, f"{call.name} takes a matrix of it")
+    outs = call.out if isinstance(call.out, tuple) else (call.out,)
+    found = [fresh(out, f"{call.name} made it") for out in outs]
+    return found if isinstance(call.out, tuple) else found[0]
+
+
 @rule("index_select")
 def _index_select(call: Call) -> Dims:
     dims = list(call.dims(0))

@@ -7,25 +7,28 @@ is summed over here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from mupscale.layout.inference.operators import Call, Dims, fresh, pointwise, rule
-from mupscale.layout.inference.units import Unit, cut, regroup, row, size_of, unify
+from mupscale.layout.inference.units import Conflict, Unit, cut, regroup, row, size_of, unify
 
 
 @rule(
     "alias clone detach _to_copy contiguous lift_fresh lift native_dropout dropout flip roll triu tril "
     "zeros_like ones_like empty_like full_like rand_like randn_like rsub isin bucketize nan_to_num "
     "resolve_conj resolve_neg view_as_real_copy _conj masked_scatter empty_permuted fill fill_ zero_ "
-    "normal_ uniform_ bernoulli_ exponential_"
+    "normal_ uniform_ bernoulli_ exponential_ as_strided_ hardswish log_sigmoid_forward"
 )
 def _same(call: Call) -> Dims | None:
     return call.dims(0) if isinstance(call.args[0], Tensor) else None
 
 
-rule("polar floor_divide copy_ copy where masked_fill masked_fill_ addcmul lerp addcdiv")(pointwise)
+rule("polar floor_divide copy_ copy where masked_fill masked_fill_ addcmul lerp addcdiv _prelu_kernel")(
+    pointwise
+)
 
 
 @rule("_softmax softmax _safe_softmax")
@@ -58,8 +61,36 @@ def _topk(call: Call) -> list[Dims]:
 
 @rule("view _unsafe_view reshape _reshape_alias unflatten")
 def _view(call: Call) -> Dims:
-    flat = [u for units in call.dims(0) for u in units]
-    return list(regroup(tuple(flat), list(call.out.shape)))
+    """Dims that are as large together go together; where these do not fit, the others are kept."""
+    dims, shape = call.dims(0), list(call.args[0].shape)
+    found: Dims = []
+    start = 0
+    for stop, sizes in _blocks(shape, list(call.out.shape)):
+        units = tuple(u for each in dims[start:stop] for u in each)
+        try:
+            found += regroup(units, sizes)
+        except Conflict:
+            call.fix(units, f"{call.name} does not keep it whole")
+            found += [(Unit(n, "a view cuts through it"),) if n != 1 else () for n in sizes]
+        start = stop
+    return found
+
+
+def _blocks(shape: list[int], other: list[int]) -> Iterator[tuple[int, list[int]]]:
+    """The least runs of dims of one shape that hold as much as a run of the other: its end, and that run."""
+    i = j = 0
+    while i < len(shape) or j < len(other):
+        start, left, right = j, 1, 1
+        while True:
+            if left <= right and i < len(shape):
+                left, i = left * shape[i], i + 1
+            elif j < len(other):
+                right, j = right * other[j], j + 1
+            else:
+                break
+            if left == right:
+                break
+        yield i, other[start:j]
 
 
 @rule("permute")
@@ -209,6 +240,16 @@ def _pad(call: Call) -> Dims:
     return dims
 
 
+@rule("glu")
+def _glu(call: Call) -> Dims:
+    dims, at = list(call.dims(0)), call.axis(call.get(1, "dim", -1))
+    half = call.args[0].shape[at] // 2
+    value, gate = cut(dims[at], 0, half), cut(dims[at], half, 2 * half)
+    unify(value, gate)
+    dims[at] = value
+    return dims
+
+
 @rule("pixel_shuffle pixel_unshuffle")
 def _pixel_shuffle(call: Call) -> Dims:
     """Channels, each of so many places in a row and column, as places; and back."""
@@ -267,6 +308,13 @@ def _diagonal(call: Call) -> Dims:
     return [*kept, fresh(call.out, "a diagonal")[-1]]
 
 
-@rule("arange linspace range randint randperm tril_indices triu_indices scalar_tensor eye hann_window")
+@rule("eye")
+def _eye(call: Call) -> Dims:
+    """Maps duplicates to themselves: as a map it is a duplicate, though not as numbers."""
+    rows, columns = fresh(call.out)
+    return [rows, rows if call.out.shape[0] == call.out.shape[1] else columns]
+
+
+@rule("arange linspace range randint randperm tril_indices triu_indices scalar_tensor hann_window")
 def _counted(call: Call) -> Dims:
     return fresh(call.out, f"it is counted by {call.name} in {call.place}")

@@ -63,7 +63,7 @@ _LINEAR = _names(
     "channel_shuffle native_channel_shuffle col2im triu tril copy copy_ linalg_vector_norm norm fill_ zero_ "
     "repeat_interleave upsample_nearest1d std im2col select_backward masked_select leaky_relu "
     "upsample_bilinear2d upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar "
-    "scatter index_copy positive _fft_r2c _fft_c2r _fft_c2c"
+    "scatter index_copy positive _embedding_bag _fft_r2c _fft_c2r _fft_c2c"
 )
 _ALIKE = _names(
     "add add_ sub sub_ rsub cat stack where masked_fill masked_fill_ index_add index_add_ index_put "
@@ -73,8 +73,8 @@ _ALIKE = _names(
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 _PRODUCTS = _names("mm bmm mv dot vdot matmul addmm baddbmm linear convolution _trilinear")
 _NORMS = _names(
-    "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit_no_training "
-    "_fused_rms_norm"
+    "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update _fused_rms_norm"
 )
 _SOFTMAX = _names("_softmax softmax _safe_softmax")
 _DISTANCES = _names("_cdist_forward cdist _euclidean_dist")
@@ -153,7 +153,9 @@ class _Book:
         outs = [t for t in step.outs if t.is_floating_point() or t.is_complex()]
         if not tensors:
             value = _constant(step.outs[0]) if step.outs else None
-            if value == 0 or step.name.startswith(("empty", "new_empty")):
+            if step.name == "eye":  # as copies of it would map, which sum over copies
+                self.give(outs, Scale(-self.log_growth(step.dims[0][0]), {}))
+            elif value == 0 or step.name.startswith(("empty", "new_empty")):
                 self.give(outs, None)
             elif outs and other.outs and (ratio := _ratio(step.outs[0], other.outs[0])) is not None:
                 self.give(outs, Scale(math.log(ratio), {}))
@@ -192,9 +194,8 @@ class _Book:
             self._attention(step, other, scales, outs)
         elif name in _NORMS:
             self.equal(scales[0], ONE)
-            of_batches = name in ("native_batch_norm", "_native_batch_norm_legit_no_training")
             affine, statistics = scales[1:], list[Scale | None]()
-            if of_batches:  # gain and bias, where it has them, and the mean and variance that it has seen
+            if "batch_norm" in name and isinstance(step.args[3], Tensor):  # the mean and variance so far
                 affine, statistics = scales[1:-2], scales[-2:]
             for scale in affine[1:]:
                 self.equal(scale, affine[0])
@@ -203,7 +204,7 @@ class _Book:
             self.give(outs, affine[0] if affine else ONE)
         elif name in _ALIKE:
             self._alike(step, other, name, tensors, scales, outs)
-        elif name in _LINEAR:
+        elif name in _LINEAR or (name in ("clamp_min", "clamp") and _is_guard(step)):
             summed = self.log_growth(step.summed) if name in ("sum", "nansum") else 0.0
             if name in ("linalg_vector_norm", "norm"):
                 summed = self.log_growth(step.summed) / 2
@@ -337,8 +338,15 @@ def _constant(tensor: Tensor) -> float | None:
     return float(first) if bool((tensor == first).all()) else None
 
 
+def _is_guard(step: Step) -> bool:
+    """Whether it bounds values from below alone, by next to nothing: against a division by zero."""
+    low = step.args[1] if len(step.args) > 1 else step.kwargs.get("min")
+    high = step.args[2] if len(step.args) > 2 else step.kwargs.get("max")
+    return high is None and isinstance(low, float) and 0 < low < 1e-4
+
+
 def _is_unit(buffer: Tensor) -> bool:
-    return buffer.ndim == 1 and abs(float(torch.linalg.vector_norm(buffer)) - 1) < 1e-4
+    return buffer.ndim == 1 < buffer.numel() and abs(float(torch.linalg.vector_norm(buffer)) - 1) < 1e-4
 
 
 def _key(tensor: Tensor) -> int:

@@ -25,6 +25,8 @@ def pairs(a: Units, b: Units, *, rows: bool = False) -> Iterator[tuple[Unit, Uni
     for u, v in _zipped(flat(a), flat(b)):
         if rows and u.segments:
             yield u, v
+        if u.size == v.size and bool(u.segments) != bool(v.segments):
+            continue  # segments of one that are indices of the other: it does not grow, whatever it is
         if u.segments or v.segments:
             for one, other in _zipped(u.segments, v.segments):
                 yield from pairs((one,), (other,), rows=rows)

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mupscale.calls import every_tensor, result_tensors
 from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
-from mupscale.layout.inference.units import Conflict, Units, size_of
+from mupscale.layout.inference.units import Conflict, Unit, Units, size_of
 from mupscale.models import state_tensors
 
 Root = tuple[str, int]  # a parameter and one of its dims
@@ -104,11 +104,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def dims_of(self, tensor: Tensor) -> Dims:
         if tensor not in self.known:
-            # Made outside of what we see: a constant. Unless all alike, its entries tell indices apart.
-            value = tensor.detach()
-            constant = value.numel() == 0 or bool((value == value.flatten()[0]).all())
-            why = None if constant else f"constants in {self.place} tell its indices apart"
-            self.known[tensor] = fresh(tensor, why)
+            # Made outside of what we see: a constant. Where they are not alike, entries tell indices apart.
+            value, why = tensor.detach(), f"constants in {self.place} tell its indices apart"
+            self.known[tensor] = [
+                (Unit(n, None if _alike_along(value, at) else why),) if n != 1 else ()
+                for at, n in enumerate(tensor.shape)
+            ]
         return list(self.known[tensor])
 
     def mark(self, where: tuple[Tensor, int], part: Units | None) -> None:
@@ -158,7 +159,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for units in self.dims_of(tensor):
                     for unit in units:
                         unit.fix(f"{name} does not keep it whole in {self.place}")
-        if name == "embedding" and id(args[0]) in self.names:
+        if name in ("embedding", "_embedding_bag") and id(args[0]) in self.names:
             self.trace.lookups.add(self.names[id(args[0])])
         is_view = bool(inputs) and all(
             o.untyped_storage()._cdata == inputs[0].untyped_storage()._cdata for o in outs
@@ -207,6 +208,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             alike = [t for t in sources if t.shape == out.shape]
             return [frozenset().union(*(self.roots[t][i] for t in alike)) for i in range(out.ndim)]
         return None
+
+
+def _alike_along(value: Tensor, dim: int) -> bool:
+    """Whether a tensor is made of one slice along a dim, again and again."""
+    return value.numel() == 0 or bool((value == value.narrow(dim, 0, 1)).all())
 
 
 @contextmanager
