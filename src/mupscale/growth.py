@@ -261,7 +261,7 @@ def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
     with torch.enable_grad():
         made = tables(plan.build_narrow()) if growing and plan.build_narrow else {}
     for key, table in growing.items():
-        if key not in made or made[key].is_meta or made[key].grad_fn is not None:
+        if key not in made or made[key].is_meta or made[key].requires_grad:
             continue  # the last: computed of parameters, and again in every call, as old weight norm is
         now, then = (t.detach().cpu().to(torch.complex128) for t in (table, made[key]))
         if not torch.allclose(now, then, rtol=1e-2):

@@ -27,7 +27,7 @@ def copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for _, _, tensor in attribute_tensors(model):
         if not tensor.is_leaf:
-            memo[id(tensor)] = tensor.detach().clone()
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     try:
         for param in model.parameters():
             copy.deepcopy(param, memo).__dict__.update(copy.deepcopy(param.__dict__, memo))
