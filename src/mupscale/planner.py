@@ -209,7 +209,7 @@ def _plan_modules(
         given = Call.of(inputs).mapped(Tensor.cpu)
         narrow, wide = (doubled(model.cpu()).eval() for model in (narrow, wide))
         with Float64():
-            drawn = drawn_like(narrow, given)
+            drawn = drawn_like(copied(narrow), given)  # what a first call makes is to be seen in the trace
         try:
             layout, growth = layout_by_running(narrow, wide, drawn.call)
         except GrowthError:  # the given ones may reach what drawn ones do not: a count of steps, a length

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import torch
 from torch import nn
 
 from mupscale.axes import Axes
@@ -96,8 +95,6 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
 def _traced(module: nn.Module, call: Call) -> Trace:
     try:
         with float64(), Float64():
-            with torch.no_grad():
-                call(module)  # what it makes at its first call alone, both have by then
             return trace(module, call.args, call.kwargs)
     except Exception as error:  # whatever the module's own code raises
         raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error
