@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mupscale.layout import DEPTH
 from mupscale.optim import rule_for
 from mupscale.planning import Plan
 
@@ -73,11 +74,18 @@ def plan_table(plan: Plan, axes: bool = True) -> Table:
 def _notes(plan: Plan) -> list[str]:
     """What is to be known of a plan beside its numbers."""
     notes = [f"{axis}: {reason}" for axis, reason in plan.inexact.items()]
+    if plan.inexact and DEPTH not in plan.growth:
+        notes.append("not by even copies, the default: choose other sizes, or grow(..., operator='zero_pad')")
     if not plan.proved and not plan.inexact and plan.growth:
         why = plan.unproved_because or "read off shapes alone; plan(..., inputs=x) proves it on a run"
         notes.append(f"not proved: {why}")
     without = dict.fromkeys(collapse(name) for name, p in plan.params.items() if not p.linear)
-    return notes + [f"{name}: no noise, as the model normalizes it" for name in without]
+    notes += [f"{name}: no noise, which would change the function" for name in without]
+    apart = dict.fromkeys(collapse(name) for name, p in plan.params.items() if p.offset)
+    return notes + [
+        f"{name}: stored as a difference; keep it out of weight decay, which would pull it elsewhere"
+        for name in apart
+    ]
 
 
 def groups_table(groups: Iterable[dict[str, Any]]) -> Table:
