@@ -80,9 +80,13 @@ def _convolution(call: Call) -> Dims:
         out = (*own, *outs)
     if bias is not None:
         unify(out, call.dims_of(bias)[0])
-    for units in call.dims_of(x)[-weight.ndim + 2 :]:
-        call.fix(units, "a convolution runs over it")
     dims = fresh(call.out, "a place")
+    for k in range(1, weight.ndim - 1):
+        stride, padding = (sizes[-k] if len(sizes) > 1 else sizes[0] for sizes in call.args[3:5])
+        if (weight.shape[-k], stride, padding) == (1, 1, 0):  # place by place
+            dims[-k] = call.dims_of(x)[-k]
+        else:
+            call.fix(call.dims_of(x)[-k], "a convolution runs over it")
     if call.out.ndim == weight.ndim:
         dims[0] = call.dims_of(x)[0]
     dims[-weight.ndim + 1] = out
