@@ -106,6 +106,18 @@ class Adapted(nn.Module):
         return self.leave(F.linear(x, weight * lengths).relu())
 
 
+class Aggregated(nn.Module):
+    """A convolution of one place over several things, along their units: these are no places."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.several = nn.ModuleList(nn.Linear(6, 4 * width) for _ in range(3))
+        self.mix, self.leave = nn.Conv1d(3, 1, 1), nn.Linear(4 * width, 2)
+
+    def forward(self, x):
+        return self.leave(self.mix(torch.stack([f(x[:, 0]) for f in self.several], dim=1)).relu())
+
+
 class Cached(nn.Module):
     """Makes a table at its first call, and head dims grow: what the two runs show has to be alike."""
 
@@ -201,6 +213,7 @@ class Slots(nn.Module):
         (Blurred, IMAGES),
         (Standardized, IMAGES),
         (Adapted, X),
+        (Aggregated, X),
         (Cached, X),
         (Shifted, X),
         (Bilinear, X),

@@ -69,6 +69,10 @@ class Call:
     def axis(self, value: int, ndim: int | None = None) -> int:
         return value % (self.args[0].ndim if ndim is None else ndim)
 
+    def new(self, what: str, out: Tensor | None = None) -> Dims:
+        """Dims of the output, of which the operator says what their indices are."""
+        return fresh(self.out if out is None else out, f"{self.name} gives {what} in {self.place}")
+
     def same(self, a: Units, b: Units) -> Units:
         """Say that two dims are one; where they cannot be, only that what they are made of stays."""
         try:

@@ -80,9 +80,13 @@ def _convolution(call: Call) -> Dims:
         out = (*own, *outs)
     if bias is not None:
         unify(out, call.dims_of(bias)[0])
-    for units in call.dims_of(x)[-weight.ndim + 2 :]:
-        call.fix(units, "a convolution runs over it")
-    dims = fresh(call.out, "a place")
+    dims = call.new("places")
+    for k in range(1, weight.ndim - 1):
+        stride, padding = (sizes[-k] if len(sizes) > 1 else sizes[0] for sizes in call.args[3:5])
+        if (weight.shape[-k], stride, padding) == (1, 1, 0):  # place by place
+            dims[-k] = call.dims_of(x)[-k]
+        else:
+            call.fix(call.dims_of(x)[-k], "a convolution runs over it")
     if call.out.ndim == weight.ndim:
         dims[0] = call.dims_of(x)[0]
     dims[-weight.ndim + 1] = out
@@ -222,14 +226,14 @@ def _pool(call: Call) -> Any:
     places = int(re.findall(r"(\d)d", call.name)[0])
     for units in call.dims(0)[-places:]:
         call.fix(units, f"{call.name} runs over it")
-    dims = [*call.dims(0)[:-places], *fresh(out, "a place")[-places:]]
+    dims = [*call.dims(0)[:-places], *call.new("places", out)[-places:]]
     return [dims] * len(call.out) if isinstance(call.out, tuple) else dims
 
 
 @rule("_fft_r2c _fft_c2r _fft_c2c")
 def _fourier(call: Call) -> Dims:
     """Frequencies in place of places."""
-    dims, new = list(call.dims(0)), fresh(call.out, "a frequency or a place")
+    dims, new = list(call.dims(0)), call.new("frequencies or places")
     for at in map(call.axis, call.args[1]):
         call.fix(dims[at], "a Fourier transform runs over it")
         dims[at] = new[at]
@@ -247,7 +251,7 @@ def _embedding(call: Call) -> Dims:
 def _embedding_bag(call: Call) -> list[Dims]:
     weight = call.dims(0)
     call.fix(weight[0], "it is looked up by index")
-    bags, *rest = (fresh(out, "a bag of indices") for out in call.out)
+    bags, *rest = (call.new("bags", out) for out in call.out)
     return [[bags[0], weight[1]], *rest]
 
 
@@ -349,7 +353,7 @@ def _index(call: Call) -> Dims:
         if i not in kept:
             call.fix(dims[i], "it is looked up by index")
     new = call.out.ndim - len(kept)
-    middle = fresh(call.out, "looked up")[at : at + new]
+    middle = call.new("what was looked up")[at : at + new]
     if len(index) == 1 and index[0].dtype not in (torch.bool, torch.uint8):
         middle = call.dims_of(index[0])
     rest = [dims[i] for i in kept]

@@ -55,7 +55,7 @@ def _topk(call: Call) -> list[Dims]:
     dims = list(call.dims(0))
     at = call.axis(call.get(2, "dim", -1))
     call.fix(dims[at], f"{call.name} picks from it")
-    dims[at] = fresh(call.out[0], "picked")[at]
+    dims[at] = call.new("what was picked", call.out[0])[at]
     return [dims, dims]
 
 
@@ -260,7 +260,7 @@ def _pixel_shuffle(call: Call) -> Dims:
     else:
         channels, inside = regroup(channels, (size_of(channels) // size_of(places), size_of(places)))
         call.fix(inside, "it holds places")
-    return [*lead, channels, *fresh(call.out, "a place")[-2:]]
+    return [*lead, channels, *call.new("places")[-2:]]
 
 
 @rule("channel_shuffle native_channel_shuffle")
@@ -277,16 +277,16 @@ def _columns(call: Call) -> Dims:
     *lead, channels = call.dims(0)[: -2 if call.name == "im2col" else -1]
     size = math.prod(call.args[1 if call.name == "im2col" else 2])
     if call.name == "im2col":
-        return [*lead, (*channels, Unit(size, "it holds places")), *fresh(call.out, "a place")[-1:]]
+        return [*lead, (*channels, Unit(size, "it holds places")), *call.new("places")[-1:]]
     channels, inside = regroup(channels, (size_of(channels) // size, size))
     call.fix(inside, "it holds places")
-    return [*lead, channels, *fresh(call.out, "a place")[-2:]]
+    return [*lead, channels, *call.new("places")[-2:]]
 
 
 @rule("unfold")
 def _unfold(call: Call) -> Dims:
     dims, at = list(call.dims(0)), call.axis(call.args[1])
-    new = fresh(call.out, "a place")
+    new = call.new("places")
     return [*(new[i] if i == at else d for i, d in enumerate(dims)), new[-1]]
 
 
