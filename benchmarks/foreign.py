@@ -49,6 +49,15 @@ class Late(BaseException):
 
 def attempt(case: Case, width: int) -> Row:
     """What comes of a case: its status, and what goes with that."""
+    row = tried(case, width)
+    if row["status"] == "WRONG" and row.get("difference", 1.0) < 1e-6:
+        # Constants that a constructor rounds to float32, as √d_model, part two widths by as much.
+        with exactly():
+            row = tried(case, width)
+    return row
+
+
+def tried(case: Case, width: int) -> Row:
     try:
         narrow = undropped(randomized(case.make(1).double()))
         optimizer = adamw(narrow)

@@ -31,6 +31,7 @@ Make = Callable[[int], nn.Module]
 ROTARY = "head_dim grows, whose places rotary frequencies tell apart"
 PLACES = "the sinusoidal table of positions is as wide as the model, and computed anew"
 NEIGHBOURS = "it sums over neighbouring channels, which copies move apart"
+MIXED = "one weight reads values that need a scale of their own beside others that need none"
 UNEQUAL = "one weight makes parts that grow and parts that stay: no one learning rate fits it"
 
 

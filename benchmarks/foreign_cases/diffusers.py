@@ -171,7 +171,8 @@ def cases() -> Iterator[Case]:
             decoder_in_shortcut=False,
         ),
     }  # fmt: skip
-    yield from of(coders, images(16, batch=2))
+    scrambled = "its heads run across what the query, key and value weights give"
+    yield from of(coders, images(16, batch=2), {"AutoencoderDC": scrambled})
     yield Case(
         "AsymmetricAutoencoderKL",
         lambda w: diffusers.AsymmetricAutoencoderKL(

@@ -21,7 +21,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma-2b": {"n_query_groups": 1},
     "Gemma-2-2b": {"n_query_groups": 2, "sliding_window_size": 8},
     "Gemma-3-1b-it": {"n_query_groups": 2, "sliding_window_size": 8, "sliding_window_indices": [1, 0]},
-    "phi-2": {},
+    "phi-2": {"rotary_percentage": 0.5},
     "Phi-3-mini-4k-instruct": {},
     "Qwen2.5-0.5B": {"n_query_groups": 2},
     "Qwen3-0.6B": {"n_query_groups": 2},

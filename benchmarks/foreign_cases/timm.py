@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from foreign_cases import NEIGHBOURS, ROTARY, UNEQUAL, Case, images
+from foreign_cases import MIXED, NEIGHBOURS, ROTARY, UNEQUAL, Case, images
 
 
 def times(w: int, *sizes: int) -> tuple[int, ...]:
@@ -215,7 +215,7 @@ def transformers() -> dict[str, Any]:
         "eva_qkv_apart": partial(vit, "eva", "Eva", qkv_fused=False, scale_attn_inner=True),
         "cait": partial(vit, "cait", "Cait", init_values=1e-2),
         "deit_distilled": partial(vit, "deit", "VisionTransformerDistilled"),
-        "convit": partial(vit, "convit", "ConVit", local_up_to_layer=1),
+        "convit": partial(vit, "convit", "ConVit", embed_dim=8, local_up_to_layer=1),
         "xcit": partial(vit, "xcit", "Xcit", patch=16, side=64, use_pos_embed=False),
         "mixer": lambda w: made(
             "mlp_mixer", "MlpMixer", img_size=32, patch_size=8, num_blocks=2, embed_dim=24 * w, mlp_ratio=(0.5, 2.0)
@@ -478,6 +478,12 @@ SIDES = dict.fromkeys(LARGE, 64) | {"efficientformer": 56}
 def cases() -> Iterator[Case]:
     import timm.models  # noqa: F401  (that it is there)
 
-    why = {"eva_head_dim_grows": ROTARY, "focalnet": UNEQUAL, "dpn": UNEQUAL, "eca_resnet": NEIGHBOURS}
+    why = {
+        "eva_head_dim_grows": ROTARY,
+        "focalnet": UNEQUAL,
+        "dpn": UNEQUAL,
+        "eca_resnet": NEIGHBOURS,
+        "shvit": MIXED,
+    }
     for name, make in (transformers() | convolutional()).items():
         yield Case(name, make, images(SIDES.get(name, 32)), why.get(name, ""))

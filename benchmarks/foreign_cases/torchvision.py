@@ -107,7 +107,6 @@ def cases() -> Iterator[Case]:
                 num_classes=7, width_mult=w, inverted_residual_setting=[[1, 8, 1, 1], [4, 16, 2, 2]]
             ),
             "mobilenet_v3": mobilenet_v3,
-            "mnasnet": lambda w: models.MNASNet(float(w), num_classes=7, dropout=0.0),
             "shufflenet_v2": shuffle,
             "efficientnet": efficient,
             "efficientnet_v2": efficient_v2,
@@ -131,7 +130,10 @@ def cases() -> Iterator[Case]:
         },
         images(32),
     )  # fmt: skip
-    yield from of({"maxvit": max_vit}, images(64, batch=2))
+    yield from of(
+        {"maxvit": max_vit, "mnasnet": lambda w: models.MNASNet(float(w), num_classes=7, dropout=0.0)},
+        images(64),
+    )
     yield from of(
         {"ops.MLP": lambda w: ops.MLP(6, [*times(w, 8, 8), 5], norm_layer=nn.LayerNorm)},
         draw(16, 6),
