@@ -135,7 +135,7 @@ def _planned(
 
 
 def _makes_its_own(make: Callable[[int], nn.Module]) -> bool:
-    """Whether all that a function puts into a module is new: what comes from outside is not ours to change."""
+    """Whether what a function puts into a module is new; what comes from outside is not ours to change."""
     one, other = make(1), make(1)
     refuse_overlaps(one)
     return not {*map(id, held(one).values())} & {*map(id, held(other).values())}
