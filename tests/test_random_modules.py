@@ -157,3 +157,34 @@ def test_modules_are_right_or_refused():
 def test_two_thousand_modules_are_right_or_refused(seed):
     outcomes = outcomes_of(100, seed)
     assert outcomes["proved"] >= 0.55 * outcomes.total(), outcomes
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(head="query"),
+        Recipe(blocks=("experts",), norm="rms"),
+        Recipe(blocks=("conv", "places"), inputs="images", d_model=6, groups="two"),
+        Recipe(blocks=("lstm",), norm="batch", width=3),
+        Recipe(blocks=("attention", "mlp"), inputs="tokens", head="tied", last_norm=True, norm="layer"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("operator", "noise"),
+    [
+        *(
+            ("duplicate", f"{kind}:0.2")
+            for kind in ("relative", "gaussian", "spectral", "interpolate", "hadamard")
+        ),
+        *((operator, "default") for operator in ("hyperclone", "net2net", "aki", "zero_pad")),
+    ],
+)
+def test_other_operators_and_noise_grow_what_people_write(recipe, operator, noise):
+    torch.manual_seed(0)
+    build, x = make(recipe), inputs_of(recipe)
+    narrow, plan = build(1).double().eval(), mupscale.plan(build, width=recipe.width, inputs=x)
+    wide = mupscale.grow(narrow, plan, operator=operator, noise=noise)
+    assert shared(wide) == shared(narrow)
+    difference = (wide(x) - narrow(x)).abs().max()
+    assert difference.isfinite()
+    assert difference < TOLERANCE or operator != "hyperclone"

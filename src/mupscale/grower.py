@@ -116,7 +116,9 @@ class Grower:
             return duplicate_scaled(
                 narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale, offset=scaling.offset
             )
+        # AKI takes units of the layer above, where that is one of the same kind.
         above = renumbered(name, 1)[0] if self.operator.name == "aki" else name
+        has_above = above != name and above in layout.params and layout.params[above] == layout.params[name]
         return random_copies(
             narrow,
             scaling.axes,
@@ -124,7 +126,7 @@ class Grower:
             growth,
             seed=self.seed,
             folds=layout.folds.get(name, ()),
-            above=self._narrow(above) if above != name and above in layout.params else None,
+            above=self._narrow(above) if has_above else None,
         )
 
     def _add_noise_(self, wide: Tensor, narrow: Tensor, name: str, noise: Noise) -> None:

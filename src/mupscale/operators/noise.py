@@ -146,14 +146,19 @@ def _add_spectral_(wide: Tensor, narrow: Tensor, scaling: Scaling, noise: Noise,
 
 
 def spectral_norms(weight: Tensor, scaling: Scaling) -> Tensor:
-    """Largest singular value of the matrix (outputs × inputs) at each position of a kernel.
+    """Largest singular value of the matrix (outputs × inputs) at each position of a kernel, or each expert.
 
     Returns:
         As many dims as ``weight``; those of the matrices have size 1.
     """
     contracted = [index for index, dim in enumerate(scaling.axes.dims) if dim.contracted]
-    outputs, *positions = [index for index in range(weight.ndim) if index not in contracted]
     exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    others = [index for index in range(weight.ndim) if index not in contracted]
+    if not others:  # a vector that is contracted, such as a learned query
+        norm: Tensor = torch.linalg.vector_norm(exact)
+        return norm.reshape([1] * weight.ndim)
+    outputs = next((i for i in others if scaling.wide_shape[i] != scaling.shape[i]), others[0])
+    positions = [i for i in others if i != outputs]
     matrices = exact.permute(*positions, outputs, *contracted).flatten(len(positions) + 1)
     norms: Tensor = torch.linalg.matrix_norm(matrices, ord=2)
     return norms.reshape([weight.shape[i] if i in positions else 1 for i in range(weight.ndim)])
