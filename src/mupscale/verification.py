@@ -17,11 +17,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mupscale.axes import Axes, duplicate, sum_copies
 from mupscale.calls import Call, result_tensors
+from mupscale.consistency import held_otherwise
 from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.dims import Dim
 from mupscale.errors import GrowthError, one_line
 from mupscale.growth import grow
-from mupscale.holdings import held_otherwise
 from mupscale.layout import example_inputs, transformers_config
 from mupscale.lockstep import paired_optimizers
 from mupscale.models import SameChance, copied, doubled, plain_surroundings, state_tensors, unwrapped

@@ -4,9 +4,7 @@ Knows modules and tensors; nothing of growth, layouts or files.
 """
 
 from mupscale.models.chance import SameChance
-from mupscale.models.copying import copied, doubled, gradient_hooks
-from mupscale.models.drawing import Drawn, drawn_like
-from mupscale.models.holding import (
+from mupscale.models.contents import (
     attribute_tensors,
     one_memory,
     persistent_buffers,
@@ -15,6 +13,8 @@ from mupscale.models.holding import (
     tie_names,
     unwrapped,
 )
+from mupscale.models.copying import copied, doubled, gradient_hooks
+from mupscale.models.drawing import Drawn, drawn_like
 from mupscale.models.surroundings import plain_surroundings
 
 __all__ = [

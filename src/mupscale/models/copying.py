@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, one_line
-from mupscale.models.holding import attribute_tensors
+from mupscale.models.contents import attribute_tensors
 
 
 def copied(model: nn.Module) -> nn.Module:
