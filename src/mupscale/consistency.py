@@ -59,7 +59,7 @@ def _references(narrow: nn.Module, wide: nn.Module) -> Found:
 
 
 def _parameters_in(value: Any, key: str) -> list[nn.Parameter]:
-    if key.startswith("_") or isinstance(value, nn.Module):
+    if key in ("_parameters", "_buffers", "_modules") or isinstance(value, nn.Module):
         return []
     if isinstance(value, nn.Parameter):
         return [value]
@@ -74,8 +74,8 @@ def _tables(narrow: nn.Module, wide: nn.Module) -> Found:
         if other is None or table.is_meta or is_architecture(table, other):
             continue
         a, b = table.detach().cpu(), other.detach().cpu()
-        exact = torch.finfo(torch.promote_types(torch.float16, b.dtype)).eps if b.is_floating_point() else 0.0
-        if not torch.allclose(a.to(torch.complex128), b.to(torch.complex128), rtol=4 * exact, atol=0.0):
+        rounding = max((4 * torch.finfo(t.dtype).eps for t in (a, b) if t.is_floating_point()), default=0.0)
+        if not torch.allclose(a.to(torch.complex128), b.to(torch.complex128), rtol=rounding, atol=rounding):
             yield owner, f"{leaf}: no longer holds what it holds in the narrow model"
 
 
@@ -104,7 +104,7 @@ def _optimized(wide: nn.Module, optimizer: torch.optim.Optimizer) -> Found:
     held = [p for group in optimizer.param_groups for p in group["params"]]
     names = {id(p): name for name, p in wide.named_parameters()}
     if strange := [p for p in held if id(p) not in names]:
-        yield "", f"the optimizer holds {len(strange)} parameters that are not the wide model's"
+        yield "the optimizer", f"holds {len(strange)} parameters that are not the wide model's"
     counts = dict.fromkeys(names, 0)
     for p in held:
         counts[id(p)] = counts.get(id(p), 0) + 1
