@@ -336,10 +336,11 @@ def _of_stage(dim: Dim, n: int, here: Mapping[str, int], sized: Callable[[str, i
 
     One more may be unknown: its size is what is left.
     """
-    rest = [axis for axis in dim.names if axis not in here]
-    if dim.has_segments or len(rest) > 1 or len(rest) == len(dim.names):
+    own = [f for f in dim.axes if isinstance(f, str)]
+    rest = [axis for axis in own if axis not in here]
+    if dim.has_segments or not own or len(rest) > 1:
         return dim
-    known = math.prod(f if isinstance(f, int) else here.get(f, 1) for f in dim.axes if not isinstance(f, Row))
+    known = math.prod(here.get(f, 1) if isinstance(f, str) else f for f in dim.axes if not isinstance(f, Row))
     new = {axis: sized(axis, here.get(axis, n // known)) for axis in dim.names}
     return Dim(tuple(new.get(f, f) if isinstance(f, str) else f for f in dim.axes), dim.contracted)
 
