@@ -78,8 +78,8 @@ def widen(
                 values[path] = times(value, factors.get(path, 1))
             except ValueError as error:
                 raise GrowthError(
-                    f"{'.'.join(path)}: {error}, so that no {config.model_type} is this wide; ask for another "
-                    "growth"
+                    f"{'.'.join(path)}: {error}, so that no {config.model_type} is this wide; "
+                    "ask for another growth"
                 ) from None
     try:
         deeper = _deeper(config, growth.get(DEPTH, Fraction(1)))
