@@ -102,6 +102,40 @@ def test_attention_grows(case, width):
     assert_grows(lambda w: Block(w, **BLOCKS[case]), X, width)
 
 
+class Biased(Block):
+    """A bias for every head and pair of places, given to the kernel as its mask."""
+
+    def __init__(self, width, slopes=False):
+        super().__init__(width, kv=2)
+        far = torch.arange(5.0)[:, None] - torch.arange(5.0)
+        if slopes:
+            self.register_buffer(
+                "bias", torch.arange(1.0, self.heads + 1)[:, None, None] * far, persistent=False
+            )
+        else:
+            self.bias = nn.Parameter(torch.randn(self.heads, 5, 5))
+        self.kernel = {"enable_gqa": True}
+
+    def forward(self, x):
+        self.attend = lambda q, k, v, **kernel: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.bias.to(q.dtype), **kernel
+        )
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_bias_of_each_head_grows_with_the_heads(width):
+    plan = assert_grows(Biased, X, width)
+    assert str(plan["bias"].axes) == f"(w2x{width} 2) 5 5"
+
+
+def test_slopes_of_each_head_are_no_copies():
+    with pytest.raises(GrowthError, match="constants in the model tell its indices apart"):
+        mupscale.grow(
+            Biased(1, slopes=True), mupscale.plan(lambda w: Biased(w, slopes=True), width=2, inputs=X)
+        )
+
+
 class Fused(nn.Module):
     """Query, key and value of one projection, as nanoGPT, timm and GPT-NeoX lay them out."""
 

@@ -360,6 +360,7 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("llava", "LlavaForConditionalGeneration"),  # reads an image in the place of tokens
         ("gemma3", "Gemma3ForConditionalGeneration"),  # does so, and is told which tokens these are
         ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
+        ("swin", "SwinForImageClassification"),  # has other numbers of heads in other stages
     ],
 )
 def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
@@ -421,6 +422,16 @@ def test_sizes_that_are_rounded_grow_where_they_come_out_whole():
     assert plan.params["backbone.blocks.0.ffn.proj_up.weight"].wide_shape == (3 * 10944, 3 * 4096)
     with pytest.raises(GrowthError, match="in the wide model, but to"):
         mupscale.plan(CONFIG_MAPPING["xlstm"](hidden_size=160, embedding_dim=160), width=3)
+
+
+def test_heads_are_copied_stage_by_stage():
+    """A Swin has 3, 6, 12 and 24 heads of 32: as many rows as another number of heads would have."""
+    plan = mupscale.plan(CONFIG_MAPPING["swin"](architectures=["SwinForImageClassification"]), width=2)
+    sizes = plan.layout.sizes
+    for stage, heads in enumerate((3, 6, 12, 24)):
+        name = f"swin.encoder.layers.{stage}.blocks.0.attention.q_proj.weight"
+        rows = [sizes[axis] for axis in plan.params[name].axes.dims[0].names]
+        assert (rows, plan.params[name].wide_shape) == ([heads, 32], (64 * heads, 64 * heads))
 
 
 def test_without_a_head_every_hidden_weight_gets_noise():

@@ -106,8 +106,11 @@ def grow(
         if grower.operator.adds_identity:
             with torch.enable_grad():
                 prove_identity(plan, operator)
-        grown = {name: grower(name) for name in plan.wide_names}
-        wide = fill_(_built(inner, plan, grown), inner, plan, grown.__getitem__)
+        if plan.config is None:
+            wide = fill_(_built(inner, plan), inner, plan, grower)
+        else:
+            state = {name: grower(name) for name in plan.wide_names}
+            wide = fill_(_loaded(inner, plan, state), inner, plan, state.__getitem__)
     if isinstance(model, torch._dynamo.OptimizedModule):  # wrapped again, with the same options
         return type(model)(wide, model.dynamo_ctx)
     return wide
@@ -229,22 +232,24 @@ def grow_checkpoint(
     return plan
 
 
-def _built(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
-    """A wide module to fill; of the computed tables of a transformers model, loading ``state`` makes them."""
-    wide: nn.Module
-    if plan.config is None:
-        if plan.build_wide is None:
-            raise GrowthError(
-                "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
-            )
-        wide = plan.build_wide()
-        _check_tables(model, wide, plan)
-        _keep_settings_(wide, model, plan)
-        return wide
+def _built(model: nn.Module, plan: Plan) -> nn.Module:
+    """A wide module to fill, from its own constructor."""
+    if plan.build_wide is None:
+        raise GrowthError(
+            "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
+        )
+    wide = plan.build_wide()
+    _check_tables(model, wide, plan)
+    _keep_settings_(wide, model, plan)
+    return wide
+
+
+def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
+    """A wide transformers model to fill; loading ``state`` computes the tables that no checkpoint holds."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        wide = type(model).from_pretrained(  # type: ignore[attr-defined]
+        wide: nn.Module = type(model).from_pretrained(  # type: ignore[attr-defined]
             None, config=copy.deepcopy(plan.config), state_dict=state, dtype=model.dtype
         )
     finally:

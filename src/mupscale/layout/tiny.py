@@ -248,6 +248,9 @@ def _stages(node: _Node) -> dict[str, Any]:
         if isinstance(value, (list, tuple)) and len(value) == len(depths):
             made[field] = [node.new[field][0], node.new[field][-1]]
     made["depths"] = [min(2, d) for d in made["depths"]]
+    for field in node.matching("num(_attention)?_heads"):  # other numbers in other stages show which is whose
+        if isinstance(node.fields[field], (list, tuple)) and len({*node.fields[field]}) > 1:
+            made[field] = [HEADS // 2, HEADS]
     if "hidden_sizes" in made:
         made["hidden_sizes"] = [HIDDEN, 2 * HIDDEN]
         if node.fields.get("embedding_size") == node.fields["hidden_sizes"][0]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from mupscale.axes import Axes
-from mupscale.dims import Dim
+from mupscale.dims import Dim, Row
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.fields import (
@@ -28,6 +28,7 @@ from mupscale.layout.inference.fields import (
     explicit,
     field_name,
     is_wider,
+    one_number,
     size_fields,
     value_at,
 )
@@ -47,13 +48,17 @@ class Law:
         """The size in a config; None where the fields give no whole number."""
         size = self.factor
         for path, power in self.powers.items():
-            value = value_at(config, path)
-            if isinstance(value, list | tuple) and len({*value}) == 1:  # height and width of a square
-                value = value[0]
-            if not isinstance(value, int):
+            value = one_number(value_at(config, path))
+            if value is None:
                 return None
             size *= Fraction(value) ** power
         return int(size) if size.denominator == 1 else None
+
+    def by_stage(self, config: PreTrainedConfig) -> Sequence[int]:
+        """The size in every stage, where it is the entry of a list in the config; else none."""
+        path = next(iter(self.powers), ())
+        value = value_at(config, path) if self.powers == {path: 1} and self.factor == 1 else None
+        return value if isinstance(value, list | tuple) and one_number(value) is None else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +165,10 @@ class Family:
         stored = persistent_buffers(model)
         buffers = {n: b for n, b in stored.items() if b.is_floating_point()}
         sizes = {a: n for a, law in self.laws.items() if (n := law.size(config)) is not None}
+        stages = {a: each for a, law in self.laws.items() if (each := law.by_stage(config))}
         confirmed: set[str] = set()
         found = {
-            name: self._fitted(name, tuple(tensor.shape), sizes, confirmed)
+            name: self._fitted(name, tuple(tensor.shape), sizes, confirmed, stages)
             for name, tensor in (params | buffers).items()
         }
         rest = {n: Axes(tuple(Dim((s,)) for s in b.shape)) for n, b in stored.items()}
@@ -207,7 +213,14 @@ class Family:
         part = part_of(name)
         return next((n for n, a in self.axes.items() if part_of(n) == part and len(a.dims) == ndim), None)
 
-    def _fitted(self, name: str, shape: tuple[int, ...], sizes: dict[str, int], confirmed: set[str]) -> Axes:
+    def _fitted(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        sizes: dict[str, int],
+        confirmed: set[str],
+        stages: Mapping[str, Sequence[int]],
+    ) -> Axes:
         twin = self.twin(name, len(shape))
         if twin is None:
             raise GrowthError(
@@ -218,6 +231,24 @@ class Family:
         parts = part_of(name)
         alike = [twin, *(n for n in self.axes if n != twin and part_of(n) == parts)]
         candidates = [axes for axes in map(self.axes.__getitem__, alike) if len(axes.dims) == len(shape)]
+
+        def sized(axis: str, size: int) -> str:
+            """An axis of this size; layers of several sizes have an axis each."""
+            if sizes.get(axis) != size:
+                axis = f"{axis}_{size}" if axis in confirmed else axis
+                sizes[axis] = size
+            confirmed.add(axis)
+            return axis
+
+        if staged := [axis for axis in self.axes[twin].names if axis in stages]:
+            # The first number in a name is that of the stage.
+            stage = int(next(iter(re.findall(r"\.(\d+)(?=\.)", name)), 0))
+            here = {axis: stages[axis][min(stage, len(stages[axis]) - 1)] for axis in staged}
+            dims = [
+                _of_stage(dim, n, here, sized) for dim, n in zip(self.axes[twin].dims, shape, strict=True)
+            ]
+            if self._shape(axes := Axes(tuple(dims)), sizes) == shape:
+                return axes
         for axes in candidates:
             if self._shape(axes, sizes) == shape:
                 confirmed.update(axes.names)
@@ -238,13 +269,8 @@ class Family:
             if len(own) > 1 and len(unknown) == 1 and not dim.has_segments:
                 sizes[unknown[0]] = n // (fixed * math.prod(sizes[a] for a in own if a in sizes))
             elif len(own) == 1 and not dim.has_segments and n % fixed == 0:
-                # An axis by itself is as large as the dim; layers of several sizes have an axis each.
-                axis = own[0]
-                if sizes.get(axis) != n // fixed:
-                    if axis in confirmed:
-                        axis = f"{axis}_{n // fixed}"
-                    sizes[axis] = n // fixed
-                confirmed.add(axis)
+                # An axis by itself is as large as the dim.
+                axis = sized(own[0], n // fixed)
                 dim = Dim(tuple(axis if f == own[0] else f for f in dim.axes), dim.contracted)
             dims.append(dim)
         axes = Axes(tuple(dims))
@@ -303,6 +329,20 @@ class Family:
             for path, powers in self.along.items()
         }
         return factors | {path: factor for path, factor in behind.items() if factor != 1}
+
+
+def _of_stage(dim: Dim, n: int, here: Mapping[str, int], sized: Callable[[str, int], str]) -> Dim:
+    """A dim of so many indices, of axes of which some have a size of their own in this stage.
+
+    One more may be unknown: its size is what is left.
+    """
+    own = [f for f in dim.axes if isinstance(f, str)]
+    rest = [axis for axis in own if axis not in here]
+    if dim.has_segments or not own or len(rest) > 1:
+        return dim
+    known = math.prod(here.get(f, 1) if isinstance(f, str) else f for f in dim.axes if not isinstance(f, Row))
+    new = {axis: sized(axis, here.get(axis, n // known)) for axis in dim.names}
+    return Dim(tuple(new.get(f, f) if isinstance(f, str) else f for f in dim.axes), dim.contracted)
 
 
 # What checkpoints of old hold and models of today compute, and what they call what has another name now.

@@ -177,6 +177,13 @@ def value_at(config: PreTrainedConfig, path: Path) -> Any:
     return value
 
 
+def one_number(value: Any) -> int | None:
+    """A field's number; of a list, such as a height and a width, the one that all its entries are."""
+    if isinstance(value, list | tuple) and len({*value}) == 1:
+        value = value[0]
+    return value if isinstance(value, int) else None
+
+
 def times(value: Any, factor: Fraction | int) -> Any:
     """A field's value, or every entry of its list, times a factor that gives whole numbers."""
     if isinstance(value, list | tuple):

@@ -23,6 +23,7 @@ from mupscale.layout.inference.fields import (
     explicit,
     field_name,
     is_wider,
+    one_number,
     size_fields,
     times,
     with_fields,
@@ -56,7 +57,7 @@ def infer(config: PreTrainedConfig) -> Family:
     variants = _variants(small, base)
     powers = _powers(small, base, variants)
     laws: dict[str, Law] = {}
-    values = {path: value for path, value in size_fields(small).items() if isinstance(value, int)}
+    values = {p: n for p, value in size_fields(small).items() if (n := one_number(value)) is not None}
 
     def named(unit: Unit) -> str | int:
         own = _common(unit, powers)

@@ -186,6 +186,11 @@ def _attention(call: Call) -> Any:
             unify(regroup(q[i], (key.shape[i], query.shape[i] // key.shape[i]))[0], k[i])
         elif query.shape[i] == 1:
             out[i] = k[i]
+    scores = [*out[:-1], k[-2]]
+    for mask in [t for t in call.tensors[3:] if t.ndim <= len(scores)]:
+        for i, units in enumerate(call.dims_of(mask), start=-mask.ndim):
+            if mask.shape[i] != 1:
+                call.same(scores[i], units)
     return [out] if isinstance(call.out, tuple) else out
 
 
