@@ -240,6 +240,7 @@ def _built(model: nn.Module, plan: Plan) -> nn.Module:
         )
     wide = plan.build_wide()
     _check_tables(model, wide, plan)
+    _keep_settings_(wide, model, plan)
     return wide
 
 
@@ -274,3 +275,29 @@ def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
                 f"{'.'.join(key)}: grows with the width, but is no parameter and no persistent buffer, and "
                 "no longer holds what the constructor put there; register it as a persistent buffer"
             )
+
+
+def _keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
+    """Let plain attributes that were changed after construction be as in the narrow model.
+
+    That is a dropout that was switched off, a temperature: what the constructor makes alike at both widths.
+    Whole numbers stay as they are, as they may count what a cache holds.
+    """
+    own, theirs = _settings(model), _settings(wide)
+    changed = {place: value for place, value in own.items() if theirs.get(place, value) != value}
+    if not changed or plan.build_narrow is None:
+        return
+    with torch.enable_grad():
+        made = _settings(plan.build_narrow())
+    for (name, key), value in changed.items():
+        if made.get((name, key)) == theirs[name, key]:
+            setattr(wide.get_submodule(name), key, value)
+
+
+def _settings(model: nn.Module) -> dict[tuple[str, str], bool | float | str]:
+    return {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (bool, float, str) and key != "training"
+    }
