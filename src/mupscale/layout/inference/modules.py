@@ -75,6 +75,13 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         if any(id(u) in names and id(u) not in summed for u in leaves(base.dims[root[0]][root[1]])):
             base.contracted -= {root}
     seen = written(base, named)
+    for name, axes in seen.axes.items():
+        try:
+            axes.copies(growth)
+        except GrowthError as error:  # its segments grow by different factors
+            raise GrowthError(
+                f"{name}: {error}; let all of them grow, or be parameters of their own"
+            ) from None
     if unused := [n for n, axes in seen.axes.items() if n not in base.seen and axes.copies(growth) != 1]:
         raise GrowthError(
             f"{unused[0]}: would grow, but the run on these inputs does not use it, so that nothing about it "
