@@ -168,10 +168,15 @@ class Fused(nn.Module):
     def by_head(self, qkv):
         return qkv.unflatten(-1, (self.heads, -1)).transpose(1, 2).chunk(3, dim=-1)
 
+    def cached(self, qkv):
+        """Keys and values behind those of a cache, which is empty."""
+        q, *parts = self.segments(qkv)
+        return q, *(torch.cat([torch.tensor([], dtype=part.dtype), part], dim=-2) for part in parts)
+
 
 @pytest.mark.parametrize("width", [2, 3])
 @pytest.mark.parametrize("grows", ["heads", "dim"])
-@pytest.mark.parametrize("split", ["segments", "numbered", "by_head"])
+@pytest.mark.parametrize("split", ["segments", "numbered", "by_head", "cached"])
 def test_fused_projections_grow(split, grows, width):
     """Where the head dim grows, one factor on all of q, k and v, and its inverse on what reads v."""
     plan = assert_grows(lambda w: Fused(w, split, grows=grows), X, width)

@@ -212,6 +212,7 @@ def cases() -> Iterator[Case]:
         orthogonal=features(lambda w: parametrizations.orthogonal(nn.Linear(8 * w, 8 * w)), lambda w: nn.ReLU()),
         one_hidden=lambda w: nn.Sequential(nn.Linear(6, w), nn.Tanh(), nn.Linear(w, 5)),
         inexact={
+            "tied_autoencoder": "one weight before and after a nonlinearity: nothing makes up for the sum over copies",
             "LogSoftmax": "it subtracts log g: an offset, and no factor",
             "orthogonal": "a matrix of copies is singular, and not orthogonal",
         },

@@ -76,6 +76,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 INEXACT = {
     "rotary_head_dim_grows": ROTARY,
     "alibi": "heads grow, whose slopes are computed from their number",
+    "selective": "the first head gates all of them, and only one of its copies would",
     "unit_embedding": "of unit length, copies come out √g smaller, and eps of the norms stays",
     "sinusoidal_places": PLACES,
 }

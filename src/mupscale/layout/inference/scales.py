@@ -230,7 +230,7 @@ class _Book:
             at = next(i for i, t in enumerate(step.inputs) if t is tensor)
             if at < len(other.inputs) and (ratio := _ratio(tensor, other.inputs[at])) is not None:
                 scale = Scale(math.log(ratio), {})
-            if _constant(tensor) == 0:
+            if tensor.numel() == 0 or _constant(tensor) == 0:  # zeros, and nothing at all, have any scale
                 scale = None
             self.scales[key] = scale
         return self.scales[key]
