@@ -60,6 +60,51 @@ OTHER = {
     "hubert": "HubertModel",
     "vit_mae": "ViTMAEForPreTraining",
     "segformer": "SegformerForImageClassification",
+    # more encoders and sequence-to-sequence models
+    "camembert": "CamembertForMaskedLM",
+    "deberta": "DebertaForMaskedLM",
+    "ernie": "ErnieForMaskedLM",
+    "eurobert": "EuroBertForMaskedLM",
+    "fnet": "FNetForMaskedLM",
+    "longformer": "LongformerForMaskedLM",
+    "mobilebert": "MobileBertForMaskedLM",
+    "nystromformer": "NystromformerForMaskedLM",
+    "squeezebert": "SqueezeBertForMaskedLM",
+    "longt5": "LongT5ForConditionalGeneration",
+    "switch_transformers": "SwitchTransformersForConditionalGeneration",
+    "t5gemma": "T5GemmaForConditionalGeneration",
+    "umt5": "UMT5ForConditionalGeneration",
+    # more vision models, detection and depth among them
+    "convnextv2": "ConvNextV2ForImageClassification",
+    "cvt": "CvtForImageClassification",
+    "detr": "DetrForObjectDetection",
+    "dinov3_vit": "DINOv3ViTModel",
+    "glpn": "GLPNForDepthEstimation",
+    "ijepa": "IJepaForImageClassification",
+    "poolformer": "PoolFormerForImageClassification",
+    "pvt": "PvtForImageClassification",
+    "pvt_v2": "PvtV2ForImageClassification",
+    "regnet": "RegNetForImageClassification",
+    "swinv2": "Swinv2ForImageClassification",
+    "videomae": "VideoMAEForVideoClassification",
+    "yolos": "YolosForObjectDetection",
+    # speech and sound
+    "audio-spectrogram-transformer": "ASTForAudioClassification",
+    "wavlm": "WavLMForCTC",
+    # images and text, or sound and text, together
+    "aya_vision": "AyaVisionForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "idefics2": "Idefics2ForConditionalGeneration",
+    "idefics3": "Idefics3ForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "paligemma": "PaliGemmaForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen2_audio": "Qwen2AudioForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "smolvlm": "SmolVLMForConditionalGeneration",
 }
 
 # Where the class's defaults alone make no model that runs: what a real config of the family states besides.
@@ -72,6 +117,7 @@ _INDEXER: dict[str, Any] = {
     "indexer_compress_ratio": 64,
     "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.25},
 }
+_SECTIONS = {"rope_parameters": {**_ROPE, "mrope_section": [16, 24, 24]}}
 STATED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 10,
@@ -98,6 +144,14 @@ STATED: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "hash_seed": 0},
     "qwen4_exp_text": _INDEXER,
     "qwen4_exp": {"text_config": _INDEXER},
+    "detr": {
+        "use_timm_backbone": False,
+        "backbone": None,
+        "backbone_config": {"model_type": "resnet"},
+        "position_embedding_type": "learned",
+    },
+    "qwen2_vl": {"text_config": _SECTIONS},
+    "qwen2_5_vl": {"text_config": _SECTIONS},
 }
 
 

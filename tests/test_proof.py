@@ -361,6 +361,10 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("gemma3", "Gemma3ForConditionalGeneration"),  # does so, and is told which tokens these are
         ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
         ("swin", "SwinForImageClassification"),  # has other numbers of heads in other stages
+        (
+            "t5gemma",
+            "T5GemmaForConditionalGeneration",
+        ),  # has parts whose names do not say that they are configs
     ],
 )
 def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
@@ -422,6 +426,18 @@ def test_sizes_that_are_rounded_grow_where_they_come_out_whole():
     assert plan.params["backbone.blocks.0.ffn.proj_up.weight"].wide_shape == (3 * 10944, 3 * 4096)
     with pytest.raises(GrowthError, match="in the wide model, but to"):
         mupscale.plan(CONFIG_MAPPING["xlstm"](hidden_size=160, embedding_dim=160), width=3)
+
+
+def test_widths_that_only_change_three_together_are_measured():
+    """Qwen2-VL's tower is as wide as its text in the end, and turns heads by sections of a fixed head dim."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 24, 24]}
+    config = CONFIG_MAPPING["qwen2_vl"](
+        text_config={"rope_parameters": rope}, architectures=["Qwen2VLForConditionalGeneration"]
+    )
+    plan = mupscale.plan(tiny(config), width=2)
+    assert plan.proved
+    text, tower = plan.config.text_config, plan.config.vision_config
+    assert (text.hidden_size, text.num_attention_heads, tower.hidden_size) == (256, 16, 256)
 
 
 def test_heads_are_copied_stage_by_stage():

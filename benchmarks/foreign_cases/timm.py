@@ -470,9 +470,9 @@ def convolutional() -> dict[str, Any]:
 # Those that see a single place of 32 pixels at their end, or run on no fewer than 64.
 LARGE = {
     "xcit", "coat", "efficientformer_v2", "efficientvit_msra", "gcvit", "hiera", "hieradet_sam2", "levit", "visformer",
-    "volo", "twins_pcpvt", "twins_svt", "pvt_v2", "shvit", "efficientvim", "gc_resnet", "rexnet",
+    "volo", "twins_pcpvt", "twins_svt", "pvt_v2", "shvit", "gc_resnet", "rexnet",
 }  # fmt: skip
-SIDES = dict.fromkeys(LARGE, 64) | {"efficientformer": 56}
+SIDES = dict.fromkeys(LARGE, 64) | {"efficientformer": 56, "efficientvim": 128}
 
 
 def cases() -> Iterator[Case]:

@@ -74,7 +74,13 @@ def widen(
             left_out.add(path)
             value = _derived(family, layout, path)
         if value is not None:
-            values[path] = times(value, factors.get(path, 1))
+            try:
+                values[path] = times(value, factors.get(path, 1))
+            except ValueError as error:
+                raise GrowthError(
+                    f"{'.'.join(path)}: {error}, so that no {config.model_type} is this wide; "
+                    "ask for another growth"
+                ) from None
     try:
         deeper = _deeper(config, growth.get(DEPTH, Fraction(1)))
         wide = with_fields(config, values | deeper)

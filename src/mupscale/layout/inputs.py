@@ -44,7 +44,7 @@ def example_inputs(model: nn.Module, *, seed: int = 0, batch: int = 2, length: i
     elif "pixel_values" in takes and "vision_config" in config:
         wanted |= {"pixel_values"}
     wanted -= {*media}
-    if "decoder_input_ids" not in takes and _reads_other_states(model):
+    if "decoder_input_ids" not in takes and "input_ids" in takes and _reads_other_states(model):
         wanted |= HIDDEN_STATES & takes.keys()
     made: dict[str, Any] = {}
     for name in sorted(wanted):
@@ -111,13 +111,16 @@ def _shape(config: Any, name: str, batch: int, length: int) -> tuple[int, ...]:
         height, width = image_size(vision)
         if name == "noise":
             return batch, (height // vision.patch_size) * (width // vision.patch_size)
-        return batch, getattr(vision, "num_channels", 3), height, width
+        video = (config.num_frames,) if "num_frames" in config else ()
+        return batch, *video, getattr(vision, "num_channels", 3), height, width
     if name in HIDDEN_STATES:
         return batch, length // 2 + 1, _other_width(config)
     if name == "input_features":
         # An encoder of fixed length halves the frames once.
         frames = 2 * getattr(config, "max_source_positions", length)
         return batch, getattr(config, "num_mel_bins", 80), frames
+    if name == "input_values" and "num_mel_bins" in config and "max_length" in config:
+        return batch, config.max_length, config.num_mel_bins
     if name == "input_values":
         strides = getattr(config, "conv_stride", [1])
         return batch, math.prod(strides) * (length + 1) + sum(getattr(config, "conv_kernel", [0]))

@@ -66,7 +66,7 @@ class _Node:
         """The fields to build the tiny config of."""
         self.new = {field: self.size(field) for field in self.fields}
         special = _SPECIAL.get(self.config.model_type)
-        for rule in (_heads, _mamba, _layers, _stages, _ratios, _tokens, _rope, special):
+        for rule in (_heads, _mamba, _layers, _stages, _windows, _ratios, _tokens, _rope, special):
             self.new |= rule(self) if rule else {}
         for field in self.fields:
             sub = vars(self.config).get(field)
@@ -258,6 +258,12 @@ def _stages(node: _Node) -> dict[str, Any]:
     return made
 
 
+def _windows(node: _Node) -> dict[str, Any]:
+    """Windows that are said in pixels: two by two of what is merged into one token."""
+    merged = node.fields.get("spatial_merge_size")
+    return dict.fromkeys(node.matching("window_size"), 2 * merged * node.new["patch_size"]) if merged else {}
+
+
 def _ratios(node: _Node) -> dict[str, Any]:
     """Sizes said as multiples of others: by halves, so that no tiny size has to be rounded."""
     factors = {k: v for k, v in node.fields.items() if k.endswith("_proj_factor") and isinstance(v, float)}
@@ -348,6 +354,7 @@ def _patches(node: _Node) -> dict[str, Any]:
 
 
 _SPECIAL: dict[str, Callable[[_Node], dict[str, Any]]] = {
+    "audio-spectrogram-transformer": lambda node: {"max_length": 40, "num_mel_bins": 32},
     "blt_global_transformer": _patches,  # reads several vectors of the local encoder as one
     "blt_local_encoder": _patches,
     "blt_local_decoder": _patches,

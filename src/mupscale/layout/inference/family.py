@@ -306,6 +306,8 @@ class Family:
             GrowthError: no config has such sizes.
         """
         paths = list(dict.fromkeys(p for law in self.laws.values() for p in law.powers))
+        if not paths:
+            return {}
         rows = [[law.powers.get(p, 0) for p in paths] for law in self.laws.values()]
         logs = [math.log(growth.get(axis, 1)) for axis in self.laws]
         solution = np.linalg.lstsq(np.array(rows, dtype=float), np.array(logs), rcond=1e-10)[0]

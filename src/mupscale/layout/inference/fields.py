@@ -60,12 +60,17 @@ def size_fields(config: PreTrainedConfig) -> dict[Path, Any]:
 
 def _leaves(fields: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:
     for key, value in fields.items():
-        if isinstance(value, dict) and key.endswith("config"):
+        if _is_config(key, value):
             yield from _leaves(value, (*path, key))
         elif type(value) is int and value > 1:
             yield (*path, key), value
         elif isinstance(value, list | tuple) and value and all(type(v) is int and v > 1 for v in value):
             yield (*path, key), list(value)
+
+
+def _is_config(key: str, value: Any) -> bool:
+    """Whether a field is a config by itself: most are called so, all of T5Gemma's only say their type."""
+    return isinstance(value, dict) and (key.endswith("config") or "model_type" in value)
 
 
 _PROBE = 8 * 19  # no other size is a multiple of it, and a quarter of a head dim is even
@@ -99,7 +104,7 @@ def explicit(config: PreTrainedConfig) -> PreTrainedConfig:
 def _left_out(fields: Mapping[str, Any], path: Path) -> Iterator[Path]:
     """Fields that are None, and the head_dim that many models look for though configs do not name it."""
     for key, value in {"head_dim": None, **fields}.items():
-        if isinstance(value, dict) and key.endswith("config"):
+        if _is_config(key, value):
             yield from _left_out(value, (*path, key))
         elif value is None:
             yield (*path, key)

@@ -94,7 +94,7 @@ def infer(config: PreTrainedConfig) -> Family:
 
 
 Change = dict[Path, Fraction]
-MOST_STUCK = 8  # of a model of many parts, all pairs would take minutes
+MOST_STUCK, MOST_STUCK_WIDTHS = 8, 4  # of a model of many parts, all pairs would take minutes
 
 
 def _variants(small: PreTrainedConfig, base: Trace) -> list[tuple[Change, Trace]]:
@@ -102,7 +102,7 @@ def _variants(small: PreTrainedConfig, base: Trace) -> list[tuple[Change, Trace]
 
     Where doubled heads do not show all, they are halved, too: that doubles their dims, of which parts may be
     too small to be halved. Fields that no config lets change alone, since one has to be the product of
-    others, change two at a time: a width and another.
+    others, change two at a time: a width and another; or three widths.
     """
     plain = shapes(small)
     values = size_fields(small)
@@ -130,11 +130,16 @@ def _variants(small: PreTrainedConfig, base: Trace) -> list[tuple[Change, Trace]
             moved = attempt({path: half}) or moved
         if not moved:
             stuck.append(path)
+    stuck.sort(key=lambda path: not is_wider(small, path))
     for one, other in itertools.combinations(stuck[:MOST_STUCK], 2):
         if not (is_wider(small, one) or is_wider(small, other)):
             continue
         for change in ({one: twice, other: twice}, {one: twice, other: half}):
             attempt(change)
+    together = {path for change, _ in found for path in change}
+    still = [path for path in stuck if is_wider(small, path) and path not in together]
+    for three in itertools.combinations(still[:MOST_STUCK_WIDTHS], 3):
+        attempt(dict.fromkeys(three, twice))
     return found
 
 
@@ -155,7 +160,8 @@ def _along(changes: list[Change], followed: set[Path]) -> dict[Path, dict[Path, 
     known = [path for path in dict.fromkeys(p for change in changes for p in change) if path in followed]
     found = {}
     for path in others:
-        rows = [c for c in changes if not any(p in c for p in others if p != path)]
+        apart = [p for p in others if any(c.get(p) != c.get(path) for c in changes)]
+        rows = [c for c in changes if not any(p in c for p in apart)]
         if not any(path in c for c in rows):
             continue
         matrix = np.array([[math.log2(c.get(p, 1)) for p in known] for c in rows])
