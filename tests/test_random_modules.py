@@ -156,7 +156,7 @@ def test_modules_are_right_or_refused():
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_two_thousand_modules_are_right_or_refused(seed):
     outcomes = outcomes_of(100, seed)
-    assert outcomes["proved"] >= 0.6 * outcomes.total(), outcomes
+    assert outcomes["proved"] >= 0.55 * outcomes.total(), outcomes
 
 
 @pytest.mark.parametrize(
