@@ -192,7 +192,7 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
     try:
         narrow = randomized(instance(tiny(default_config(kind, model_type)), seed=11))
         inputs = example_inputs(narrow, seed=12, batch=3, length=15)
-        calls = [inputs, *alone(inputs)]
+        calls = [inputs, *alone(narrow, inputs)]
         outputs = [call(narrow, given) for given in calls]
     except Exception as error:
         return row | {"status": "not built", "reason": one_line(error)}
@@ -221,9 +221,10 @@ def randomized(model: nn.Module) -> nn.Module:
     return model
 
 
-def alone(inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The text without what went with it, images or another model's states, where there was such."""
-    if "input_ids" not in inputs or not {"pixel_values", "input_features", *HIDDEN_STATES} & inputs.keys():
+def alone(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The text without what went with it, images or another model's states, where a model takes it so."""
+    others = {"pixel_values", "input_features", *HIDDEN_STATES} & inputs.keys()
+    if "input_ids" not in inputs or not others or not model.can_generate():
         return []
     return [{k: v for k, v in inputs.items() if k in ("input_ids", "use_cache")}]
 
