@@ -192,7 +192,7 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
     try:
         narrow = randomized(instance(tiny(default_config(kind, model_type)), seed=11))
         inputs = example_inputs(narrow, seed=12, batch=3, length=15)
-        calls = [inputs, *alone(inputs)]
+        calls = [inputs, *alone(narrow, inputs)]
         outputs = [call(narrow, given) for given in calls]
     except Exception as error:
         return row | {"status": "not built", "reason": one_line(error)}
@@ -221,9 +221,10 @@ def randomized(model: nn.Module) -> nn.Module:
     return model
 
 
-def alone(inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The text without what went with it, images or another model's states, where there was such."""
-    if "input_ids" not in inputs or not {"pixel_values", "input_features", *HIDDEN_STATES} & inputs.keys():
+def alone(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The text without what went with it, images or another model's states, where a model takes it so."""
+    others = {"pixel_values", "input_features", *HIDDEN_STATES} & inputs.keys()
+    if "input_ids" not in inputs or not others or not model.can_generate():
         return []
     return [{k: v for k, v in inputs.items() if k in ("input_ids", "use_cache")}]
 
@@ -261,11 +262,11 @@ def page(rows: list[dict[str, Any]], counts: dict[str, Counter[str]]) -> str:
         "# Model types",
         "",
         f"Every causal language model type of transformers {transformers.__version__}, and some encoders,",
-        "sequence-to-sequence, vision and speech models, each grown from a tiny random model in float64",
-        "(`benchmarks/families.py`, which writes this page). *Proved*: the plan was made, which includes its",
-        "proof, and the wide model's outputs are the narrow one's by this script's own comparison, too; the",
-        "number is their largest difference in standard deviations. *Refused*: with the reason; nothing is",
-        "grown. *Not built*: transformers makes no model of it here.",
+        "sequence-to-sequence, vision, speech and vision-language models, each grown from a tiny random one",
+        "in float64 (`benchmarks/families.py`, which writes this page). *Proved*: the plan was made, which",
+        "includes its proof, and the wide model's outputs are the narrow one's by this script's own",
+        "comparison, too; the number is their largest difference in standard deviations. *Refused*: with the",
+        "reason; nothing is grown. *Not built*: transformers makes no model of it here.",
         "",
         "| | " + " | ".join(STATUS) + " |",
         "|---" * (len(STATUS) + 1) + "|",
