@@ -139,14 +139,17 @@ def test_slopes_of_each_head_are_no_copies():
 class Fused(nn.Module):
     """Query, key and value of one projection, as nanoGPT, timm and GPT-NeoX lay them out."""
 
-    def __init__(self, width, split, heads=4, grows="dim", one=False):
+    def __init__(self, width, split, heads=4, grows="dim", one=False, dim=None):
         super().__init__()
         model = 16 * width
         self.split, self.heads = split, heads * (width if grows == "heads" else 1)
         self.kv = (width if grows == "heads" else 1) if one else self.heads
-        self.dim = model // self.heads
+        self.dim = dim or model // self.heads
         self.enter, self.norm = nn.Linear(6, model), nn.LayerNorm(model)
-        self.qkv, self.o = nn.Linear(model, (self.heads + 2 * self.kv) * self.dim), nn.Linear(model, model)
+        self.qkv, self.o = (
+            nn.Linear(model, (self.heads + 2 * self.kv) * self.dim),
+            nn.Linear(self.heads * self.dim, model),
+        )
         self.leave = nn.Linear(model, 3)
 
     def forward(self, x):
@@ -186,6 +189,13 @@ def test_fused_projections_grow(split, grows, width):
 @pytest.mark.parametrize("width", [2, 3])
 def test_one_key_head_of_a_fused_projection_becomes_several(width):
     assert_grows(lambda w: Fused(w, "segments", grows="heads", one=True), X, width)
+
+
+def test_a_projection_of_which_only_the_queries_grow_is_refused_by_name():
+    """Their gradients are of another size than those of the keys, so that no one eps is right for both."""
+    narrow, wide = (Fused(1, "segments", heads=heads, one=True, dim=4) for heads in (1, 2))
+    with pytest.raises(GrowthError, match="qkv.weight: .*segments grow by 1, 2.*parameters of their own"):
+        mupscale.plan(narrow, to=wide, inputs=X)
 
 
 class Torchs(nn.Module):

@@ -148,6 +148,14 @@ def test_inputs_that_do_not_fit_are_said_to():
         mupscale.plan(Mixer, width=2, inputs=torch.randn(2, 3))
 
 
+def test_inputs_and_widths_that_mean_nothing_are_said_to():
+    with pytest.raises(GrowthError, match="inputs: on the meta device"):
+        mupscale.plan(Mixer, width=2, inputs=IMAGES.to("meta"))
+    for width in (2.0, 1.5, "2"):
+        with pytest.raises(GrowthError, match="width: .* give a whole number"):
+            mupscale.plan(Mixer, width=width, inputs=IMAGES)
+
+
 class Idle(nn.Module):
     """Has a layer that its forward pass never reaches."""
 

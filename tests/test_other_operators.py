@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import flex_attention
 
 import mupscale
 from lockstep import assert_grows
@@ -225,6 +226,53 @@ class Slots(nn.Module):
 )
 def test_it_grows(make, inputs, width):
     assert_grows(make, inputs, width)
+
+
+class Mapped(nn.Module):
+    """Calls layers on one row, for all rows at once."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 4 * width), nn.Linear(4 * width, 2)
+
+    def forward(self, x):
+        return torch.vmap(lambda row: self.leave(self.enter(row).tanh()))(x)
+
+
+def test_modules_inside_vmap_grow():
+    assert_grows(Mapped, X, 2)
+
+
+class Flexible(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.leave, self.heads = nn.Linear(6, 24 * width), nn.Linear(8 * width, 2), 2 * width
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        return self.leave(flex_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_an_operator_that_takes_functions_is_refused_with_what_to_do():
+    with pytest.raises(GrowthError, match="Flexible: .*scaled_dot_product_attention for flex_attention"):
+        mupscale.plan(Flexible, width=2, inputs=X)
+
+
+class Deep(nn.Module):
+    """A weight of as many dims as it is told."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return x @ self.weight.flatten(1)
+
+
+def test_another_number_of_dims_is_another_architecture():
+    with pytest.raises(GrowthError, match="weight: has 2 dims, and 3 in the wide module"):
+        mupscale.plan(Deep(6, 2), to=Deep(6, 2, 2), inputs=X)
 
 
 class Reduced(nn.Module):

@@ -360,6 +360,7 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("llava", "LlavaForConditionalGeneration"),  # reads an image in the place of tokens
         ("gemma3", "Gemma3ForConditionalGeneration"),  # does so, and is told which tokens these are
         ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
+        ("git", "GitForCausalLM"),  # takes one index of whole numbers that are all alike
         ("swin", "SwinForImageClassification"),  # has other numbers of heads in other stages
         (
             "t5gemma",

@@ -163,6 +163,26 @@ def test_state_in_a_buffer_that_is_not_persistent_and_grows_is_refused():
         mupscale.grow(narrow, plan)
 
 
+class Kept(nn.Module):
+    """Keeps a table from the first call on, which no width changes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8 * width), nn.Linear(8 * width, 3)
+        self.places = torch.zeros(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(self.places) != len(x):
+            self.places = torch.linspace(-1, 1, len(x), dtype=x.dtype)
+        return self.last(self.first(x) * self.places[:, None])
+
+
+def test_what_a_call_has_made_is_made_again():
+    narrow = Kept(1).double()
+    narrow(POINTS.double())
+    assert_grows(Kept, POINTS, narrow=narrow)
+
+
 ALIKE = {"zeros": torch.zeros(3, 7, dtype=torch.long), "ones": torch.ones(3, 7, dtype=torch.long)}
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from mupscale.axes import Axes, duplicate
 from mupscale.calls import Call
@@ -68,7 +69,7 @@ def watch(model: nn.Module, see: Any) -> Iterator[None]:
 
     def hook(name: str) -> Any:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
+            if isinstance(output, Tensor) and output.is_floating_point() and not is_batchedtensor(output):
                 calls[name] = calls.get(name, 0) + 1
                 see(f"{name}#{calls[name]}", output.detach().clone())  # some models write into it later
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models import attribute_tensors, gradient_hooks, one_memory, persistent_buffers, tie_
+from mupscale.models import (
+    attribute_tensors,
+    gradient_hooks,
+    is_made_anew,
+    one_memory,
+    persistent_buffers,
+    tie_,
+)
 from mupscale.planning import Plan
 
 
@@ -101,9 +108,7 @@ def tables(model: nn.Module) -> dict[tuple[str, str], Tensor]:
     names = {id(module): name for name, module in model.named_modules()}
     stored = {id(buffer) for buffer in persistent_buffers(model).values()}
     found = {
-        (names[id(m)], key): tensor
-        for m, key, tensor in attribute_tensors(model)
-        if f"{key}_orig" not in m._parameters  # made of it in every call, as spectral norm and pruning do
+        (names[id(m)], key): tensor for m, key, tensor in attribute_tensors(model) if not is_made_anew(m, key)
     }
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if id(buffer) not in stored:

@@ -129,7 +129,8 @@ def _planned(
         return _plan_modules(lambda: copied(narrow), lambda: copied(wide), hints, inputs, made=False)
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
-    growth_factor("width", width)
+    if growth_factor("width", width).denominator != 1 or not isinstance(width, int):
+        raise GrowthError(f"width: {width!r} is what make(width) is called with; give a whole number, an int")
     return _plan_modules(_maker(model, 1), _maker(model, width), hints, inputs, made=True)
 
 
@@ -206,7 +207,10 @@ def _plan_modules(
     if inputs is None:
         layout, growth = layout_by_shape(narrow, wide, hints)
     else:
-        given = Call.of(inputs).mapped(Tensor.cpu)
+        try:
+            given = Call.of(inputs).mapped(Tensor.cpu)
+        except NotImplementedError as error:
+            raise GrowthError("inputs: on the meta device they hold no values; give real ones") from error
         narrow, wide = (doubled(model.cpu()).eval() for model in (narrow, wide))
         with Float64():
             drawn = drawn_like(copied(narrow), given)  # what a first call makes is to be seen in the trace

@@ -6,6 +6,7 @@ Knows modules and tensors; nothing of growth, layouts or files.
 from mupscale.models.chance import SameChance
 from mupscale.models.contents import (
     attribute_tensors,
+    is_made_anew,
     one_memory,
     persistent_buffers,
     state_tensors,
@@ -25,6 +26,7 @@ __all__ = [
     "doubled",
     "drawn_like",
     "gradient_hooks",
+    "is_made_anew",
     "one_memory",
     "persistent_buffers",
     "plain_surroundings",

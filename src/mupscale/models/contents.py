@@ -31,6 +31,11 @@ def attribute_tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor
                 yield module, key, value
 
 
+def is_made_anew(module: nn.Module, key: str) -> bool:
+    """Whether a plain tensor is made of a parameter in every call, as spectral norm and pruning do."""
+    return f"{key}_orig" in module._parameters
+
+
 def tie_names(model: nn.Module) -> dict[str, str]:
     """The other names of tied parameters, each with the first one."""
     first = {id(p): name for name, p in model.named_parameters()}
@@ -47,7 +52,8 @@ def one_memory(model: nn.Module) -> tuple[str, str] | None:
     names = {id(module): name for name, module in model.named_modules()}
     every = {id(t): (n, t) for n, t in (*model.named_buffers(), *model.named_parameters())}
     for module, key, tensor in attribute_tensors(model):
-        every.setdefault(id(tensor), (f"{names[id(module)]}.{key}".lstrip("."), tensor))
+        if not is_made_anew(module, key):
+            every.setdefault(id(tensor), (f"{names[id(module)]}.{key}".lstrip("."), tensor))
     spans = sorted(
         (*_span(tensor), key in params, name)
         for key, (name, tensor) in every.items()

@@ -43,6 +43,11 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
     growth: dict[str, Fraction] = {}
     inexact: dict[str, str] = {}
     for name, dims in base.dims.items():
+        if len(dims) != len(other.dims[name]):
+            raise GrowthError(
+                f"{name}: has {len(dims)} dims, and {len(other.dims[name])} in the wide module; both must be "
+                "of the same architecture"
+            )
         for a, b in zip(dims, other.dims[name], strict=True):
             try:
                 for unit, grown in pairs(a, b):
@@ -70,6 +75,13 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         if any(id(u) in names and id(u) not in summed for u in leaves(base.dims[root[0]][root[1]])):
             base.contracted -= {root}
     seen = written(base, named)
+    for name, axes in seen.axes.items():
+        try:
+            axes.copies(growth)
+        except GrowthError as error:  # its segments grow by different factors
+            raise GrowthError(
+                f"{name}: {error}; let all of them grow, or be parameters of their own"
+            ) from None
     if unused := [n for n, axes in seen.axes.items() if n not in base.seen and axes.copies(growth) != 1]:
         raise GrowthError(
             f"{unused[0]}: would grow, but the run on these inputs does not use it, so that nothing about it "
@@ -97,4 +109,10 @@ def _traced(module: nn.Module, call: Call) -> Trace:
         with float64(), Float64():
             return trace(module, call.args, call.kwargs)
     except Exception as error:  # whatever the module's own code raises
+        if "HigherOrderOperator" in str(error):
+            raise GrowthError(
+                f"{type(module).__name__}: what runs inside of an operator that takes functions cannot be "
+                f"followed ({one_line(error)[:90]}…); plan it with plain operators in its place, as "
+                "F.scaled_dot_product_attention for flex_attention: the parameters are the same"
+            ) from error
         raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error

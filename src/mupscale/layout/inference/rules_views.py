@@ -187,8 +187,11 @@ def _split(call: Call) -> list[Dims]:
 
 @rule("select")
 def _select(call: Call) -> Dims:
-    dims = list(call.dims(0))
-    call.fix_once_used(dims.pop(call.axis(call.args[1])), "one index of it is selected")
+    dims, tensor = list(call.dims(0)), call.args[0]
+    units = dims.pop(call.axis(call.args[1]))
+    # Of whole numbers that are all alike, as of kinds of tokens made in a tensor's shape, any will do.
+    if tensor.is_floating_point() or tensor.is_complex() or not _alike(tensor):
+        call.fix_once_used(units, "one index of it is selected")
     return dims
 
 
@@ -318,3 +321,7 @@ def _eye(call: Call) -> Dims:
 @rule("arange linspace range randint randperm tril_indices triu_indices scalar_tensor hann_window")
 def _counted(call: Call) -> Dims:
     return fresh(call.out, f"it is counted by {call.name} in {call.place}")
+
+
+def _alike(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
