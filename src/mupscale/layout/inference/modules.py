@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from torch import nn
@@ -38,10 +40,52 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         )
     show_ones(base, other)
     base.contracted |= other.contracted  # a dim of size 1 is seen to be only there
-    names: dict[int, str] = {}
-    sizes: dict[str, int] = {}
-    growth: dict[str, Fraction] = {}
-    inexact: dict[str, str] = {}
+    grown = _grown_axes(base, other)
+    _forget_parts(base, grown)
+    seen = written(base, grown.named)
+    _check(base, seen.axes, grown.growth)
+    params = dict(narrow.named_parameters())
+    # Whole numbers have no axes: their shapes stay.
+    plain = {n: Axes(tuple(Dim((s,)) for s in t.shape)) for n, t in state_tensors(narrow).items()}
+    found = folds(base, other, lambda unit: float(grown.growth.get(str(grown.named(unit)), 1)))
+    layout = Layout(
+        sizes=grown.sizes,
+        params={n: seen.axes.get(n, plain[n]) for n in params},
+        buffers={n: seen.axes.get(n, plain[n]) for n in plain if n not in params},
+        ties=tie_names(narrow),
+        readouts=seen.readouts,
+        folds={
+            n: (f,) for n, f in said_as_folds(found, seen.axes, grown.growth, type(narrow).__name__).items()
+        },
+        inexact=grown.inexact,
+        outputs=seen.outputs,
+    )
+    return layout, grown.growth
+
+
+@dataclass
+class _Grown:
+    """The axes that grow, named after their size and growth, and the units that are each of them."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    growth: dict[str, Fraction] = field(default_factory=dict)
+    inexact: dict[str, str] = field(default_factory=dict)
+
+    def add(self, unit: Unit, wide: Unit) -> None:
+        ratio = Fraction(wide.size, unit.size)
+        axis = f"w{unit.size}x{ratio}".replace("/", "_")
+        self.names[id(unit.find())] = axis
+        self.sizes[axis], self.growth[axis] = unit.size, ratio
+        if unit.fixed:
+            self.inexact[axis] = unit.fixed
+
+    def named(self, unit: Unit) -> str | int:
+        return self.names.get(id(unit.find()), unit.size)
+
+
+def _grown_axes(base: Trace, other: Trace) -> _Grown:
+    found = _Grown()
     for name, dims in base.dims.items():
         if len(dims) != len(other.dims[name]):
             raise GrowthError(
@@ -50,14 +94,9 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
             )
         for a, b in zip(dims, other.dims[name], strict=True):
             try:
-                for unit, grown in pairs(a, b):
-                    if unit.size != grown.size:
-                        ratio = Fraction(grown.size, unit.size)
-                        axis = f"w{unit.size}x{ratio}".replace("/", "_")
-                        names[id(unit.find())] = axis
-                        sizes[axis], growth[axis] = unit.size, ratio
-                        if unit.fixed:
-                            inexact[axis] = unit.fixed
+                for unit, wide in pairs(a, b):
+                    if unit.size != wide.size:
+                        found.add(unit, wide)
             except Conflict:
                 raise GrowthError(
                     f"{name}: a dim of {size_of(a)} is made of {sizes_of(a)}, and in the wide module one of "
@@ -65,43 +104,32 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
                     "have no place. Numbers of heads or groups, and what each of them holds, must be whole "
                     "multiples of the narrow ones"
                 ) from None
+    return found
 
-    def named(unit: Unit) -> str | int:
-        return names.get(id(unit.find()), unit.size)
 
+def _forget_parts(base: Trace, grown: _Grown) -> None:
+    """Of a dim that is summed over in parts, the other parts must not grow, to count as contracted."""
     for root, part in base.partly.items():
-        # Of a dim that is summed over in parts, the other parts must not grow, to count as such.
         summed = {id(u.find()) for u in part}
-        if any(id(u) in names and id(u) not in summed for u in leaves(base.dims[root[0]][root[1]])):
+        units = leaves(base.dims[root[0]][root[1]])
+        if any(id(u) in grown.names and id(u) not in summed for u in units):
             base.contracted -= {root}
-    seen = written(base, named)
-    for name, axes in seen.axes.items():
+
+
+def _check(base: Trace, axes: Mapping[str, Axes], growth: Mapping[str, Fraction]) -> None:
+    """Refuse segments that grow by different factors, and growth of what the run does not use."""
+    for name, own in axes.items():
         try:
-            axes.copies(growth)
-        except GrowthError as error:  # its segments grow by different factors
+            copies = own.copies(growth)
+        except GrowthError as error:
             raise GrowthError(
                 f"{name}: {error}; let all of them grow, or be parameters of their own"
             ) from None
-    if unused := [n for n, axes in seen.axes.items() if n not in base.seen and axes.copies(growth) != 1]:
-        raise GrowthError(
-            f"{unused[0]}: would grow, but the run on these inputs does not use it, so that nothing about it "
-            "can be proved; give inputs that reach all of the module"
-        )
-    params = dict(narrow.named_parameters())
-    # Whole numbers have no axes: their shapes stay.
-    plain = {n: Axes(tuple(Dim((s,)) for s in t.shape)) for n, t in state_tensors(narrow).items()}
-    found = folds(base, other, lambda unit: float(growth.get(names.get(id(unit.find()), ""), 1)))
-    layout = Layout(
-        sizes=sizes,
-        params={n: seen.axes.get(n, plain[n]) for n in params},
-        buffers={n: seen.axes.get(n, plain[n]) for n in plain if n not in params},
-        ties=tie_names(narrow),
-        readouts=seen.readouts,
-        folds={n: (f,) for n, f in said_as_folds(found, seen.axes, growth, type(narrow).__name__).items()},
-        inexact=inexact,
-        outputs=seen.outputs,
-    )
-    return layout, growth
+        if name not in base.seen and copies != 1:
+            raise GrowthError(
+                f"{name}: would grow, but the run on these inputs does not use it, so that nothing about it "
+                "can be proved; give inputs that reach all of the module"
+            )
 
 
 def _traced(module: nn.Module, call: Call) -> Trace:
