@@ -261,7 +261,8 @@ def _stages(node: _Node) -> dict[str, Any]:
 def _windows(node: _Node) -> dict[str, Any]:
     """Windows that are said in pixels: two by two of what is merged into one token."""
     merged = node.fields.get("spatial_merge_size")
-    return dict.fromkeys(node.matching("window_size"), 2 * merged * node.new["patch_size"]) if merged else {}
+    patch = node.new.get("patch_size")  # what merges patches of another config has none of its own
+    return dict.fromkeys(node.matching("window_size"), 2 * merged * patch) if merged and patch else {}
 
 
 def _ratios(node: _Node) -> dict[str, Any]:
