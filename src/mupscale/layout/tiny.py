@@ -240,21 +240,23 @@ def _each_once(kinds: Sequence[tuple[Any, ...]], also: Sequence[int], least: int
 
 def _stages(node: _Node) -> dict[str, Any]:
     """The first and the last stage of a model of several, two layers each: a stage's first is special."""
-    depths = node.fields.get("depths")
+    name = "depths" if "depths" in node.fields else "depth"
+    depths = node.fields.get(name)
     if not isinstance(depths, (list, tuple)):
         return {}
     made: dict[str, Any] = dict.fromkeys(node.matching("num_stages|num_encoder_blocks|num_layers"), 2)
     for field, value in node.matching(".*").items():
         if isinstance(value, (list, tuple)) and len(value) == len(depths):
             made[field] = [node.new[field][0], node.new[field][-1]]
-    made["depths"] = [min(2, d) for d in made["depths"]]
+    made[name] = [min(2, d) for d in made[name]]
     for field in node.matching("num(_attention)?_heads"):  # other numbers in other stages show which is whose
         if isinstance(node.fields[field], (list, tuple)) and len({*node.fields[field]}) > 1:
             made[field] = [HEADS // 2, HEADS]
-    if "hidden_sizes" in made:
-        made["hidden_sizes"] = [HIDDEN, 2 * HIDDEN]
-        if node.fields.get("embedding_size") == node.fields["hidden_sizes"][0]:
-            made["embedding_size"] = HIDDEN
+    for field in ("hidden_sizes", "embed_dim"):
+        if field in made:
+            made[field] = [HIDDEN, 2 * HIDDEN]
+    if "hidden_sizes" in made and node.fields.get("embedding_size") == node.fields["hidden_sizes"][0]:
+        made["embedding_size"] = HIDDEN
     return made
 
 
