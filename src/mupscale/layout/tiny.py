@@ -22,6 +22,7 @@ from mupscale.layout.tiny_sizes import (
     LEFT_OUT,
     MOST_LAYERS,
     POSITIONS,
+    STAGE,
     VOCABULARY,
     Row,
     canonical,
@@ -254,9 +255,9 @@ def _stages(node: _Node) -> dict[str, Any]:
             made[field] = [HEADS // 2, HEADS]
     for field in ("hidden_sizes", "embed_dim"):
         if field in made:
-            made[field] = [HIDDEN, 2 * HIDDEN]
+            made[field] = [STAGE, 2 * STAGE]
     if "hidden_sizes" in made and node.fields.get("embedding_size") == node.fields["hidden_sizes"][0]:
-        made["embedding_size"] = HIDDEN
+        made["embedding_size"] = STAGE
     return made
 
 

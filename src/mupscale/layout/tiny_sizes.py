@@ -10,6 +10,7 @@ import re
 from typing import Any, TypeGuard
 
 HIDDEN, HEADS, VOCABULARY, POSITIONS, MOST_LAYERS = 128, 8, 96, 64, 6
+STAGE = 80  # the width of a first stage; like no other size, so that none is taken for it
 
 # Names of one meaning. Where a field's own name tells nothing, the config's `attribute_map` is asked.
 _SYNONYMS = {
