@@ -42,7 +42,12 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """All of its tensors, in order; also those in lists and dicts."""
         found: list[Tensor] = []
-        self.mapped(lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+
+        def see(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.mapped(see)
         return found
 
 
