@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import load_tokens, training_blocks
-from mupscale.study.models import preset
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import load_tokens, training_blocks
+from mupscale.study.runs.models import preset
 
 
 class WideModel(lightning.LightningModule):

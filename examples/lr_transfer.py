@@ -26,12 +26,12 @@ from rich.table import Table
 
 from mupscale.errors import GrowthError
 from mupscale.study import lr_transfer as transfer
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import load_tokens
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import load_tokens
 from mupscale.study.lr_transfer_plot import save_picture
-from mupscale.study.models import small_llama
-from mupscale.study.progress import make_progress
-from mupscale.study.recipe import TrainConfig
+from mupscale.study.runs.models import small_llama
+from mupscale.study.runs.progress import make_progress
+from mupscale.study.runs.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import mupscale
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import held_out_blocks, load_tokens, training_blocks
-from mupscale.study.models import preset
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import held_out_blocks, load_tokens, training_blocks
+from mupscale.study.runs.models import preset
 
 BATCH, BLOCK, LR = 8, 64, 4e-3
 

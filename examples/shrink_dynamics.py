@@ -29,14 +29,14 @@ from matplotlib.figure import Figure
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import Tokens, load_tokens
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.description import load_model
-from mupscale.study.models import fresh_model, small_llama
-from mupscale.study.norms import Norm, RecordNorms, read_norms
-from mupscale.study.progress import make_progress
-from mupscale.study.recipe import TrainConfig
-from mupscale.study.training import drop_weights, train
+from mupscale.study.runs.models import fresh_model, small_llama
+from mupscale.study.runs.norms import Norm, RecordNorms, read_norms
+from mupscale.study.runs.progress import make_progress
+from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.runs.training import drop_weights, train
 from mupscale.study.trials import run_trials
 
 # Module and parameter names without the layer number, as panels of the pictures.

@@ -12,7 +12,7 @@ from mupscale import GrowthError
 from mupscale.operators import Noise, normal
 from mupscale.operators.noise import spectral_norms
 from mupscale.precision import Float64
-from mupscale.study.networks import mlp, resnet18
+from mupscale.study.runs.networks import mlp, resnet18
 
 FAMILIES = [n for n in NAMES if n not in ("mlp", "resnet")]
 LLAMAS = [n for n in FAMILIES if not n.startswith("gpt")]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import Tokens, load_tokens
-from mupscale.study.models import fresh_model
-from mupscale.study.recipe import TrainConfig
-from mupscale.study.training import train, training_like
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import Tokens, load_tokens
+from mupscale.study.runs.models import fresh_model
+from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.runs.training import train, training_like
 from mupscale.study.warmstart import WarmstartConfig, warmstart
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other

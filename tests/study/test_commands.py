@@ -13,7 +13,7 @@ from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.planner import plan
 from mupscale.study import commands
-from mupscale.study.corpus import DataConfig
+from mupscale.study.data.corpus import DataConfig
 from mupscale.study.demo import DemoConfig, demo
 from mupscale.study.warmstart import WarmstartConfig
 

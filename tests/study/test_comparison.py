@@ -13,8 +13,8 @@ from mupscale.growth import grow_checkpoint
 from mupscale.study import comparison as module
 from mupscale.study.comparison import STARTS, CompareConfig, Start, compare
 from mupscale.study.comparison_report import comparison_table, markdown, steps_to_reach, write_comparison
-from mupscale.study.data import Tokens
-from mupscale.study.training import train, training_like
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.training import train, training_like
 
 CONFIG = CompareConfig(
     widths=(2,), starts=("scratch", "duplicate", "zero_pad,shrink=1"), lr_factors=(1.0, 0.5), seeds=2

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mupscale import GrowthError
-from mupscale.study.corpus import DataConfig, read_corpus, read_documents
+from mupscale.study.data.corpus import DataConfig, read_corpus, read_documents
 
 
 def folder_of(root: Path, files: dict[str, str]) -> Path:

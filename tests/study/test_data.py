@@ -6,8 +6,8 @@ import torch
 from transformers import AutoTokenizer
 
 from mupscale import GrowthError
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import (
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import (
     END_OF_TEXT,
     Blocks,
     Tokens,

@@ -9,8 +9,8 @@ from torch import nn
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.study.flops import module_flops
-from mupscale.study.networks import mlp, resnet18
+from mupscale.study.runs.flops import module_flops
+from mupscale.study.runs.networks import mlp, resnet18
 
 MLP = partial(mlp, inputs=6, classes=3)
 RESNET = partial(resnet18, channels=2, classes=3)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from mupscale.study.data import Tokens
-from mupscale.study.models import fresh_model
-from mupscale.study.norms import RecordNorms, read_norms, sizes, watch_activations
-from mupscale.study.recipe import TrainConfig
-from mupscale.study.training import train
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.models import fresh_model
+from mupscale.study.runs.norms import RecordNorms, read_norms, sizes, watch_activations
+from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.runs.training import train
 
 
 def test_sizes_are_per_entry() -> None:

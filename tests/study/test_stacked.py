@@ -19,12 +19,12 @@ import mupscale
 from models import CONFIGS
 from mupscale import GrowthError
 from mupscale.study.comparison import Start, Trial, begin
-from mupscale.study.data import Tokens, held_out_blocks, training_blocks
-from mupscale.study.history import Point
-from mupscale.study.models import fresh_model
-from mupscale.study.recipe import TrainConfig, build_optimizer
-from mupscale.study.stacked import Member, train_stacked
-from mupscale.study.training import train
+from mupscale.study.data.tokens import Tokens, held_out_blocks, training_blocks
+from mupscale.study.runs.history import Point
+from mupscale.study.runs.models import fresh_model
+from mupscale.study.runs.recipe import TrainConfig, build_optimizer
+from mupscale.study.runs.stacked import Member, train_stacked
+from mupscale.study.runs.training import train
 
 PLAIN = TrainConfig(
     steps=6, batch_size=4, lr=0.05, warmup_steps=0, cooldown_fraction=0.0, eval_every=4, max_grad_norm=0.0

@@ -17,7 +17,7 @@ from conftest import tiny_llama
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.study.stages import read_stages
-from mupscale.study.training import saved_checkpoints
+from mupscale.study.runs.training import saved_checkpoints
 
 STAGES = ["1:30", "2:40", "2:20"]
 

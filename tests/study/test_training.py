@@ -27,14 +27,14 @@ import mupscale
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.optim import Together
-from mupscale.study.data import Tokens
-from mupscale.study.flops import training_flops
-from mupscale.study.history import History
-from mupscale.study.labelled import Labelled
-from mupscale.study.models import fresh_model
-from mupscale.study.networks import Classifier, mlp, resnet18
-from mupscale.study.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
-from mupscale.study.training import seen_blocks, train
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.flops import training_flops
+from mupscale.study.runs.history import History
+from mupscale.study.data.labelled import Labelled
+from mupscale.study.runs.models import fresh_model
+from mupscale.study.runs.networks import Classifier, mlp, resnet18
+from mupscale.study.runs.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
+from mupscale.study.runs.training import seen_blocks, train
 
 
 class Killed(Exception):

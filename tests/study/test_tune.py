@@ -12,7 +12,7 @@ import torch
 
 from mupscale import GrowthError
 from mupscale.cli import main
-from mupscale.study.models import small_llama
+from mupscale.study.runs.models import small_llama
 from mupscale.study.tune.driver import Job, dry, summarize, tune
 from mupscale.study.tune.procedure import selected
 from mupscale.study.tune.results import transfer

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mupscale import GrowthError
-from mupscale.study.models import small_llama
+from mupscale.study.runs.models import small_llama
 from mupscale.study.tune.runs import noise_of
-from mupscale.study.tune.space import Choices, Range
+from mupscale.study.sweeping.space import Choices, Range
 from mupscale.study.tune.study_file import read_study
 from mupscale.study.tune.workload import load_workload
 

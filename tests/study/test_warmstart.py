@@ -11,10 +11,10 @@ from transformers import Trainer
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.study.data import Tokens
-from mupscale.study.flops import training_flops
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.flops import training_flops
 from mupscale.study.savings import savings
-from mupscale.study.training import training_like
+from mupscale.study.runs.training import training_like
 from mupscale.study.warmstart import WarmstartConfig, warmstart
 
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mupscale.study.comparison import SCRATCH, Start
-from mupscale.study.history import write_json
+from mupscale.study.runs.history import write_json
 
 Row = dict[str, Any]
 

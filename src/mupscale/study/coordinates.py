@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.optim import optimizer_names
-from mupscale.study.norms import watch_activations
+from mupscale.study.runs.norms import watch_activations
 from mupscale.tables import collapse
 
 PARAMETRIZATIONS = {

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mupscale.study.corpus import DataConfig
-from mupscale.study.data import load_tokens
-from mupscale.study.history import write_json
-from mupscale.study.models import fresh_model, preset
-from mupscale.study.progress import make_progress
-from mupscale.study.recipe import TrainConfig
+from mupscale.study.data.corpus import DataConfig
+from mupscale.study.data.tokens import load_tokens
+from mupscale.study.runs.history import write_json
+from mupscale.study.runs.models import fresh_model, preset
+from mupscale.study.runs.progress import make_progress
+from mupscale.study.runs.recipe import TrainConfig
 from mupscale.study.report import write_report
-from mupscale.study.training import train
+from mupscale.study.runs.training import train
 from mupscale.study.warmstart import RESULTS_FILE, WarmstartConfig, warmstart
 
 
@@ -29,7 +29,7 @@ class DemoConfig:
     """Sizes and lengths; the defaults take about four minutes on a CPU core.
 
     Attributes:
-        model: a preset of `mupscale.study.models`.
+        model: a preset of `mupscale.study.runs.models`.
         data: the text.
         narrow: training of the narrow model. Its learning rate is about the best for it.
         wide_steps: steps of the grown model.

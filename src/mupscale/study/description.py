@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.study.data import Tokens
-from mupscale.study.history import History
-from mupscale.study.progress import quiet
-from mupscale.study.recipe import TrainConfig
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.history import History
+from mupscale.study.runs.progress import quiet
+from mupscale.study.runs.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

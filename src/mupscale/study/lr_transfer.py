@@ -23,10 +23,10 @@ from transformers import PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.study.data import Tokens
-from mupscale.study.models import fresh_model
-from mupscale.study.recipe import TrainConfig
-from mupscale.study.training import drop_weights, train
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.models import fresh_model
+from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.runs.training import drop_weights, train
 from mupscale.study.trials import run_trials
 
 PARAMETRIZATIONS = {

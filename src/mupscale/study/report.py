@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mupscale.study.html_page import (
+from mupscale.study.page.html import (
     html_figures,
     html_list,
     html_page,
@@ -20,7 +20,7 @@ from mupscale.study.html_page import (
     html_table,
     write_page,
 )
-from mupscale.study.plots import Plot, all_plots
+from mupscale.study.page.plots import Plot, all_plots
 
 REPORT_FILE = "report.html"
 

@@ -4,7 +4,7 @@
 
 Learning rates of all stages are said as the first model's: groups are scaled from there.
 
-Knows training and growth; every stage is a run of `mupscale.study.training` and is resumed as one.
+Knows training and growth; every stage is a run of `mupscale.study.runs.training` and is resumed as one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from mupscale.growth import grow_checkpoint
 from mupscale.operators import DEFAULT_SHRINK, Shrink, operator_named
 from mupscale.optim.carry import state_is_padded
 from mupscale.planning import MANIFEST
-from mupscale.study.data import Tokens
+from mupscale.study.data.tokens import Tokens
 from mupscale.study.description import checksum, load_model
-from mupscale.study.history import HISTORY_FILE, History, write_json
-from mupscale.study.recipe import TrainConfig, carried_optimizer
-from mupscale.study.training import finished, train
+from mupscale.study.runs.history import HISTORY_FILE, History, write_json
+from mupscale.study.runs.recipe import TrainConfig, carried_optimizer
+from mupscale.study.runs.training import finished, train
 
 Row = dict[str, Any]
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed", "optimizer"}

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.study.data import Tokens, held_out_blocks
+from mupscale.study.data.tokens import Tokens, held_out_blocks
 from mupscale.study.description import (
     Narrow,
     checksum,
@@ -33,11 +33,11 @@ from mupscale.study.description import (
     describe_wide,
     load_model,
 )
-from mupscale.study.flops import training_flops
-from mupscale.study.history import write_json
-from mupscale.study.recipe import TrainConfig, carried_optimizer
+from mupscale.study.runs.flops import training_flops
+from mupscale.study.runs.history import write_json
+from mupscale.study.runs.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings
-from mupscale.study.training import train
+from mupscale.study.runs.training import train
 from mupscale.tables import plan_rows
 
 RESULTS_FILE = "results.json"
@@ -106,8 +106,8 @@ def warmstart(
 
     Example, on what `mupscale train narrow` left:
         >>> from transformers import AutoTokenizer
-        >>> from mupscale.study.corpus import DataConfig
-        >>> from mupscale.study.data import load_tokens
+        >>> from mupscale.study.data.corpus import DataConfig
+        >>> from mupscale.study.data.tokens import load_tokens
         >>> narrow = Path("narrow")
         >>> tokenizer = AutoTokenizer.from_pretrained(narrow)  # doctest: +SKIP
         >>> tokens = load_tokens(DataConfig(), tokenizer=tokenizer)  # doctest: +SKIP

@@ -61,11 +61,11 @@ def compare(
     from mupscale.study.comparison import STARTS, CompareConfig
     from mupscale.study.comparison import compare as run
     from mupscale.study.comparison_report import comparison_table, write_comparison
-    from mupscale.study.corpus import DataConfig
-    from mupscale.study.data import load_tokens
+    from mupscale.study.data.corpus import DataConfig
+    from mupscale.study.data.tokens import load_tokens
     from mupscale.study.description import load_model
-    from mupscale.study.progress import make_progress
-    from mupscale.study.training import training_like
+    from mupscale.study.runs.progress import make_progress
+    from mupscale.study.runs.training import training_like
 
     settings = CompareConfig(
         widths=widths,
@@ -168,8 +168,8 @@ def coord_check(
         verdicts,
         write_csv,
     )
-    from mupscale.study.models import read_config
-    from mupscale.study.progress import make_progress, quiet
+    from mupscale.study.runs.models import read_config
+    from mupscale.study.runs.progress import make_progress, quiet
 
     check = CheckConfig(
         widths=widths,

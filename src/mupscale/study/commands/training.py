@@ -73,15 +73,15 @@ def train(
     need_extras()
     import mupscale
     from mupscale.planning import MANIFEST
-    from mupscale.study.corpus import DataConfig
-    from mupscale.study.data import load_tokens
+    from mupscale.study.data.corpus import DataConfig
+    from mupscale.study.data.tokens import load_tokens
     from mupscale.study.description import load_model
-    from mupscale.study.models import PRESETS, fresh_model, preset, read_config
-    from mupscale.study.progress import make_progress
-    from mupscale.study.recipe import TrainConfig, carried_optimizer
+    from mupscale.study.runs.models import PRESETS, fresh_model, preset, read_config
+    from mupscale.study.runs.progress import make_progress
+    from mupscale.study.runs.recipe import TrainConfig, carried_optimizer
     from mupscale.study.stages import read_stages, train_stages
-    from mupscale.study.training import RUN_FILE, seen_blocks
-    from mupscale.study.training import train as run
+    from mupscale.study.runs.training import RUN_FILE, seen_blocks
+    from mupscale.study.runs.training import train as run
 
     planned = read_stages(stages) if stages else []
     if resume and not (out / ("stage1" if planned else "") / RUN_FILE).is_file():

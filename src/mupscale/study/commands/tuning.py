@@ -52,7 +52,7 @@ def tune(
     need_extras("optuna", "psutil")
     import torch
 
-    from mupscale.study.progress import make_progress, quiet
+    from mupscale.study.runs.progress import make_progress, quiet
     from mupscale.study.tune.driver import Job, dry, work
     from mupscale.study.tune.driver import tune as run
     from mupscale.study.tune.page import json_safe, write_report

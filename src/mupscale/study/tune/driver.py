@@ -21,9 +21,9 @@ import torch
 from rich.progress import Progress, TaskID
 
 from mupscale.errors import GrowthError
-from mupscale.study.progress import quiet
+from mupscale.study.runs.progress import quiet
 from mupscale.study.tune.procedure import Board, Sweep, procedure, selected
-from mupscale.study.tune.queue import open_storage
+from mupscale.study.sweeping.queue import open_storage
 from mupscale.study.tune.results import collect
 from mupscale.study.tune.runs import Lab
 from mupscale.study.tune.study_file import read_study

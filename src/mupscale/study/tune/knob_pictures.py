@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from mupscale.study.plots import BLUE, GREEN, ORANGE, Plot, panels
-from mupscale.study.plots import Row as CsvRow
+from mupscale.study.page.plots import BLUE, GREEN, ORANGE, Plot, panels
+from mupscale.study.page.plots import Row as CsvRow
 from mupscale.study.tune.reading import (
     Row,
     loss_unit,

@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mupscale.study.history import write_json
-from mupscale.study.html_page import (
+from mupscale.study.runs.history import write_json
+from mupscale.study.page.html import (
     html_figures,
     html_list,
     html_page,
@@ -23,7 +23,7 @@ from mupscale.study.html_page import (
     html_table,
     write_page,
 )
-from mupscale.study.plots import Plot
+from mupscale.study.page.plots import Plot
 from mupscale.study.tune import outcome, tables, words
 from mupscale.study.tune.pictures import all_pictures
 from mupscale.study.tune.reading import Row, checks_transfer, show, show_loss, width_word

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mupscale.study.plots import BLUE, ORANGE, Plot, canvas
-from mupscale.study.plots import Row as CsvRow
+from mupscale.study.page.plots import BLUE, ORANGE, Plot, canvas
+from mupscale.study.page.plots import Row as CsvRow
 from mupscale.study.tune.knob_pictures import (
     loss_over_lr,
     loss_over_lr_and_noise,

@@ -12,8 +12,8 @@ from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.operators import DEFAULT_SHRINK
-from mupscale.study.recipe import TrainConfig
-from mupscale.study.tune.space import Space, grid
+from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.sweeping.space import Space, grid
 
 FAMILIES = ("llama", "gpt2", "mlp", "resnet18")
 TEXT_FAMILIES = ("llama", "gpt2")
@@ -106,7 +106,7 @@ class Data:
     Attributes:
         source: a text file or a folder of them (from where the study file lies), ``stdlib`` for the source of
             Python's standard library, ``hub:NAME`` or ``hub:NAME/SUBSET`` for a text data set of the Hugging
-            Face hub, or, for classifiers, a name that `mupscale.study.labelled` knows.
+            Face hub, or, for classifiers, a name that `mupscale.study.data.labelled` knows.
         vocab_size: of the tokenizer that is trained on the text.
         held_out: share kept for evaluation.
         max_bytes: of text to read.

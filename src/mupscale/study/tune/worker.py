@@ -17,9 +17,9 @@ import optuna
 
 from mupscale.errors import GrowthError
 from mupscale.study.tune.procedure import Board, Sweep
-from mupscale.study.tune.queue import Queue
+from mupscale.study.sweeping.queue import Queue
 from mupscale.study.tune.runs import Curve, Lab, Run
-from mupscale.study.tune.space import Point
+from mupscale.study.sweeping.space import Point
 from mupscale.study.tune.spec import FieldError
 from mupscale.study.tune.study_file import located
 

@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.layout import skeleton
-from mupscale.study import networks
-from mupscale.study.corpus import DataConfig, text_from_hub
-from mupscale.study.data import END_OF_TEXT, Data, load_tokens
-from mupscale.study.labelled import Labelled, Shape, load_labelled
-from mupscale.study.models import read_config, small_llama
+from mupscale.study.runs import networks
+from mupscale.study.data.corpus import DataConfig, text_from_hub
+from mupscale.study.data.tokens import END_OF_TEXT, Data, load_tokens
+from mupscale.study.data.labelled import Labelled, Shape, load_labelled
+from mupscale.study.runs.models import read_config, small_llama
 from mupscale.study.tune.spec import FieldError, Study
 from mupscale.study.tune.study_file import located
 

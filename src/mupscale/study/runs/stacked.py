@@ -22,9 +22,9 @@ from transformers import PreTrainedModel, get_scheduler
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.study.data import Batch, collate
-from mupscale.study.history import Point
-from mupscale.study.recipe import SCHEDULER, TrainConfig
+from mupscale.study.data.tokens import Batch, collate
+from mupscale.study.runs.history import Point
+from mupscale.study.runs.recipe import SCHEDULER, TrainConfig
 
 # Of a transformers config: what says nothing of the forward pass, or is compared with the weights.
 _NOTES = {"architectures", "dtype", "name_or_path", "transformers_version"}

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mupscale.errors import GrowthError
-from mupscale.study.data import Batch, training_order
-from mupscale.study.flops import module_flops
-from mupscale.study.recipe import TrainConfig
+from mupscale.study.data.tokens import Batch, training_order
+from mupscale.study.runs.flops import module_flops
+from mupscale.study.runs.recipe import TrainConfig
 
 # Items, tables N×F or images N×C×H×W, and their labels: of any kind.
 Arrays = tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]
@@ -43,7 +43,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Items and their classes: `mupscale.study.data.Data` for modules that take ``inputs`` and ``labels``.
+    """Items and their classes: `mupscale.study.data.tokens.Data` for modules that take ``inputs`` and ``labels``.
 
     Attributes:
         x_train, x_held_out: float32, an item a row: features, or channels × height × width.

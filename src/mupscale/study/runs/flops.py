@@ -76,7 +76,7 @@ def module_flops(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
         Floating point operations in one step.
 
     Example:
-        >>> from mupscale.study.networks import mlp
+        >>> from mupscale.study.runs.networks import mlp
         >>> batch = {"inputs": torch.empty(10, 8), "labels": torch.empty(10, dtype=torch.long)}
         >>> forward = 2 * 10 * (8 * 16 + 16 * 3)
         >>> module_flops(mlp(16, inputs=8, classes=3, layers=2), batch) == 3 * forward - 2 * 10 * 8 * 16

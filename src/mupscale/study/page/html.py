@@ -13,12 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mupscale.study.plots import Plot
+from mupscale.study.page.plots import Plot
 
 
 def html_page(title: str, body: Sequence[str]) -> str:
     """A whole page, its style sheet inside."""
-    css = files("mupscale.study").joinpath("report.css").read_text(encoding="utf-8")
+    css = files("mupscale.study.page").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

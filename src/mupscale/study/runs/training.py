@@ -30,10 +30,10 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
 from mupscale.planning import MANIFEST
-from mupscale.study.data import Data, collate
-from mupscale.study.history import HISTORY_FILE, History, write_json
-from mupscale.study.progress import ShowProgress, quiet
-from mupscale.study.recipe import SCHEDULER, TrainConfig, build_optimizer
+from mupscale.study.data.tokens import Data, collate
+from mupscale.study.runs.history import HISTORY_FILE, History, write_json
+from mupscale.study.runs.progress import ShowProgress, quiet
+from mupscale.study.runs.recipe import SCHEDULER, TrainConfig, build_optimizer
 
 RUN_FILE = "run.json"
 
@@ -146,9 +146,9 @@ def train(
 
     Example:
         >>> import tempfile
-        >>> from mupscale.study.corpus import DataConfig
-        >>> from mupscale.study.data import load_tokens
-        >>> from mupscale.study.models import fresh_model, preset
+        >>> from mupscale.study.data.corpus import DataConfig
+        >>> from mupscale.study.data.tokens import load_tokens
+        >>> from mupscale.study.runs.models import fresh_model, preset
         >>> tokens = load_tokens(DataConfig(max_bytes=100_000, vocab_size=300))
         >>> model = fresh_model(preset("llama-tiny", vocab_size=300), 0)
         >>> config = TrainConfig(steps=4, batch_size=2, block_size=16, warmup_steps=1, eval_blocks=4)
