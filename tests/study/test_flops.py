@@ -1,6 +1,6 @@
 from transformers import GPT2Config, LlamaConfig
 
-from mupscale.study.runs.flops import training_flops
+from mupscale.study.data.flops import training_flops
 
 
 def test_llama_matches_the_count_by_hand(model_config: LlamaConfig) -> None:

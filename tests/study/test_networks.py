@@ -9,7 +9,7 @@ from torch import nn
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.study.runs.flops import module_flops
+from mupscale.study.data.flops import module_flops
 from mupscale.study.runs.networks import mlp, resnet18
 
 MLP = partial(mlp, inputs=6, classes=3)

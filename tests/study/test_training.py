@@ -28,7 +28,7 @@ from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.optim import Together
 from mupscale.study.data.tokens import Tokens
-from mupscale.study.runs.flops import training_flops
+from mupscale.study.data.flops import training_flops
 from mupscale.study.runs.history import History
 from mupscale.study.data.labelled import Labelled
 from mupscale.study.runs.models import fresh_model

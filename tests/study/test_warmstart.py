@@ -12,7 +12,7 @@ from transformers import Trainer
 import mupscale
 from mupscale import GrowthError
 from mupscale.study.data.tokens import Tokens
-from mupscale.study.runs.flops import training_flops
+from mupscale.study.data.flops import training_flops
 from mupscale.study.savings import savings
 from mupscale.study.runs.training import training_like
 from mupscale.study.warmstart import WarmstartConfig, warmstart

@@ -33,7 +33,7 @@ from mupscale.study.description import (
     describe_wide,
     load_model,
 )
-from mupscale.study.runs.flops import training_flops
+from mupscale.study.data.flops import training_flops
 from mupscale.study.runs.history import write_json
 from mupscale.study.runs.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from mupscale.errors import GrowthError
 from mupscale.study.data.tokens import Batch, training_order
-from mupscale.study.runs.flops import module_flops
+from mupscale.study.data.flops import module_flops
 from mupscale.study.runs.recipe import TrainConfig
 
 # Items, tables N×F or images N×C×H×W, and their labels: of any kind.

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast, default_data_collator
 from mupscale.errors import GrowthError
 from mupscale.layout import transformers_config
 from mupscale.study.data.corpus import DataConfig, Document, digest, read_corpus
-from mupscale.study.runs.flops import training_flops
+from mupscale.study.data.flops import training_flops
 from mupscale.study.runs.recipe import TrainConfig
 
 END_OF_TEXT = "<|endoftext|>"
