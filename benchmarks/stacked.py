@@ -28,7 +28,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from mupscale.study.data.corpus import DataConfig
 from mupscale.study.data.tokens import Tokens, held_out_blocks, load_tokens, training_blocks
 from mupscale.study.runs.models import fresh_model, small_llama
-from mupscale.study.runs.recipe import TrainConfig, build_optimizer
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
 from mupscale.study.trials import run_trials

@@ -31,7 +31,7 @@ from mupscale.study.data.tokens import load_tokens
 from mupscale.study.lr_transfer_plot import save_picture
 from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.progress import make_progress
-from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

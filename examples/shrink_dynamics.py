@@ -35,7 +35,7 @@ from mupscale.study.description import load_model
 from mupscale.study.runs.models import fresh_model, small_llama
 from mupscale.study.runs.norms import Norm, RecordNorms, read_norms
 from mupscale.study.runs.progress import make_progress
-from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.runs.training import drop_weights, train
 from mupscale.study.trials import run_trials
 

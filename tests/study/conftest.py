@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from mupscale.study.data.corpus import DataConfig
 from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.runs.training import train, training_like
 from mupscale.study.warmstart import WarmstartConfig, warmstart
 

@@ -11,7 +11,7 @@ from mupscale.study import labelled
 from mupscale.study.data.tokens import collate, training_order
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
 from mupscale.study.runs.networks import mlp, resnet18
-from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 
 CONFIG = TrainConfig(steps=50, batch_size=8, warmup_steps=0, eval_blocks=None)
 

@@ -22,7 +22,7 @@ from mupscale.study.comparison import Start, Trial, begin
 from mupscale.study.data.tokens import Tokens, held_out_blocks, training_blocks
 from mupscale.study.runs.history import Point
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.runs.recipe import TrainConfig, build_optimizer
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
 

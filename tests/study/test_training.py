@@ -33,7 +33,7 @@ from mupscale.study.runs.history import History
 from mupscale.study.data.labelled import Labelled
 from mupscale.study.runs.models import fresh_model
 from mupscale.study.runs.networks import Classifier, mlp, resnet18
-from mupscale.study.runs.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
 from mupscale.study.runs.training import seen_blocks, train
 
 

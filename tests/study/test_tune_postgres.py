@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from queue_worker import PATIENCE, finish_grid, wait_for
 
-from mupscale.study.sweeping.queue import Queue, open_storage
-from mupscale.study.sweeping.space import Choices
+from mupscale.study.work.queue import Queue, open_storage
+from mupscale.study.spec.space import Choices
 from mupscale.study.tune.spec import Search
 
 psycopg = pytest.importorskip("psycopg")

@@ -22,8 +22,8 @@ from queue_worker import finish_grid, wait_for
 
 from mupscale.errors import GrowthError
 from mupscale.study.tune import queue as queue_module
-from mupscale.study.sweeping.queue import LEASE, Queue, open_storage
-from mupscale.study.sweeping.space import Choices, Range, at_edge, grid, read_knob
+from mupscale.study.work.queue import LEASE, Queue, open_storage
+from mupscale.study.spec.space import Choices, Range, at_edge, grid, read_knob
 from mupscale.study.tune.spec import Search
 
 RATES = {"lr": Choices((0.1, 0.2, 0.3))}

@@ -8,7 +8,7 @@ import pytest
 from mupscale import GrowthError
 from mupscale.study.runs.models import small_llama
 from mupscale.study.tune.runs import noise_of
-from mupscale.study.sweeping.space import Choices, Range
+from mupscale.study.spec.space import Choices, Range
 from mupscale.study.tune.study_file import read_study
 from mupscale.study.tune.workload import load_workload
 

@@ -18,7 +18,7 @@ from mupscale.errors import GrowthError
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.history import History
 from mupscale.study.runs.progress import quiet
-from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from mupscale.planning import MANIFEST
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.description import checksum, load_model
 from mupscale.study.runs.history import HISTORY_FILE, History, write_json
-from mupscale.study.runs.recipe import TrainConfig, carried_optimizer
+from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
 from mupscale.study.runs.training import finished, train
 
 Row = dict[str, Any]

@@ -35,7 +35,7 @@ from mupscale.study.description import (
 )
 from mupscale.study.data.flops import training_flops
 from mupscale.study.runs.history import write_json
-from mupscale.study.runs.recipe import TrainConfig, carried_optimizer
+from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings
 from mupscale.study.runs.training import train
 from mupscale.tables import plan_rows

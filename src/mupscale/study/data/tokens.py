@@ -25,7 +25,7 @@ from mupscale.errors import GrowthError
 from mupscale.layout import transformers_config
 from mupscale.study.data.corpus import DataConfig, Document, digest, read_corpus
 from mupscale.study.data.flops import training_flops
-from mupscale.study.runs.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 
 END_OF_TEXT = "<|endoftext|>"
 _DOCUMENTS = 64  # encoded at a time

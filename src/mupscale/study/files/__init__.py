@@ -1,1 +1,37 @@
-"""."""
+"""Study files: TOML in, a `Study` out. Every complaint names the file, the line and the field.
+
+Knows what a file may say; nothing of how anything is trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mupscale.study.files.sweeps import read_sweeps
+from mupscale.study.files.toml import locating, read_toml
+from mupscale.study.files.tuning import read_tuning
+from mupscale.study.spec.sweeps import FieldError, Study
+
+__all__ = ["locating", "read_study"]
+
+
+def read_study(path: Path, *, check_transfer: bool = False) -> Study:
+    """Read and check a study file: one of sweeps and questions, or one in the four tables of `mupscale tune`.
+
+    Args:
+        check_transfer: of the latter, not the procedure but the check whether its optimum stays.
+
+    Raises:
+        GrowthError: one line: the file, its line, the field, what was expected.
+    """
+    tables = read_toml(path)
+    with locating(path):
+        if "sweep" not in tables and {"widths", "scratch", "grow"} & tables.keys():
+            study = read_tuning(tables, path, check_transfer=check_transfer)
+        elif check_transfer:
+            raise FieldError("", "widths", "the transfer check is for files in the tables of `mupscale tune`")
+        else:
+            study = read_sweeps(tables, path)
+        for sweep in study.sweeps.values():
+            study.check_ends(sweep, study.ends(sweep))
+        return study

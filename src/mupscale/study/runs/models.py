@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mupscale.errors import GrowthError
+from mupscale.study.runs.progress import quiet
 
 # Llama-style, grouped-query attention, untied. Sizes by name: d_model, layers.
 PRESETS = {"llama-tiny": (64, 3), "llama-small": (128, 6), "llama-medium": (256, 8)}
@@ -81,3 +82,18 @@ def fresh_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config)
+
+
+def load_checkpoint(path: Path) -> PreTrainedModel:
+    """A causal language model from a checkpoint directory, in float32.
+
+    Raises:
+        GrowthError: no checkpoint there, or transformers cannot read it.
+    """
+    if not (path / "config.json").is_file():
+        raise GrowthError(f"{path}: no config.json; expected a Hugging Face checkpoint directory")
+    try:
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except Exception as error:  # whatever a broken file makes the reader raise
+        raise GrowthError(f"{path}: transformers cannot load it ({' '.join(str(error).split())})") from None

@@ -5,16 +5,17 @@ Both are per entry, so that they can be compared over widths. Knows modules and 
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mupscale.tables import collapse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class RecordNorms(TrainerCallback):  # type: ignore[misc]
     """Record the size of every activation, weight and gradient during training, every few steps.
 
     Example, in any `transformers.Trainer`:
-        >>> norms = RecordNorms(every=10)  # Trainer(..., callbacks=[norms]); norms.save(Path("norms.csv"))
+        >>> norms = RecordNorms(every=10)  # Trainer(..., callbacks=[norms]), and then norms.rows()
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -119,24 +120,9 @@ class RecordNorms(TrainerCallback):  # type: ignore[misc]
                     l1, l2 = sizes(tensor)
                     self.norms.append(Norm(step=step, kind=kind, name=name, l1=l1, l2=l2))
 
-    def save(self, path: Path) -> None:
-        """Write one row for each number as CSV."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=[f.name for f in fields(Norm)])
-            writer.writeheader()
-            writer.writerows(asdict(norm) for norm in self.norms)
-
-
-def read_norms(path: Path) -> list[Norm]:
-    """What `RecordNorms.save` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Norm(
-                step=int(row["step"]),
-                kind=row["kind"],
-                name=row["name"],
-                l1=float(row["l1"]),
-                l2=float(row["l2"]),
-            )
-            for row in csv.DictReader(file)
-        ]
+    def rows(self) -> list[list[Any]]:
+        """[step, kind, name, l1, l2] as plain data: layers together, as their mean."""
+        found: dict[tuple[int, str, str], list[tuple[float, float]]] = defaultdict(list)
+        for n in self.norms:
+            found[n.step, n.kind, collapse(f"{n.name}.").rstrip(".")].append((n.l1, n.l2))
+        return [[*key, *map(fmean, zip(*sizes, strict=True))] for key, sizes in found.items()]

@@ -24,7 +24,7 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.data.tokens import Batch, collate
 from mupscale.study.runs.history import Point
-from mupscale.study.runs.recipe import SCHEDULER, TrainConfig
+from mupscale.study.spec.recipe import SCHEDULER, TrainConfig
 
 # Of a transformers config: what says nothing of the forward pass, or is compared with the weights.
 _NOTES = {"architectures", "dtype", "name_or_path", "transformers_version"}

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
 from mupscale.planning import MANIFEST
 from mupscale.study.data.tokens import Data, collate
-from mupscale.study.runs.history import HISTORY_FILE, History, write_json
+from mupscale.study.runs.history import HISTORY_FILE, History, Point, write_json
 from mupscale.study.runs.progress import ShowProgress, quiet
-from mupscale.study.runs.recipe import SCHEDULER, TrainConfig, build_optimizer
+from mupscale.study.spec.recipe import SCHEDULER, TrainConfig, build_optimizer
 
 RUN_FILE = "run.json"
 
@@ -57,6 +57,37 @@ class _Keep(TrainerCallback):  # type: ignore[misc]
         for step, path in saved_checkpoints(self.folder).items():
             if step < state.global_step and step not in self.steps:
                 shutil.rmtree(path)
+
+
+class RunEnded(Exception):
+    """A run stopped before its last step: diverged, or given up."""
+
+
+class Listen(TrainerCallback):  # type: ignore[misc]
+    """Keep the held-out curve; end the run where it diverges, or where the watcher says so.
+
+    Args:
+        watch: told the step and the loss of every evaluation; True gives the run up.
+    """
+
+    def __init__(self, watch: Callable[[int, float], bool] | None = None) -> None:
+        self.watch = watch
+        self.curve: list[Point] = []
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert metrics is not None
+        point = Point(step=state.global_step, loss=float(metrics["eval_loss"]))
+        self.curve.append(point)
+        given_up = self.watch is not None and self.watch(point.step, point.loss)
+        if not math.isfinite(point.loss) or (given_up and point.step < state.max_steps):
+            raise RunEnded
 
 
 def saved_checkpoints(folder: Path) -> dict[int, Path]:
@@ -297,12 +328,3 @@ def _finish(out: Path, history: History, keep_at: Collection[int]) -> None:
     shutil.rmtree(out / "checkpoints" / f"checkpoint-{history.steps}", ignore_errors=True)
     if not any((out / "checkpoints").iterdir()):
         (out / "checkpoints").rmdir()
-
-
-def drop_weights(out: Path) -> None:
-    """Of a finished run keep what says how it went, not the model: for sweeps, whose losses alone count."""
-    for path in out.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in (RUN_FILE, HISTORY_FILE):
-            path.unlink()

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 import mupscale
 from mupscale.study.savings import steps_to_reach
 from mupscale.study.tune.procedure import Board, Sweep
-from mupscale.study.sweeping.queue import Queue
-from mupscale.study.sweeping.space import at_edge
+from mupscale.study.work.queue import Queue
+from mupscale.study.spec.space import at_edge
 
 Row = dict[str, Any]
 LARGEST_FACTOR = 2.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.operators import DEFAULT_SHRINK
-from mupscale.study.runs.recipe import TrainConfig
-from mupscale.study.sweeping.space import Space, grid
+from mupscale.study.spec.recipe import TrainConfig
+from mupscale.study.spec.space import Space, grid
 
 FAMILIES = ("llama", "gpt2", "mlp", "resnet18")
 TEXT_FAMILIES = ("llama", "gpt2")

@@ -21,8 +21,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from mupscale.errors import GrowthError
 from mupscale.operators import Noise, operator_named
 from mupscale.optim.carry import state_is_padded
-from mupscale.study.runs.recipe import TrainConfig
-from mupscale.study.sweeping.space import PRUNERS, SAMPLERS, Choices, Space, is_number, read_knob
+from mupscale.study.spec.recipe import TrainConfig
+from mupscale.study.spec.space import PRUNERS, SAMPLERS, Choices, Space, is_number, read_knob
 from mupscale.study.tune.spec import KNOBS, Data, FieldError, Model, Search, Stage, Study, Widths, one_of
 
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "lr", "seed", "skip_blocks"}

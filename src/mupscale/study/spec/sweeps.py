@@ -5,15 +5,15 @@ Knows the settings of training and the operators; nothing of TOML, of how models
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.operators import DEFAULT_SHRINK
-from mupscale.study.runs.recipe import TrainConfig
-from mupscale.study.sweeping.space import Choices, Point, Space, grid
+from mupscale.study.spec.recipe import TrainConfig
+from mupscale.study.spec.space import Choices, Space, grid
 
 TEXT_FAMILIES = ("llama", "gpt2")
 FAMILIES = (*TEXT_FAMILIES, "mlp", "resnet18")
@@ -167,6 +167,7 @@ class Sweep:
         keep: keep the trained models, also where no sweep needs them.
         record: record the sizes of activations, weights and gradients this many times.
         verify: see that grown models compute what the narrow ones do.
+        table: where it stands in the study file.
     """
 
     name: str
@@ -190,6 +191,7 @@ class Sweep:
     keep: bool = False
     record: int = 0
     verify: bool = False
+    table: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -253,9 +255,34 @@ class Study:
         own = self.is_kept(sweep) or sweep.branches or sweep.record or sweep.verify or sweep.extends
         return sweep.search.sampler == "grid" and sweep.search.pruner == "none" and bool(own)
 
-    def seeds_of(self, sweep: Sweep, point: Point) -> tuple[int, ...]:
-        """The seeds that one trial runs."""
-        return (int(point["seed"]),) if "seed" in point else sweep.seeds
+    def ends(self, sweep: Sweep) -> list[int]:
+        """The steps at which its runs end, as far as they are said in steps."""
+        if sweep.steps is None:
+            return []
+        return sorted({max(1, round(x * sweep.steps if x <= 1 else x)) for x in sweep.lengths or (1.0,)})
+
+    def check_ends(self, sweep: Sweep, ends: Iterable[int]) -> None:
+        """See that every length has room for the warmups that are tried, and ends in a cooldown.
+
+        Raises:
+            FieldError: it does not.
+        """
+        knobs = [sweep.tried, *(self.sweeps[name].tried for name in sweep.take.values())]
+        warmups = [w for space in knobs for w in getattr(space.get("warmup_steps"), "values", ())]
+        for steps in ends:
+            for changes in [{"warmup_steps": warmup} for warmup in warmups] or [{}]:
+                try:
+                    config = self.config(sweep, **changes, steps=steps)
+                except GrowthError as error:
+                    key = "lengths" if sweep.branches else "steps"
+                    raise FieldError(sweep.table, key, f"a run of {steps} steps: {error}") from None
+                if sweep.branches and not 0 < config.cooldown_steps < steps:
+                    raise FieldError(
+                        sweep.table,
+                        "cooldown_fraction",
+                        f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; expected a "
+                        "cooldown within the run: without one, a smaller rate alone looks better at the end",
+                    )
 
 
 def only(value: Any) -> Choices:

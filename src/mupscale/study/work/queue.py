@@ -33,8 +33,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
 from mupscale.errors import GrowthError
-from mupscale.study.sweeping.space import Choices, Point, Space, grid
-from mupscale.study.tune.spec import Search
+from mupscale.study.spec.space import Choices, Point, Space, grid
+from mupscale.study.spec.sweeps import Search
 
 BEAT_SECONDS = 10.0  # how often a worker says that it is alive
 SILENCE_SECONDS = 90.0  # after how much silence it counts as dead
@@ -115,7 +115,7 @@ class Queue:
         GrowthError: the storage holds this sweep with other settings.
 
     Example:
-        >>> from mupscale.study.sweeping.space import Choices
+        >>> from mupscale.study.spec.space import Choices
         >>> queue = Queue(optuna.storages.InMemoryStorage(), "demo", {"lr": Choices((0.1, 0.2))}, Search())
         >>> while (trial := queue.claim()) is not None:
         ...     queue.tell(trial, queue.point(trial)["lr"])

@@ -107,6 +107,24 @@ def at_edge(point: Point, space: Space) -> list[str]:
     return found
 
 
+def show(value: Any) -> str:
+    """A value of a knob.
+
+    >>> show(0.0040000001), show("balanced")
+    ('0.004', 'balanced')
+    """
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def show_point(point: Mapping[str, Any]) -> str:
+    """Knobs and values in a line.
+
+    >>> show_point({"lr": 0.004, "noise": 1.0})
+    'lr 0.004, noise 1'
+    """
+    return ", ".join(f"{knob} {show(value)}" for knob, value in point.items())
+
+
 def is_number(value: Any) -> bool:
     """Whether it is one; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,282 @@
+"""A study file: tables [model], [data], [training], a [sweep.NAME] for each set of runs, and [[question]]s.
+
+A sweep whose width is a list, or that grows one such, stands for one of each: NAME-32, NAME-64, …
+
+Knows what a file may say; what the values mean is `mupscale.study.spec.sweeps`'.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from mupscale.study.files.knobs import (
+    SHARED,
+    TRAINING,
+    check_search,
+    knobs_of,
+    read_space,
+    read_training,
+)
+from mupscale.study.files.toml import is_whole, only_known, table_as, typed, whole
+from mupscale.study.questions import check
+from mupscale.study.spec.space import is_number
+from mupscale.study.spec.sweeps import (
+    BEGINNINGS,
+    GROWTH_SEED,
+    TRAINING_KNOBS,
+    FieldError,
+    Model,
+    Search,
+    Source,
+    Study,
+    Sweep,
+    one_of,
+)
+
+TABLES = ("name", "title", "seeds", "growth_seed", "model", "data", "training", "sweep", "question")
+_OWN = {
+    "begin": str,
+    "from": str,
+    "growth": int,
+    "to": str,
+    "steps": int,
+    "tokens_per_parameter": float,
+    "match": str,
+    "constant": bool,
+    "after": str,
+    "keep": bool,
+    "record": int,
+    "verify": bool,
+}
+_SEARCH = {f.name for f in fields(Search)}
+_OTHER = {"width", "lengths", "try", "take", "seeds", "search_seeds"}
+
+
+def read_sweeps(tables: Mapping[str, Any], path: Path) -> Study:
+    """The study that the tables of a file describe.
+
+    Raises:
+        FieldError: a value that cannot be.
+    """
+    only_known("", tables, TABLES)
+    name, title = (tables.get(key, path.stem) for key in ("name", "title"))
+    for key, value in (("name", name), ("title", title)):
+        if not isinstance(value, str) or not value:
+            raise FieldError("", key, f"{value!r}: expected a word")
+    model = table_as(Model, "model", tables.get("model", {}))
+    training = dict(tables.get("training", {}))
+    only_known("training", training, TRAINING)
+    training = read_training("training", training, {}, sys.maxsize)
+    if not isinstance(tables.get("sweep"), dict) or not tables["sweep"]:
+        raise FieldError("", "sweep", "expected a table [sweep.NAME] for each set of runs")
+    seeds = whole("", "seeds", tables.get("seeds", 3))
+    sweeps, families = _sweeps(tables["sweep"], training, seeds)
+    if model.width is None and model.file is None:
+        widths = [sweep.width for sweep in sweeps.values() if sweep.width is not None]
+        if not widths:
+            raise FieldError("model", "width", "missing; expected the narrowest width, or one in a sweep")
+        model = replace(model, width=min(widths))
+    growth_seed = tables.get("growth_seed", GROWTH_SEED)
+    if not is_whole(growth_seed) or growth_seed < 0:
+        raise FieldError("", "growth_seed", f"{growth_seed!r}: expected a whole number of 0 or more")
+    return Study(
+        file=path,
+        name=name,
+        title=title,
+        model=model,
+        data=table_as(Source, "data", tables.get("data", {})),
+        training=training,
+        sweeps=sweeps,
+        questions=_questions(tables.get("question", ()), sweeps, families),
+        growth_seed=growth_seed,
+    )
+
+
+def _sweeps(
+    tables: Mapping[str, Any], training: Mapping[str, Any], seeds: int
+) -> tuple[dict[str, Sweep], dict[str, list[str]]]:
+    """All sweeps by name, and the names that each table of the file stands for."""
+    sweeps: dict[str, Sweep] = {}
+    families: dict[str, list[str]] = {}
+    for name, values in tables.items():
+        if not isinstance(values, dict):
+            raise FieldError("", "sweep", f"{name}: expected a table [sweep.{name}]")
+        families[name] = []
+        for one_name, one in _one_of_each(name, values, families):
+            sweep, extension = _sweep(one_name, f"sweep.{name}", one, training, seeds)
+            families[name].append(one_name)
+            sweeps[one_name] = sweep
+            if extension is not None:
+                sweeps[extension.name] = extension
+    for sweep in sweeps.values():
+        _check_links(sweep, sweeps)
+    return sweeps, families
+
+
+def _one_of_each(
+    name: str, values: Mapping[str, Any], families: Mapping[str, list[str]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """A table's sweeps: one a width, where it lists several, or one for each that its source stands for."""
+    width, sources = values.get("width"), families.get(values.get("from", ""), [])
+    if isinstance(width, list):
+        if not width or not all(map(is_whole, width)) or len(set(width)) < len(width):
+            raise FieldError(f"sweep.{name}", "width", f"{width}: expected different whole numbers")
+        return [(f"{name}-{each}", {**values, "width": each}) for each in width]
+    if sources and sources != [values.get("from")]:
+        return [(f"{name}-{source.rpartition('-')[2]}", {**values, "from": source}) for source in sources]
+    return [(name, dict(values))]
+
+
+def _sweep(
+    name: str, table: str, values: Mapping[str, Any], training: Mapping[str, Any], seeds: int
+) -> tuple[Sweep, Sweep | None]:
+    """A sweep, and that of its further seeds where only some try every point."""
+    own = {key: typed(table, key, values[key], hint) for key, hint in _OWN.items() if key in values}
+    begin = own.pop("begin", "grow" if "from" in own else "scratch")
+    one_of(table, "begin", begin, BEGINNINGS)
+    knobs = knobs_of(begin)
+    only_known(table, values, {*_OWN, *_SEARCH, *_OTHER, *knobs, *(TRAINING - SHARED)})
+    tried = values.get("try", {})
+    if not isinstance(tried, dict):
+        raise FieldError(table, "try", "expected { knob = [values] }")
+    only_known(table, tried, knobs)
+    fixed = {
+        key: values[key] for key in knobs if key in values and (key == "lr" or key not in TRAINING_KNOBS)
+    }
+    space = read_space(table, {**fixed, **tried})
+    take = values.get("take", {})
+    if not isinstance(take, dict) or not all(isinstance(source, str) for source in take.values()):
+        raise FieldError(table, "take", "expected { knob = 'sweep' }")
+    only_known(table, take, knobs)
+    if begin != "checkpoint" and "lr" not in space and "lr" not in take:
+        raise FieldError(table, "try", "no lr; expected the learning rates to try, as the narrow model's")
+    search = table_as(Search, table, {key: values[key] for key in _SEARCH if key in values})
+    check_search(table, search, space)
+    count = whole(table, "seeds", values.get("seeds", seeds))
+    searching = whole(table, "search_seeds", values.get("search_seeds", count))
+    sweep = Sweep(
+        name=name,
+        begin=begin,
+        source=own.pop("from", None),
+        width=None if "width" not in values else whole(table, "width", values["width"]),
+        lengths=_lengths(table, values.get("lengths", [])),
+        tried=space,
+        take=take,
+        search=search,
+        seeds=tuple(range(min(searching, count))),
+        training=read_training(
+            table,
+            {k: v for k, v in values.items() if k in TRAINING and k not in space},
+            training,
+            own.get("steps", sys.maxsize),
+        ),
+        table=table,
+        **own,
+    )
+    _check_size(sweep)
+    if searching >= count:
+        return sweep, None
+    rest = replace(
+        sweep,
+        name=f"{name}+",
+        seeds=tuple(range(searching, count)),
+        tried={},
+        take=dict.fromkeys({**space, **take}, name),
+        search=Search(),
+        extends=name,
+    )
+    return sweep, rest
+
+
+def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
+    if not isinstance(lengths, list) or not all(is_number(each) and each > 0 for each in lengths):
+        raise FieldError(
+            table,
+            "lengths",
+            f"{lengths!r}: expected shares of the steps (up to 1) or steps; without steps, tokens per parameter",
+        )
+    return tuple(sorted(set(map(float, lengths))))
+
+
+def _check_size(sweep: Sweep) -> None:
+    """How wide and how long it is is said, and said once."""
+    sizes = [key for key in ("width", "growth", "to") if getattr(sweep, key) is not None]
+    long = sweep.steps is not None or sweep.tokens_per_parameter is not None or sweep.lengths or sweep.match
+    if sweep.begin == "checkpoint":
+        if sizes or long or sweep.tried or sweep.source:
+            raise FieldError(sweep.table, "begin", "a checkpoint has a size and a training of its own")
+        return
+    if not long:
+        raise FieldError(sweep.table, "steps", "missing; expected steps, tokens_per_parameter or lengths")
+    if sweep.steps is not None and sweep.tokens_per_parameter is not None:
+        raise FieldError(sweep.table, "tokens_per_parameter", "given beside steps; leave one out")
+    if sweep.begin == "grow" and len(sizes) != 1:
+        raise FieldError(sweep.table, "growth", "expected one of growth, width and to: how wide it becomes")
+    if sweep.begin == "scratch" and len(sizes) > 1:
+        raise FieldError(sweep.table, sizes[0], f"given beside {sizes[1]}; leave one out")
+    if sweep.begin == "continue" and sizes:
+        raise FieldError(sweep.table, sizes[0], "what is continued keeps its size; begin = 'grow' changes it")
+    if (sweep.begin in ("grow", "continue")) != (sweep.source is not None):
+        said = "missing; expected the sweep whose runs it begins from" if sweep.source is None else "unknown"
+        raise FieldError(sweep.table, "from", said)
+
+
+def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
+    """What a sweep names is there, has seeds enough, and does not in turn need it."""
+    named = {"from": sweep.source, "after": sweep.after, "match": sweep.match}
+    for key, name in (*named.items(), *(("take", name) for name in sweep.take.values())):
+        if name is not None and name not in sweeps:
+            raise FieldError(
+                sweep.table, key, f"{name!r}: no such sweep; expected one of {', '.join(sweeps)}"
+            )
+    for knob, name in sweep.take.items():
+        if knob not in {**sweeps[name].tried, **sweeps[name].take}:
+            raise FieldError(sweep.table, "take", f"{knob}: not tried in {name}")
+    if sweep.source is not None and (source := sweeps[sweep.source]).begin != "checkpoint":
+        extension = sweeps.get(f"{source.name}+")
+        there = (*source.seeds, *(extension.seeds if extension else ()))
+        if missing := set(sweep.seeds) - set(there):
+            raise FieldError(
+                sweep.table,
+                "seeds",
+                f"seed {min(missing)} has no run in {source.name}, which has {len(there)}",
+            )
+    seen, todo = set(), [sweep]
+    while todo:
+        for name in todo.pop().needs:
+            if name == sweep.name:
+                raise FieldError(sweep.table, "from", "it needs itself, by what it begins from and takes")
+            if name not in seen:
+                seen.add(name)
+                todo.append(sweeps[name])
+
+
+def _questions(
+    tables: Any, sweeps: Mapping[str, Sweep], families: Mapping[str, list[str]]
+) -> tuple[Mapping[str, Any], ...]:
+    """What is asked; by default what was found best, at what cost, and every point."""
+    if not isinstance(tables, Sequence) or not all(isinstance(table, dict) for table in tables):
+        raise FieldError("", "question", "expected a table [[question]] for each")
+    names = [name for name, sweep in sweeps.items() if not sweep.extends]
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [
+                inner for each in value for inner in ([named(each)] if isinstance(each, list) else _all(each))
+            ]
+        return _all(value) if isinstance(value, str) and len(_all(value)) > 1 else value
+
+    def _all(name: Any) -> list[Any]:
+        return families.get(name, [name]) if isinstance(name, str) else [name]
+
+    if not tables:
+        tried = [name for name in names if sweeps[name].begin != "checkpoint"]
+        tables = [{"ask": "tuned", "of": tried}, {"ask": "cost"}, {"ask": "points", "of": tried}]
+    found = [{k: named(v) if k in ("of", "against") else v for k, v in table.items()} for table in tables]
+    for question in found:
+        check(question, names)
+    return tuple(found)

@@ -1,0 +1,153 @@
+"""The sweeps of a study and how far each is: what is open, what was best, where its models lie.
+
+Knows queues and their results; trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from mupscale.errors import GrowthError
+from mupscale.study.runs.budget import Budget
+from mupscale.study.runs.workload import ANY_STEPS
+from mupscale.study.spec.space import Choices, Point, Space, Value
+from mupscale.study.spec.sweeps import FieldError, Sweep, only
+from mupscale.study.work.queue import Queue
+
+
+class Board:
+    """What all workers of a study look at.
+
+    Args:
+        budget: the study with its models and data.
+        storage: what all workers share.
+        out: the folder for models and results.
+        names: the sweeps that are to be worked off; none for all.
+
+    Raises:
+        GrowthError: no such sweep.
+    """
+
+    def __init__(self, budget: Budget, storage: BaseStorage, out: Path, names: Collection[str] = ()) -> None:
+        self.budget, self.study, self.storage, self.out = budget, budget.study, storage, out
+        self._queues: dict[str, Queue] = {}
+        for name in names:
+            if name not in self.study.sweeps:
+                raise GrowthError(f"sweep {name!r}: expected some of {', '.join(self.study.sweeps)}")
+        self.selected = [
+            sweep
+            for sweep in self.study.sweeps.values()
+            if sweep.begin != "checkpoint" and (not names or sweep.name in names or sweep.extends in names)
+        ]
+
+    def queue(self, sweep: Sweep) -> Queue:
+        """The queue of a sweep whose needs are met.
+
+        Raises:
+            GrowthError: it was begun with other settings.
+        """
+        if sweep.name not in self._queues:
+            self._queues[sweep.name] = Queue(
+                self.storage,
+                f"{self.study.name}/{sweep.name}",
+                self.space(sweep),
+                sweep.search,
+                settings=self._settings(sweep),
+            )
+        return self._queues[sweep.name]
+
+    def space(self, sweep: Sweep) -> Space:
+        """What the trials of a sweep try; a value that is taken over is always among them."""
+        space = dict(sweep.tried)
+        for knob, name in sweep.take.items():
+            taken, tried = self.best(self.study.sweeps[name])[knob], space.get(knob)
+            values = {taken, *(tried.values if isinstance(tried, Choices) else ())}
+            space[knob] = Choices(tuple(sorted(values))) if len(values) > 1 else only(taken)
+        if self.study.by_seed(sweep):
+            space["seed"] = Choices(sweep.seeds)
+        return space
+
+    def best(self, sweep: Sweep) -> Point:
+        """The best point of a finished sweep; a mean over seeds.
+
+        Raises:
+            GrowthError: every point diverged.
+        """
+        queue = self.queue(sweep)
+        losses: dict[tuple[tuple[str, Value], ...], list[float]] = {}
+        for trial in queue.results():
+            point = tuple(item for item in queue.point(trial).items() if item[0] != "seed")
+            losses.setdefault(point, []).append(math.inf if trial.value is None else trial.value)
+        means = {point: sum(values) / len(values) for point, values in losses.items()}
+        finite = {point: mean for point, mean in means.items() if math.isfinite(mean)}
+        if not finite:
+            raise FieldError(sweep.table, "lr", "every point diverged; give lower rates")
+        return dict(min(finite, key=lambda point: finite[point]))
+
+    def trained(self, sweep: Sweep, seed: int) -> tuple[Point, Path]:
+        """The knobs of the best run of a finished sweep with some seed, and where its model lies."""
+        best = self.best(sweep)
+        extension = self._extension(sweep)
+        if seed not in sweep.seeds and extension is not None:
+            sweep = extension
+        return best, self.folder(sweep, best, seed)
+
+    def folder(self, sweep: Sweep, point: Point, seed: int) -> Path:
+        """Where a run is trained: what tells it from others of its sweep is in the folder's name."""
+        space = self.queue(sweep).space
+        words = [
+            f"{knob}{point[knob]:g}" if isinstance(point[knob], float) else f"{knob}{point[knob]}"
+            for knob, values in space.items()
+            if knob != "seed" and not (isinstance(values, Choices) and len(values.values) == 1)
+        ]
+        words += [f"seed{seed}"] if len(sweep.seeds) > 1 or sweep.extends else []
+        place = self.out if self.study.is_kept(sweep) else self.out / "runs"
+        return place / sweep.name / "-".join(words) if words else place / sweep.name
+
+    def _extension(self, sweep: Sweep) -> Sweep | None:
+        return next((s for s in self.study.sweeps.values() if s.extends == sweep.name), None)
+
+    def needs(self, sweep: Sweep) -> list[Sweep]:
+        """The sweeps that must be finished before: with all seeds where their models are needed."""
+        found = [self.study.sweeps[name] for name in sweep.needs]
+        if sweep.source is not None and (more := self._extension(self.study.sweeps[sweep.source])):
+            found.append(more)
+        return found
+
+    def is_open(self, sweep: Sweep) -> bool:
+        """Whether all that it needs is done."""
+        return all(map(self.is_finished, self.needs(sweep)))
+
+    def is_finished(self, sweep: Sweep) -> bool:
+        """Whether it and all that it needs are done."""
+        if sweep.begin == "checkpoint":
+            return True
+        return self.is_open(sweep) and self.queue(sweep).finished
+
+    def _settings(self, sweep: Sweep) -> dict[str, Any]:
+        """What else fixes the trials of a sweep, and the models that it begins from."""
+        study, budget = self.study, self.budget
+        own = study.model.file and study.file.parent / study.model.file
+        return {
+            "begin": sweep.begin,
+            "config": asdict(budget.config(sweep, ANY_STEPS)) | {"steps": budget.steps(sweep)},
+            "lengths": budget.lengths(sweep),
+            "constant": sweep.constant,
+            "line": [self._settings(before) for before in list(study.line(sweep))[:1]],
+            "width": budget.width(sweep),
+            "narrow": budget.workload.narrow,
+            "after": sweep.after,
+            "seeds": sweep.seeds,
+            "growth_seed": study.growth_seed,
+            "model": asdict(study.model),
+            # By its content: a file may change under its name.
+            "model_config": (own / "config.json" if own.is_dir() else own).read_text() if own else None,
+            "weights": budget.weights if study.model.checkpoint else None,
+            "data": budget.workload.data.about,
+        }
