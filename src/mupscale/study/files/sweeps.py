@@ -197,7 +197,7 @@ def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
         raise FieldError(
             table,
             "lengths",
-            f"{lengths!r}: expected shares of the steps (up to 1) or steps; without steps, tokens per parameter",
+            f"{lengths!r}: expected shares of the steps (up to 1), or steps; without any, tokens a parameter",
         )
     return tuple(sorted(set(map(float, lengths))))
 

@@ -67,9 +67,9 @@ class Workload:
         """From one size to another."""
         if isinstance(start, PreTrainedConfig) and isinstance(end, PreTrainedConfig):
             factor, rest = divmod(end.hidden_size, start.hidden_size)
-            if not rest and (found := self._grow(start, factor)).config is not None:
-                if found.config.to_dict() == end.to_dict():
-                    return found
+            grown = None if rest else self._grow(start, factor)
+            if grown is not None and grown.config.to_dict() == end.to_dict():  # type: ignore[union-attr]
+                return grown
             return mupscale.plan(start, to=end)
         assert not isinstance(self.source, PreTrainedConfig)
         assert isinstance(start, int)
@@ -97,7 +97,8 @@ class Workload:
         if isinstance(size, PreTrainedConfig):
             return AutoModelForCausalLM.from_config(size)  # type: ignore[no-any-return]
         assert not isinstance(self.source, PreTrainedConfig)
-        return self.source(size)
+        network: nn.Module = self.source(size)
+        return network
 
     def width(self, size: Size) -> int:
         """In the family's unit."""

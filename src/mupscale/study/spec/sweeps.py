@@ -1,4 +1,4 @@
-"""What a study is made of: a model, its data, sweeps of runs, and questions about them. Each checks its values.
+"""What a study is made of: a model, its data, sweeps of runs, and questions. Each checks its own values.
 
 Knows the settings of training and the operators; nothing of TOML, of how models are made, or of Optuna.
 """
@@ -280,8 +280,8 @@ class Study:
                     raise FieldError(
                         sweep.table,
                         "cooldown_fraction",
-                        f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; expected a "
-                        "cooldown within the run: without one, a smaller rate alone looks better at the end",
+                        f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; expected "
+                        "a cooldown within the run: without one, a smaller rate alone looks better at the end",
                     )
 
 

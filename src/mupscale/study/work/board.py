@@ -82,8 +82,10 @@ class Board:
         queue = self.queue(sweep)
         losses: dict[tuple[tuple[str, Value], ...], list[float]] = {}
         for trial in queue.results():
-            point = tuple(item for item in queue.point(trial).items() if item[0] != "seed")
-            losses.setdefault(point, []).append(math.inf if trial.value is None else trial.value)
+            point = {knob: value for knob, value in queue.point(trial).items() if knob != "seed"}
+            losses.setdefault(tuple(point.items()), []).append(
+                math.inf if trial.value is None else trial.value
+            )
         means = {point: sum(values) / len(values) for point, values in losses.items()}
         finite = {point: mean for point, mean in means.items() if math.isfinite(mean)}
         if not finite:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -166,7 +166,7 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _watch(workers: list[BaseProcess], look: Callable[[], None]) -> None:
+def _watch(workers: Sequence[BaseProcess], look: Callable[[], None]) -> None:
     """Look at how far the sweeps are until the workers end; the first that fails ends it."""
     while True:
         running = any(worker.is_alive() for worker in workers)
