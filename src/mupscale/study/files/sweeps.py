@@ -237,6 +237,9 @@ def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
         if knob not in {**sweeps[name].tried, **sweeps[name].take}:
             raise FieldError(sweep.table, "take", f"{knob}: not tried in {name}")
     if sweep.source is not None and (source := sweeps[sweep.source]).begin != "checkpoint":
+        if source.constant:
+            said = f"{source.name} keeps no model after a cooldown (constant)"
+            raise FieldError(sweep.table, "from", said)
         extension = sweeps.get(f"{source.name}+")
         there = (*source.seeds, *(extension.seeds if extension else ()))
         if missing := set(sweep.seeds) - set(there):

@@ -95,7 +95,8 @@ class Workload:
     def empty(self, size: Size) -> nn.Module:
         """A model whose weights are yet to be set."""
         if isinstance(size, PreTrainedConfig):
-            return AutoModelForCausalLM.from_config(size)  # type: ignore[no-any-return]
+            model: nn.Module = AutoModelForCausalLM.from_config(size)
+            return model
         assert not isinstance(self.source, PreTrainedConfig)
         network: nn.Module = self.source(size)
         return network

@@ -95,7 +95,7 @@ class Worker:
         for folder in folders:  # all that counts is in the storage, but for models that others begin from
             if not kept:
                 shutil.rmtree(folder, ignore_errors=True)
-            for part in (folder / "constant", *folder.glob("length*")):
+            for part in (folder / "checkpoints", *folder.glob("length*")):
                 shutil.rmtree(part, ignore_errors=True)
 
     def _run_together(self, sweep: Sweep, queue: Queue, trials: Sequence[optuna.Trial]) -> None:
