@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mupscale.study.files.sweeps import read_sweeps
 from mupscale.study.files.toml import locating, read_toml
-from mupscale.study.files.tuning import read_tuning
+from mupscale.study.files.tuning import as_sweeps
 from mupscale.study.spec.sweeps import FieldError, Study
 
 __all__ = ["locating", "read_study"]
@@ -26,12 +26,12 @@ def read_study(path: Path, *, check_transfer: bool = False) -> Study:
     """
     tables = read_toml(path)
     with locating(path):
+        places = None
         if "sweep" not in tables and {"widths", "scratch", "grow"} & tables.keys():
-            study = read_tuning(tables, path, check_transfer=check_transfer)
+            tables, places = as_sweeps(tables, path.stem, check_transfer=check_transfer)
         elif check_transfer:
             raise FieldError("", "widths", "the transfer check is for files in the tables of `mupscale tune`")
-        else:
-            study = read_sweeps(tables, path)
+        study = read_sweeps(tables, path, places)
         for sweep in study.sweeps.values():
             study.check_ends(sweep, study.ends(sweep))
         return study

@@ -56,8 +56,11 @@ _SEARCH = {f.name for f in fields(Search)}
 _OTHER = {"width", "lengths", "try", "take", "seeds", "search_seeds"}
 
 
-def read_sweeps(tables: Mapping[str, Any], path: Path) -> Study:
+def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str] | None = None) -> Study:
     """The study that the tables of a file describe.
+
+    Args:
+        places: in which table of the file a sweep stands, where it is not [sweep.NAME].
 
     Raises:
         FieldError: a value that cannot be.
@@ -74,7 +77,7 @@ def read_sweeps(tables: Mapping[str, Any], path: Path) -> Study:
     if not isinstance(tables.get("sweep"), dict) or not tables["sweep"]:
         raise FieldError("", "sweep", "expected a table [sweep.NAME] for each set of runs")
     seeds = whole("", "seeds", tables.get("seeds", 3))
-    sweeps, families = _sweeps(tables["sweep"], training, seeds)
+    sweeps, families = _sweeps(tables["sweep"], training, seeds, places or {})
     if model.width is None and model.file is None:
         widths = [sweep.width for sweep in sweeps.values() if sweep.width is not None]
         if not widths:
@@ -97,7 +100,7 @@ def read_sweeps(tables: Mapping[str, Any], path: Path) -> Study:
 
 
 def _sweeps(
-    tables: Mapping[str, Any], training: Mapping[str, Any], seeds: int
+    tables: Mapping[str, Any], training: Mapping[str, Any], seeds: int, places: Mapping[str, str]
 ) -> tuple[dict[str, Sweep], dict[str, list[str]]]:
     """All sweeps by name, and the names that each table of the file stands for."""
     sweeps: dict[str, Sweep] = {}
@@ -107,7 +110,7 @@ def _sweeps(
             raise FieldError("", "sweep", f"{name}: expected a table [sweep.{name}]")
         families[name] = []
         for one_name, one in _one_of_each(name, values, families):
-            sweep, extension = _sweep(one_name, f"sweep.{name}", one, training, seeds)
+            sweep, extension = _sweep(one_name, places.get(name, f"sweep.{name}"), one, training, seeds)
             families[name].append(one_name)
             sweeps[one_name] = sweep
             if extension is not None:
