@@ -29,8 +29,8 @@ from mupscale.planning import MANIFEST
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.description import Narrow, checksum, describe_narrow, load_model
 from mupscale.study.runs.history import History
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.runs.training import drop_weights, train
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.trials import run_trials
 
 SCRATCH = "scratch"

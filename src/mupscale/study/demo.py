@@ -15,12 +15,12 @@ from rich.console import Console
 
 from mupscale.study.data.corpus import DataConfig
 from mupscale.study.data.tokens import load_tokens
+from mupscale.study.report import write_report
 from mupscale.study.runs.history import write_json
 from mupscale.study.runs.models import fresh_model, preset
 from mupscale.study.runs.progress import make_progress
-from mupscale.study.spec.recipe import TrainConfig
-from mupscale.study.report import write_report
 from mupscale.study.runs.training import train
+from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.warmstart import RESULTS_FILE, WarmstartConfig, warmstart
 
 

@@ -25,8 +25,8 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.runs.training import drop_weights, train
+from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.trials import run_trials
 
 PARAMETRIZATIONS = {

@@ -33,8 +33,8 @@ from mupscale.planning import MANIFEST
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.description import checksum, load_model
 from mupscale.study.runs.history import HISTORY_FILE, History, write_json
-from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
 from mupscale.study.runs.training import finished, train
+from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
 
 Row = dict[str, Any]
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed", "optimizer"}

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
+from mupscale.study.data.flops import training_flops
 from mupscale.study.data.tokens import Tokens, held_out_blocks
 from mupscale.study.description import (
     Narrow,
@@ -33,11 +34,10 @@ from mupscale.study.description import (
     describe_wide,
     load_model,
 )
-from mupscale.study.data.flops import training_flops
 from mupscale.study.runs.history import write_json
-from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
-from mupscale.study.savings import savings
 from mupscale.study.runs.training import train
+from mupscale.study.savings import savings
+from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
 from mupscale.tables import plan_rows
 
 RESULTS_FILE = "results.json"

@@ -78,10 +78,10 @@ def train(
     from mupscale.study.description import load_model
     from mupscale.study.runs.models import PRESETS, fresh_model, preset, read_config
     from mupscale.study.runs.progress import make_progress
-    from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
-    from mupscale.study.stages import read_stages, train_stages
     from mupscale.study.runs.training import RUN_FILE, seen_blocks
     from mupscale.study.runs.training import train as run
+    from mupscale.study.spec.recipe import TrainConfig, carried_optimizer
+    from mupscale.study.stages import read_stages, train_stages
 
     planned = read_stages(stages) if stages else []
     if resume and not (out / ("stage1" if planned else "") / RUN_FILE).is_file():

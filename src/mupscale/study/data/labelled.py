@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mupscale.errors import GrowthError
-from mupscale.study.data.tokens import Batch, training_order
 from mupscale.study.data.flops import module_flops
+from mupscale.study.data.tokens import Batch, training_order
 from mupscale.study.spec.recipe import TrainConfig
 
 # Items, tables N×F or images N×C×H×W, and their labels: of any kind.

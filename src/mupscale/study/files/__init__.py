@@ -12,7 +12,9 @@ from mupscale.study.files.toml import locating, read_toml
 from mupscale.study.files.tuning import as_sweeps
 from mupscale.study.spec.sweeps import FieldError, Study
 
-__all__ = ["locating", "read_study"]
+__all__ = ["DEMO", "locating", "read_study"]
+
+DEMO = Path(__file__).with_name("demo.toml")  # what `mupscale demo` runs
 
 
 def read_study(path: Path, *, check_transfer: bool = False) -> Study:

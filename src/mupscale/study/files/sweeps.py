@@ -26,7 +26,6 @@ from mupscale.study.questions import check
 from mupscale.study.spec.space import is_number
 from mupscale.study.spec.sweeps import (
     BEGINNINGS,
-    GROWTH_SEED,
     TRAINING_KNOBS,
     FieldError,
     Model,
@@ -37,7 +36,18 @@ from mupscale.study.spec.sweeps import (
     one_of,
 )
 
-TABLES = ("name", "title", "seeds", "growth_seed", "model", "data", "training", "sweep", "question")
+TABLES = (
+    "name",
+    "title",
+    "seeds",
+    "growth_seed",
+    "skip_blocks",
+    "model",
+    "data",
+    "training",
+    "sweep",
+    "question",
+)
 _OWN = {
     "begin": str,
     "from": str,
@@ -76,16 +86,17 @@ def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str]
     training = read_training("training", training, {}, sys.maxsize)
     if not isinstance(tables.get("sweep"), dict) or not tables["sweep"]:
         raise FieldError("", "sweep", "expected a table [sweep.NAME] for each set of runs")
-    seeds = whole("", "seeds", tables.get("seeds", 3))
+    seeds = _seeds("", tables.get("seeds", 3))
     sweeps, families = _sweeps(tables["sweep"], training, seeds, places or {})
     if model.width is None and model.file is None:
         widths = [sweep.width for sweep in sweeps.values() if sweep.width is not None]
         if not widths:
             raise FieldError("model", "width", "missing; expected the narrowest width, or one in a sweep")
         model = replace(model, width=min(widths))
-    growth_seed = tables.get("growth_seed", GROWTH_SEED)
-    if not is_whole(growth_seed) or growth_seed < 0:
-        raise FieldError("", "growth_seed", f"{growth_seed!r}: expected a whole number of 0 or more")
+    counts = {key: tables[key] for key in ("growth_seed", "skip_blocks") if key in tables}
+    for key, value in counts.items():
+        if not is_whole(value) or value < 0:
+            raise FieldError("", key, f"{value!r}: expected a whole number of 0 or more")
     return Study(
         file=path,
         name=name,
@@ -95,12 +106,12 @@ def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str]
         training=training,
         sweeps=sweeps,
         questions=_questions(tables.get("question", ()), sweeps, families),
-        growth_seed=growth_seed,
+        **counts,
     )
 
 
 def _sweeps(
-    tables: Mapping[str, Any], training: Mapping[str, Any], seeds: int, places: Mapping[str, str]
+    tables: Mapping[str, Any], training: Mapping[str, Any], seeds: tuple[int, ...], places: Mapping[str, str]
 ) -> tuple[dict[str, Sweep], dict[str, list[str]]]:
     """All sweeps by name, and the names that each table of the file stands for."""
     sweeps: dict[str, Sweep] = {}
@@ -135,7 +146,7 @@ def _one_of_each(
 
 
 def _sweep(
-    name: str, table: str, values: Mapping[str, Any], training: Mapping[str, Any], seeds: int
+    name: str, table: str, values: Mapping[str, Any], training: Mapping[str, Any], seeds: tuple[int, ...]
 ) -> tuple[Sweep, Sweep | None]:
     """A sweep, and that of its further seeds where only some try every point."""
     own = {key: typed(table, key, values[key], hint) for key, hint in _OWN.items() if key in values}
@@ -159,8 +170,8 @@ def _sweep(
         raise FieldError(table, "try", "no lr; expected the learning rates to try, as the narrow model's")
     search = table_as(Search, table, {key: values[key] for key in _SEARCH if key in values})
     check_search(table, search, space)
-    count = whole(table, "seeds", values.get("seeds", seeds))
-    searching = whole(table, "search_seeds", values.get("search_seeds", count))
+    seeds = _seeds(table, values["seeds"]) if "seeds" in values else seeds
+    searching = whole(table, "search_seeds", values.get("search_seeds", len(seeds)))
     sweep = Sweep(
         name=name,
         begin=begin,
@@ -170,7 +181,7 @@ def _sweep(
         tried=space,
         take=take,
         search=search,
-        seeds=tuple(range(min(searching, count))),
+        seeds=seeds[:searching],
         training=read_training(
             table,
             {k: v for k, v in values.items() if k in TRAINING and k not in space},
@@ -181,18 +192,25 @@ def _sweep(
         **own,
     )
     _check_size(sweep)
-    if searching >= count:
+    if searching >= len(seeds):
         return sweep, None
     rest = replace(
         sweep,
         name=f"{name}+",
-        seeds=tuple(range(searching, count)),
+        seeds=seeds[searching:],
         tried={},
         take=dict.fromkeys({**space, **take}, name),
         search=Search(),
         extends=name,
     )
     return sweep, rest
+
+
+def _seeds(table: str, value: Any) -> tuple[int, ...]:
+    """How many, from 0 on; or which."""
+    if isinstance(value, list) and value and all(is_whole(seed) and seed >= 0 for seed in value):
+        return tuple(sorted(set(value)))
+    return tuple(range(whole(table, "seeds", value)))
 
 
 def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
@@ -245,7 +263,7 @@ def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
             raise FieldError(sweep.table, "from", said)
         extension = sweeps.get(f"{source.name}+")
         there = (*source.seeds, *(extension.seeds if extension else ()))
-        if missing := set(sweep.seeds) - set(there):
+        if len(there) > 1 and (missing := set(sweep.seeds) - set(there)):
             raise FieldError(
                 sweep.table,
                 "seeds",

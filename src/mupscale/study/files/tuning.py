@@ -1,4 +1,4 @@
-"""The file of `mupscale tune`: the procedure of Ma et al. 2026 in four tables, told as the sweeps that it means.
+"""The file of `mupscale tune`: the procedure of Ma et al. 2026 in four tables, told as the sweeps it means.
 
     scratch-n   learning rate of the narrow model, from scratch
     base-n, -N  the models to grow, trained at the best rate

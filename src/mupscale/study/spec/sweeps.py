@@ -218,6 +218,7 @@ class Study:
         file: where it was read from; what it names lies beside it.
         title: of the report.
         growth_seed: growth of seed i draws from this plus i.
+        skip_blocks: of every stream of data, that no run sees.
         questions: what is asked, in the order of the report: `mupscale.study.questions.ask` takes each.
     """
 
@@ -230,6 +231,7 @@ class Study:
     sweeps: Mapping[str, Sweep]
     questions: tuple[Mapping[str, Any], ...] = ()
     growth_seed: int = GROWTH_SEED
+    skip_blocks: int = 0
 
     def config(self, sweep: Sweep, **values: Any) -> TrainConfig:
         """The settings of a run of a sweep; ``steps`` must be among the values where it names none."""
@@ -241,6 +243,15 @@ class Study:
         while sweep.source is not None:
             sweep = self.sweeps[sweep.source]
             yield sweep
+
+    def extension(self, sweep: Sweep) -> Sweep | None:
+        """The sweep of its further seeds."""
+        return self.sweeps.get(f"{sweep.name}+")
+
+    def begun_from(self, source: Sweep, seed: int) -> int:
+        """The seed of the run that a run with some seed begins from: its own, or the only one there is."""
+        more = self.extension(source)
+        return source.seeds[0] if len(source.seeds) == 1 and more is None else seed
 
     def is_kept(self, sweep: Sweep) -> bool:
         """Whether its models are: others begin from them, or it says so."""

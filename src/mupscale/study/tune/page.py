@@ -13,7 +13,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mupscale.study.runs.history import write_json
 from mupscale.study.page.html import (
     html_figures,
     html_list,
@@ -24,6 +23,7 @@ from mupscale.study.page.html import (
     write_page,
 )
 from mupscale.study.page.plots import Plot
+from mupscale.study.runs.history import write_json
 from mupscale.study.tune import outcome, tables, words
 from mupscale.study.tune.pictures import all_pictures
 from mupscale.study.tune.reading import Row, checks_transfer, show, show_loss, width_word

@@ -19,10 +19,10 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from mupscale.errors import GrowthError
-from mupscale.study.work.queue import Queue
 from mupscale.study.spec.space import Choices, Point, Space
 from mupscale.study.tune.spec import FieldError, Search, Stage, Study
 from mupscale.study.tune.study_file import located
+from mupscale.study.work.queue import Queue
 
 STAGES = ("scratch", "base", "grow", "final")
 

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial
 
 import mupscale
 from mupscale.study.savings import steps_to_reach
+from mupscale.study.spec.space import at_edge
 from mupscale.study.tune.procedure import Board, Sweep
 from mupscale.study.work.queue import Queue
-from mupscale.study.spec.space import at_edge
 
 Row = dict[str, Any]
 LARGEST_FACTOR = 2.0

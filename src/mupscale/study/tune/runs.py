@@ -20,9 +20,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.runs.history import HISTORY_FILE, Point
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import RUN_FILE, train
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.tune.spec import KNOBS, Stage, Study
 from mupscale.study.tune.workload import Workload
 

@@ -6,9 +6,11 @@ Knows queues and their results; trains nothing.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -16,7 +18,7 @@ from optuna.storages import BaseStorage
 from mupscale.errors import GrowthError
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.workload import ANY_STEPS
-from mupscale.study.spec.space import Choices, Point, Space, Value
+from mupscale.study.spec.space import Choices, Point, Space
 from mupscale.study.spec.sweeps import FieldError, Sweep, only
 from mupscale.study.work.queue import Queue
 
@@ -80,13 +82,11 @@ class Board:
             GrowthError: every point diverged.
         """
         queue = self.queue(sweep)
-        losses: dict[tuple[tuple[str, Value], ...], list[float]] = {}
+        losses: dict[Any, list[float]] = defaultdict(list)
         for trial in queue.results():
             point = {knob: value for knob, value in queue.point(trial).items() if knob != "seed"}
-            losses.setdefault(tuple(point.items()), []).append(
-                math.inf if trial.value is None else trial.value
-            )
-        means = {point: sum(values) / len(values) for point, values in losses.items()}
+            losses[tuple(point.items())].append(math.inf if trial.value is None else trial.value)
+        means = {point: fmean(values) for point, values in losses.items()}
         finite = {point: mean for point, mean in means.items() if math.isfinite(mean)}
         if not finite:
             raise FieldError(sweep.table, "lr", "every point diverged; give lower rates")
@@ -94,8 +94,8 @@ class Board:
 
     def trained(self, sweep: Sweep, seed: int) -> tuple[Point, Path]:
         """The knobs of the best run of a finished sweep with some seed, and where its model lies."""
-        best = self.best(sweep)
-        extension = self._extension(sweep)
+        best, seed = self.best(sweep), self.study.begun_from(sweep, seed)
+        extension = self.study.extension(sweep)
         if seed not in sweep.seeds and extension is not None:
             sweep = extension
         return best, self.folder(sweep, best, seed)
@@ -112,13 +112,10 @@ class Board:
         place = self.out if self.study.is_kept(sweep) else self.out / "runs"
         return place / sweep.name / "-".join(words) if words else place / sweep.name
 
-    def _extension(self, sweep: Sweep) -> Sweep | None:
-        return next((s for s in self.study.sweeps.values() if s.extends == sweep.name), None)
-
     def needs(self, sweep: Sweep) -> list[Sweep]:
         """The sweeps that must be finished before: with all seeds where their models are needed."""
         found = [self.study.sweeps[name] for name in sweep.needs]
-        if sweep.source is not None and (more := self._extension(self.study.sweeps[sweep.source])):
+        if sweep.source is not None and (more := self.study.extension(self.study.sweeps[sweep.source])):
             found.append(more)
         return found
 

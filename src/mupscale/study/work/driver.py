@@ -206,7 +206,7 @@ class Display:
                 self.shown[sweep.name] = len(results)
 
 
-def dry(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
+def estimate(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
     """What would be run, a row a sweep: trials, runs, steps of each, FLOPs of all, and seconds, as measured.
 
     Values that are yet to be taken over from other sweeps are counted as if they were among those listed.

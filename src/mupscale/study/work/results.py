@@ -89,7 +89,7 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         return row | _checkpoint(board)
     if not board.is_open(sweep):
         return row
-    extension = next((s for s in study.sweeps.values() if s.extends == sweep.name), None)
+    extension = study.extension(sweep)
     queues = [board.queue(sweep)]
     if extension is not None:
         row["seeds"] += len(extension.seeds)

@@ -1,0 +1,81 @@
+"""Successive growth, as `mupscale train --stages` takes it, told as a study: each stage grows the one before.
+
+    stages = read_stages(["1:300", "2:200", "2:100"])       # or a TOML file, with more to say about each
+
+Knows words and TOML; what a stage's values mean is for `mupscale.study.files.sweeps` to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mupscale.errors import GrowthError
+from mupscale.study.files.toml import is_whole, read_toml
+
+_RENAMED = {"width": "growth", "optimizer": "optimizer_state"}
+_WORDS = ("to", "operator", "noise", "optimizer")
+
+
+def read_stages(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Stages from words ``WIDTH:STEPS``, or from one TOML file with a table ``[[stages]]`` for each.
+
+    Raises:
+        GrowthError: names the word, or the file and key.
+
+    >>> read_stages(["1:300", "2:200"])
+    [{'steps': 300}, {'steps': 200, 'growth': 2}]
+    """
+    if len(words) == 1 and words[0].endswith(".toml"):
+        tables = _tables(Path(words[0]))
+    else:
+        tables = []
+        for word in words:
+            width, _, steps = word.partition(":")
+            if not (width.isdecimal() and steps.isdecimal()):
+                raise GrowthError(f"stage {word!r}: expected WIDTH:STEPS, such as 2:200, or one TOML file")
+            tables.append({"steps": int(steps), "width": int(width)})
+    for number, table in enumerate(tables, start=1):
+        if table.get("width") == 1:
+            del table["width"]
+        if (not {"width", "to"} & table.keys()) != (number == 1):
+            raise GrowthError(
+                f"stage {number}: "
+                + (
+                    "the first has nothing to grow from; its width is 1"
+                    if number == 1
+                    else "expected a width above 1, or to"
+                )
+            )
+    return [{_RENAMED.get(key, key): value for key, value in table.items()} for table in tables]
+
+
+def _tables(path: Path) -> list[dict[str, Any]]:
+    tables = read_toml(path).get("stages")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise GrowthError(f"{path}: no [[stages]] to read there; expected such a table for each")
+    for number, table in enumerate(tables, start=1):
+        if not is_whole(table.get("steps")) or not is_whole(table.get("width", 1)):
+            raise GrowthError(f"{path}: stage {number}: steps (and width) must be whole numbers")
+        if not all(isinstance(table.get(key, ""), str) for key in _WORDS):
+            raise GrowthError(f"{path}: stage {number}: to, operator, noise and optimizer are words")
+        if "to" in table:
+            table["to"] = str(Path(table["to"]).absolute())
+    return tables
+
+
+def line(stages: Sequence[Mapping[str, Any]], first: Mapping[str, Any], lr: float) -> dict[str, Any]:
+    """The sweeps and the question of a study that goes through all stages.
+
+    Args:
+        first: how the first stage begins.
+        lr: of all stages that do not say; as the first model's.
+    """
+    sweeps: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(stages, start=1):
+        begin = first if number == 1 else {"from": f"stage{number - 1}"}
+        # Only the last ends in a cooldown, if nothing is said.
+        constant = {} if number == len(stages) else {"cooldown_fraction": 0.0}
+        sweeps[f"stage{number}"] = {**begin, "lr": lr, "keep": True, **constant, **stage}
+    return {"sweep": sweeps, "question": [{"ask": "line", "of": [*sweeps]}]}
