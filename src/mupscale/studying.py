@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from mupscale.study.spec.recipe import TrainConfig
 
 StudyFile = Annotated[Positional[Path], arg(metavar="STUDY.toml", help="what is trained, swept and asked")]
-Out = Annotated[
-    Path | None, arg(help="folder for trials, models and the report; default: STUDY, without .toml")
-]
+Out = Annotated[Path | None, arg(help="folder for models and results; default: STUDY, without .toml")]
 Storage = Annotated[
     str | None, arg(help="Optuna storage URL that many machines share; default: a journal file in the folder")
 ]
@@ -133,7 +131,7 @@ def compare(
     source: Annotated[Positional[Path], arg(metavar="SRC", help="narrow checkpoint directory")],
     out: Annotated[
         Positional[Path],
-        arg(metavar="OUT", help="folder for the runs, the report, and the study as study.toml"),
+        arg(metavar="OUT", help="folder for the study.toml that is run, and its report"),
     ],
     /,
     *,
@@ -229,7 +227,7 @@ def compare(
 
 
 def _start(text: str) -> dict[str, Any]:
-    """Read ``OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]``, or ``scratch``, as a sweep's table.
+    """Read ``scratch`` or ``OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]`` as a sweep.
 
     Raises:
         GrowthError: an unknown operator, option or value.
@@ -360,11 +358,10 @@ def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jo
     ]
     total = {"sweep": "all", "width": "", "trials": "", "runs": f"{totals['runs']}", "steps": ""}
     cells.append({**total, "flops": f"{totals['flops']:.2e}", "seconds": f"{totals['seconds']:.0f}"})
-    minutes = totals["seconds"] / 60
     return (
-        f"{markdown_table(Table(cells))}\n\nAbout {minutes:.0f} minutes with {jobs} worker{'s' * (jobs > 1)}, from a few "
-        "steps measured here; growing, saving and starting come on top, and stacking saves some. A rate that a "
-        "sweep takes over is tried beside those listed."
+        f"{markdown_table(Table(cells))}\n\nAbout {totals['seconds'] / 60:.0f} minutes with {jobs} "
+        f"worker{'s' * (jobs > 1)}, by a few steps measured here; growing, saving and starting come on top, and "
+        "stacking saves some. A rate that a sweep takes over is tried beside those listed."
     )
 
 

@@ -43,7 +43,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Items and their classes: `mupscale.study.data.tokens.Data` for modules that take ``inputs`` and ``labels``.
+    """Items and their classes: `Data` for modules that take ``inputs`` and ``labels``.
 
     Attributes:
         x_train, x_held_out: float32, an item a row: features, or channels × height × width.

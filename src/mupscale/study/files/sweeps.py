@@ -93,7 +93,7 @@ def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str]
         if not widths:
             raise FieldError("model", "width", "missing; expected the narrowest width, or one in a sweep")
         model = replace(model, width=min(widths))
-    counts = {key: tables[key] for key in ("growth_seed", "skip_blocks") if key in tables}
+    counts = {key: tables[key] for key in _COUNTS if key in tables}
     for key, value in counts.items():
         if not is_whole(value) or value < 0:
             raise FieldError("", key, f"{value!r}: expected a whole number of 0 or more")

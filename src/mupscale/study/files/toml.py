@@ -109,7 +109,7 @@ def write_toml(tables: Mapping[str, Any], path: Path) -> None:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "study.toml"
-    ...     write_toml({"seeds": 1, "sweep": {"a": {"try": {"lr": [0.1]}}}, "question": [{"ask": "cost"}]}, path)
+    ...     write_toml({"seeds": 1, "sweep": {"a": {"try": {"lr": [0.1]}}}, "question": [{"ask": "b"}]}, path)
     ...     print(path.read_text())
     seeds = 1
     <BLANKLINE>
@@ -117,7 +117,7 @@ def write_toml(tables: Mapping[str, Any], path: Path) -> None:
     try = { "lr" = [0.1] }
     <BLANKLINE>
     [[question]]
-    ask = "cost"
+    ask = "b"
     <BLANKLINE>
     """
     lines, later = [], []

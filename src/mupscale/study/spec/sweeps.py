@@ -288,10 +288,8 @@ class Study:
                     key = "lengths" if sweep.branches else "steps"
                     raise FieldError(sweep.table, key, f"a run of {steps} steps: {error}") from None
                 if sweep.branches and not 0 < config.cooldown_steps < steps:
-                    said = (
-                        f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; expected "
-                        "a cooldown within the run: without one, a smaller rate alone looks better at the end"
-                    )
+                    said = f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; "
+                    said += "expected a cooldown within the run: without, a smaller rate alone looks better"
                     raise FieldError(sweep.table, "cooldown_fraction", said)
 
 
