@@ -360,8 +360,8 @@ def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jo
     cells.append({**total, "flops": f"{totals['flops']:.2e}", "seconds": f"{totals['seconds']:.0f}"})
     return (
         f"{markdown_table(Table(cells))}\n\nAbout {totals['seconds'] / 60:.0f} minutes with {jobs} "
-        f"worker{'s' * (jobs > 1)}, by a few steps measured here; growing, saving and starting come on top, and "
-        "stacking saves some. A rate that a sweep takes over is tried beside those listed."
+        f"worker{'s' * (jobs > 1)}, by a few steps measured here; growing, saving and starting come on top, "
+        "and stacking saves some. A rate that a sweep takes over is tried beside those listed."
     )
 
 

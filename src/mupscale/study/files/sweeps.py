@@ -36,18 +36,8 @@ from mupscale.study.spec.sweeps import (
     one_of,
 )
 
-TABLES = (
-    "name",
-    "title",
-    "seeds",
-    "growth_seed",
-    "skip_blocks",
-    "model",
-    "data",
-    "training",
-    "sweep",
-    "question",
-)
+_COUNTS = ("growth_seed", "skip_blocks")
+TABLES = ("name", "title", "seeds", *_COUNTS, "model", "data", "training", "sweep", "question")
 _OWN = {
     "begin": str,
     "from": str,
