@@ -157,7 +157,7 @@ def _sweep(
         raise FieldError(table, "take", "expected { knob = 'sweep' }")
     only_known(table, take, knobs)
     if begin != "checkpoint" and "lr" not in space and "lr" not in take:
-        raise FieldError(table, "try", "no lr; expected the learning rates to try, as the narrow model's")
+        raise FieldError(table, "lr", "missing; expected the learning rates to try, as the narrow model's")
     search = table_as(Search, table, {key: values[key] for key in _SEARCH if key in values})
     check_search(table, search, space)
     seeds = _seeds(table, values["seeds"]) if "seeds" in values else seeds

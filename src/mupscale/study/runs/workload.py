@@ -186,7 +186,7 @@ def _source(study: Study, data: Data) -> tuple[int, PreTrainedConfig | Callable[
             raise FieldError("model", key, str(error)) from None
         if model.width not in (None, config.hidden_size):
             said = f"{model.width}, but {model.file} is {config.hidden_size} wide"
-            raise FieldError("model", "width", said)
+            raise FieldError(*study.width_at, said)
         return config.hidden_size, config
     width = model.width
     assert width is not None  # of the narrowest sweep, if not said
@@ -195,12 +195,11 @@ def _source(study: Study, data: Data) -> tuple[int, PreTrainedConfig | Callable[
             raise FieldError("data", "source", f"{study.data.source}: a table; a ResNet looks at images")
         return width, partial(_network, model.family, model.layers, data.shape)
     if model.heads is not None and width % model.heads:
-        raise FieldError("model", "width", f"{width}: expected a multiple of heads, {model.heads}")
+        raise FieldError(*study.width_at, f"{width}: expected a multiple of heads, {model.heads}")
     heads = 2 if model.family == "llama" else 1  # a Llama here has two queries to a key
     if model.heads is None and width % (heads * model.head_dim):
         raise FieldError(
-            "model",
-            "width",
+            *study.width_at,
             f"{width}: expected a multiple of {heads * model.head_dim}, so many whole heads (head_dim "
             f"{model.head_dim})",
         )
