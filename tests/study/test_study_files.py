@@ -192,8 +192,8 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
         ("lr = 0.002", "", "[sweep.grown] lr", "missing"),
         ("lengths = [0.5, 40]", "lengths = [0.5, -1]", "[sweep.scratch] lengths", "expected shares"),
         ("steps = 40", "steps = 40\ntokens_per_parameter = 1", "[sweep.scratch] tokens_per_parameter", "leave one out"),
-        ('ask = "saving"', 'ask = "savings"', "[question] ask", "did you mean saving?"),
-        ('of = "grown"', 'of = "grow"', "[question] of", "grown"),
+        ('ask = "saving"', 'ask = "savings"', "[question]", "did you mean saving?"),
+        ('of = "grown"', 'of = "grow"', "[question]", "did you mean grown?"),
         ("[sweep.narrow]", "[sweep.narrow]\nwidth = 32\n[swep.narrow]", "swep", "did you mean sweep?"),
     ],
 )

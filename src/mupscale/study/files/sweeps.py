@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mupscale.errors import GrowthError
 from mupscale.study.files.knobs import (
     SHARED,
     TRAINING,
@@ -292,5 +293,8 @@ def _questions(
         tables = [{"ask": "tuned", "of": tried}, {"ask": "cost"}, {"ask": "points", "of": tried}]
     found = [{k: named(v) if k in ("of", "against") else v for k, v in table.items()} for table in tables]
     for question in found:
-        check(question, names)
+        try:
+            check(question, names)
+        except GrowthError as error:
+            raise FieldError("question", "", str(error)) from None
     return tuple(found)

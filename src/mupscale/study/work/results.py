@@ -47,7 +47,15 @@ def collect(board: Board) -> Row:
         "sweeps": sweeps,
         "plans": {name: plan_rows(_growth(board, study.sweeps[name])) for name in planned},
         "questions": [dict(question) for question in study.questions],
+        "seconds": sum(_seconds(board, sweep) for sweep in study.sweeps.values()),
     }
+
+
+def _seconds(board: Board, sweep: Sweep) -> float:
+    """Spent by workers on what is finished."""
+    if sweep.begin == "checkpoint" or not board.is_open(sweep):
+        return 0.0
+    return float(sum(trial.user_attrs["seconds"] for trial in board.queue(sweep).results()))
 
 
 def _growth(board: Board, sweep: Sweep) -> mupscale.Plan:
