@@ -154,7 +154,9 @@ def test_sweeps_of_one_s_own(tmp_path):
     assert study.by_seed(study.sweeps["narrow"])  # its models are needed
     budget = Budget(study, load_workload(study))
     budget.check()
-    parameters = {name: budget.workload.parameters(budget.size(study.sweeps[name])) for name in ("narrow", "grown")}
+    parameters = {
+        name: budget.workload.parameters(budget.size(study.sweeps[name])) for name in ("narrow", "grown")
+    }
     assert budget.lengths(study.sweeps["narrow"]) == [round(0.05 * parameters["narrow"] / 128)]
     assert budget.lengths(grown) == [round(ratio * parameters["grown"] / 128) for ratio in (0.02, 0.05)]
     # One more length: what a grown model has cost with all that came before it.
@@ -169,7 +171,9 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
     assert budget.stream(study.sweeps["narrow"], 1) == (1, 0)
     assert budget.stream(study.sweeps["grown"], 1) == (1, seen)
     assert budget.stream(study.sweeps["scratch-64"], 1) == (1, seen)
-    one = read_study(written(tmp_path, SWEEPS.replace("try = { lr = [0.004, 0.008] }", "lr = 0.004\nseeds = 1")))
+    one = read_study(
+        written(tmp_path, SWEEPS.replace("try = { lr = [0.004, 0.008] }", "lr = 0.004\nseeds = 1"))
+    )
     budget = Budget(one, load_workload(one))
     mine = budget.steps(one.sweeps["grown"]) * 4
     # All seeds go on in the one run's stream, each in a part of its own.
@@ -180,18 +184,38 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
     ("old", "new", "place", "said"),
     [
         ('from = "narrow"', 'from = "narow"', "[sweep.grown] from", "no such sweep; expected one of narrow"),
-        ("growth = 2", "growth = 2\nwidth = 64", "[sweep.grown] growth", "expected one of growth, width and to"),
+        (
+            "growth = 2",
+            "growth = 2\nwidth = 64",
+            "[sweep.grown] growth",
+            "expected one of growth, width and to",
+        ),
         ("growth = 2\n", "", "[sweep.grown] growth", "how wide it becomes"),
         ("lengths = [0.02, 0.05]", "", "[sweep.grown] steps", "missing"),
         ("seeds = 2", "seeds = 4", "[sweep.grown] seeds", "seed 3 has no run in narrow, which has 3"),
-        ("growth = 2", "growth = 2\nbegin = 'shrink'", "[sweep.grown] begin", "expected one of scratch, grow"),
-        ("growth = 2\nlengths = [0.02, 0.05]\nlr = 0.002\ntry = { noise = [0.5, 1.0] }", "begin = 'continue'\ngrowth = 2\nsteps = 30\nlr = 0.002", "[sweep.grown] growth", "keeps its size"),
+        (
+            "growth = 2",
+            "growth = 2\nbegin = 'shrink'",
+            "[sweep.grown] begin",
+            "expected one of scratch, grow",
+        ),
+        (
+            "growth = 2\nlengths = [0.02, 0.05]\nlr = 0.002\ntry = { noise = [0.5, 1.0] }",
+            "begin = 'continue'\ngrowth = 2\nsteps = 30\nlr = 0.002",
+            "[sweep.grown] growth",
+            "keeps its size",
+        ),
         ('take = { lr = "narrow" }', 'take = { noise = "narrow" }', "[sweep.scratch] noise", "unknown"),
         ('take = { lr = "narrow" }', 'take = { eps = "narrow" }', "[sweep.scratch] lr", "missing"),
         ("try = { noise", "try = { nois", "[sweep.grown] nois", "did you mean noise?"),
         ("lr = 0.002", "", "[sweep.grown] lr", "missing"),
         ("lengths = [0.5, 40]", "lengths = [0.5, -1]", "[sweep.scratch] lengths", "expected shares"),
-        ("steps = 40", "steps = 40\ntokens_per_parameter = 1", "[sweep.scratch] tokens_per_parameter", "leave one out"),
+        (
+            "steps = 40",
+            "steps = 40\ntokens_per_parameter = 1",
+            "[sweep.scratch] tokens_per_parameter",
+            "leave one out",
+        ),
         ('ask = "saving"', 'ask = "savings"', "[question]", "did you mean saving?"),
         ('of = "grown"', 'of = "grow"', "[question]", "did you mean grown?"),
         ("[sweep.narrow]", "[sweep.narrow]\nwidth = 32\n[swep.narrow]", "swep", "did you mean sweep?"),
