@@ -25,10 +25,8 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 import mupscale
-from mupscale.layout import example_inputs, own_config, tiny
-from mupscale.layout.inference.instance import instance
-from mupscale.layout.inputs import HIDDEN_STATES
-from mupscale.precision import Float64, float64
+from mupscale.layout import instance, tiny
+from mupscale.models import HIDDEN_STATES, Float64, example_inputs, float64, own_config
 
 # Encoders, sequence-to-sequence, vision and speech models, each with the class that is natural for it.
 OTHER = {

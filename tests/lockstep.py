@@ -11,9 +11,8 @@ from torch import nn
 
 import mupscale
 from models import batch, build, loss_of, plan_source
-from mupscale.calls import Call, result_tensors
+from mupscale.models import Call, Float64, result_tensors
 from mupscale.operators import duplicate_scaled
-from mupscale.precision import Float64
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mupscale import GrowthError
-from mupscale.axes import Axes, duplicate, subtract_copy_mean_, sum_copies
-from mupscale.dims import Dim
+from mupscale.notation import Axes, Dim, duplicate, subtract_copy_mean_, sum_copies
 
 NAMES = "abcd"
 

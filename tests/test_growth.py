@@ -9,9 +9,8 @@ from torch import nn
 import mupscale
 from models import NAMES, batch, build, loss_of, plan_source
 from mupscale import GrowthError
-from mupscale.operators import Noise, normal
-from mupscale.operators.noise import spectral_norms
-from mupscale.precision import Float64
+from mupscale.models import Float64
+from mupscale.operators import Noise, normal, spectral_norms
 from mupscale.study.networks import mlp, resnet18
 
 FAMILIES = [n for n in NAMES if n not in ("mlp", "resnet")]

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.filling import fill_
+from mupscale.operators import fill_
 
 VOCAB, PLACES, HEAD_DIM = 13, 6, 4
 IDS = torch.randint(VOCAB, (3, PLACES), generator=torch.Generator().manual_seed(1))
@@ -178,7 +178,7 @@ def test_the_proof_catches(mutation, monkeypatch):
         mutation(fill_(wide, *args))
         return wide
 
-    monkeypatch.setattr("mupscale.proof.fill_", fill_wrongly_)
+    monkeypatch.setattr("mupscale.proof.proof.fill_", fill_wrongly_)
     if mutation in UNSEEN_BY_THE_PROOF:
         assert mupscale.plan(Model, width=2, inputs=IDS).proved
     else:

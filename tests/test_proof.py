@@ -21,17 +21,13 @@ from transformers import CONFIG_MAPPING, Gemma2Config, Gemma2ForCausalLM, LlamaC
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.axes import Axes, duplicate
-from mupscale.calls import Call
-from mupscale.deviations import grown_call
-from mupscale.dims import Row
 from mupscale.growth import grow_checkpoint
-from mupscale.layout import Fold, example_inputs, explicit, family_of, known, tiny
-from mupscale.layout.inference.fields import size_fields, with_fields
-from mupscale.layout.inference.instance import instance
+from mupscale.layout import Fold, explicit, family_of, instance, known, size_fields, tiny, with_fields
+from mupscale.models import Call, Float64, example_inputs
+from mupscale.notation import Axes, Row, duplicate
 from mupscale.planner import _alike
-from mupscale.precision import Float64
-from mupscale.proof import _still, tried
+from mupscale.proof import grown_call, tried
+from mupscale.proof.proof import _still
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 8},
@@ -270,7 +266,7 @@ def test_a_family_is_measured_and_proved_once(monkeypatch):
     first = mupscale.plan(llama(), width=2)
     known._families.clear()  # what this process knows, so that only the files are left
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *args, **kwargs: pytest.fail("a model runs"))
-    monkeypatch.setattr("mupscale.proof.instance", lambda config: pytest.fail("a model is made"))
+    monkeypatch.setattr("mupscale.proof.proof.instance", lambda config: pytest.fail("a model is made"))
     assert mupscale.plan(llama(), width=2) == first
     larger = mupscale.plan(llama(hidden_size=512, num_hidden_layers=48), width=2)
     assert larger.config.hidden_size == 1024

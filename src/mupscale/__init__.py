@@ -7,23 +7,25 @@ Exactly, with its optimizer, and with every hyperparameter scaled:
     optimizer = mupscale.carry_optimizer(optimizer, model, wide, plan)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mupscale.errors import GrowthError
-from mupscale.growth import grow
-from mupscale.initialization import init_
-from mupscale.optim import (
-    Power,
-    Rule,
-    carry_optimizer,
-    clip_grad_norm_,
-    hidden_matrices,
-    load_by_name,
-    param_groups,
-    register_optimizer,
-    set_lr,
-)
-from mupscale.planner import plan
-from mupscale.planning import Plan
-from mupscale.verification import Report, verify
+
+if TYPE_CHECKING:
+    from mupscale.growth import grow
+    from mupscale.initialization import init_
+    from mupscale.optim import (
+        carry_optimizer,
+        clip_grad_norm_,
+        hidden_matrices,
+        load_by_name,
+        param_groups,
+        set_lr,
+    )
+    from mupscale.planner import plan
+    from mupscale.theory import Plan, Power, Rule, register_optimizer
+    from mupscale.verification import Report, verify
 
 __version__ = "0.1.0"
 
@@ -45,3 +47,31 @@ __all__ = [
     "set_lr",
     "verify",
 ]
+
+# Where each name stands: imported when it is first asked for, as torch takes seconds.
+_HOMES = {
+    "growth": ("grow",),
+    "initialization": ("init_",),
+    "optim": (
+        "carry_optimizer",
+        "clip_grad_norm_",
+        "hidden_matrices",
+        "load_by_name",
+        "param_groups",
+        "set_lr",
+    ),
+    "planner": ("plan",),
+    "theory": ("Plan", "Power", "Rule", "register_optimizer"),
+    "verification": ("Report", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(import_module(f"mupscale.{home}"), name))
+    raise AttributeError(f"module 'mupscale' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

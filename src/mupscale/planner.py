@@ -10,47 +10,50 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from mupscale.calls import Call
-from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
-from mupscale.filling import check_memory
 from mupscale.layout import (
     DEPTH,
     Family,
     Layout,
-    class_name,
     family_of,
-    float64,
     folds_for,
     growth_asked,
     growth_between,
     growth_factor,
     layout_by_running,
     layout_by_shape,
-    own_config,
     part_of,
-    shapes,
-    skeleton,
-    transformers_config,
     widen,
 )
 from mupscale.models import (
+    Call,
+    Float64,
+    class_name,
     copied,
     doubled,
     drawn_like,
+    float64,
+    own_config,
     plain_surroundings,
+    shapes,
+    skeleton,
     state_tensors,
     tie_,
     tie_names,
+    transformers_config,
     unwrapped,
 )
-from mupscale.planning import MANIFEST, Plan, builder
-from mupscale.precision import Float64
+from mupscale.notation import wide_sizes
+from mupscale.operators import check_memory
 from mupscale.proof import Proof, prove, prove_modules
+from mupscale.theory import MANIFEST, Plan, builder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def plan(
@@ -71,7 +74,7 @@ def plan(
         axes: growth by named axis, such as ``{"d_ff": 3}``; overrides ``width`` where both name an axis.
         to: the wide config or module to reach, instead of factors.
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
-            `mupscale.axes`.
+            `mupscale.notation`.
         inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
             from a run, with no need of hints, and the growth is proved before it is used. With ``to`` also
             for transformers models, where no tiny one of the class can be made.

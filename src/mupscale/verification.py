@@ -13,21 +13,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from mupscale.axes import Axes, duplicate, sum_copies
-from mupscale.calls import Call, result_tensors
-from mupscale.consistency import held_otherwise
-from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError, one_line
 from mupscale.growth import grow
-from mupscale.layout import example_inputs, transformers_config
-from mupscale.lockstep import paired_optimizers
-from mupscale.models import SameChance, copied, doubled, plain_surroundings, state_tensors, unwrapped
+from mupscale.models import (
+    Call,
+    Float64,
+    SameChance,
+    copied,
+    doubled,
+    example_inputs,
+    plain_surroundings,
+    result_tensors,
+    state_tensors,
+    transformers_config,
+    unwrapped,
+)
+from mupscale.notation import Axes, Dim, duplicate, sum_copies
 from mupscale.operators import operator_named
-from mupscale.planning import Plan
-from mupscale.precision import Float64
+from mupscale.proof import (
+    deviation,
+    grown_call,
+    grown_outputs,
+    held_otherwise,
+    paired_optimizers,
+    spread,
+    watch,
+)
+from mupscale.theory import Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.
@@ -310,6 +323,10 @@ def _loss(model: nn.Module, call: Call) -> Tensor:
 
 
 def _is_causal(model: nn.Module) -> bool:
+    if transformers_config(model) is None:
+        return False
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     return type(model) in {*MODEL_FOR_CAUSAL_LM_MAPPING.values()}
 
 

@@ -1,6 +1,7 @@
 """Checkpoint directories: weights and optimizer files, read and written by tensor, whole or not at all.
 
-Knows files and tensors; what a tensor grows into is told to it.
+Knows files, tensors and what transformers does with them; must not know of proofs or operators: what a weight
+grows into is told to it.
 """
 
 from mupscale.checkpoint.reader import Checkpoint

@@ -15,11 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.optim.carry import grow_state_value, is_copied, state_axes
-from mupscale.optim.groups import merge_groups
-from mupscale.optim.registry import rule_of_state
-from mupscale.optim.rules import Rule
-from mupscale.planning import Plan
+from mupscale.optim import grow_state_value, is_copied, merge_groups, state_axes
+from mupscale.theory import Plan, Rule, rule_of_state
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 

@@ -11,11 +11,10 @@ from fractions import Fraction
 
 from torch import nn
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
 from mupscale.models import persistent_buffers, state_tensors, tie_names
+from mupscale.notation import Axes, Dim
 
 # The dim of ``weight`` that the forward pass sums over; None: an elementwise gain or a lookup.
 _CONTRACTED: dict[type[nn.Module], int | None] = {

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import NO_WIDTH, Path, times, value_at, with_fields
-from mupscale.layout.models import shapes, skeleton
+from mupscale.models import shapes, skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:

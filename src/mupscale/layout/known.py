@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Fold, Layout
@@ -15,8 +13,11 @@ from mupscale.layout.cache import remembered
 from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.folding import folds_of
 from mupscale.layout.inference.measuring import infer
-from mupscale.layout.models import is_stock, model_class
-from mupscale.layout.tiny import tiny
+from mupscale.layout.tiny_config import tiny
+from mupscale.models import is_stock, model_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def family_of(config: PreTrainedConfig) -> Family:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mupscale.calls import Call, result_tensors
+from mupscale.models.calls import Call, result_tensors
 
 
 @dataclass(frozen=True)

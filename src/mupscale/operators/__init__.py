@@ -1,21 +1,31 @@
-"""Growth operators: one function each, tensor in, tensor out. They know scalings and nothing of models."""
+"""How what grows is filled: one function an operator, any tensor by name, a whole module in place.
 
+Knows tensors, plans and modules; must not know of optimizers or files.
+"""
+
+from mupscale.operators.any_tensor import Grower, ShrinkLike
 from mupscale.operators.catalogue import OPERATORS, Operator, operator_named
 from mupscale.operators.duplicate import duplicate_scaled
-from mupscale.operators.net2net import random_copies
-from mupscale.operators.noise import Noise, add_noise_, normal
-from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink, zero_pad
+from mupscale.operators.filling import check_memory, fill_, is_architecture, tables
+from mupscale.operators.fresh import Law, fresh_laws, fresh_value
+from mupscale.operators.noise import Noise
+from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink
 
 __all__ = [
     "DEFAULT_SHRINK",
     "OPERATORS",
+    "Grower",
+    "Law",
     "Noise",
     "Operator",
     "Shrink",
-    "add_noise_",
+    "ShrinkLike",
+    "check_memory",
     "duplicate_scaled",
-    "normal",
+    "fill_",
+    "fresh_laws",
+    "fresh_value",
+    "is_architecture",
     "operator_named",
-    "random_copies",
-    "zero_pad",
+    "tables",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mupscale.errors import GrowthError
 from mupscale.layout import DEPTH
 from mupscale.operators.noise import Noise
-from mupscale.planning import Plan
+from mupscale.theory import Plan
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mupscale.axes import Axes, duplicate
-from mupscale.dims import Growth, Sizes
+from mupscale.notation import Axes, Growth, Sizes, duplicate
 
 
 def duplicate_scaled(

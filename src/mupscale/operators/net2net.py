@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim, Factor, Growth, Row, Sizes
 from mupscale.errors import GrowthError
 from mupscale.layout import Fold
+from mupscale.notation import Axes, Dim, Factor, Growth, Row, Sizes
 from mupscale.operators.noise import generator_of
 
 

@@ -13,10 +13,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from mupscale.axes import pad
-from mupscale.dims import Growth, Sizes
 from mupscale.errors import GrowthError
-from mupscale.planning import Scaling
+from mupscale.notation import Growth, Sizes, pad
+from mupscale.theory import Scaling
 
 DEFAULT_SHRINK = 0.4
 

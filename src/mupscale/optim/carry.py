@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.axes import Axes, pad
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.layout import DEPTH
+from mupscale.models import local, placed_like, whole
+from mupscale.notation import Axes, Dim, pad
 from mupscale.operators import duplicate_scaled, operator_named
 from mupscale.optim.groups import merge_groups
-from mupscale.optim.registry import rule_for
-from mupscale.optim.rules import Rule
 from mupscale.optim.together import Together
-from mupscale.planning import Plan, Scaling
-from mupscale.sharding import local, placed_like, whole
+from mupscale.theory import Plan, Rule, Scaling, rule_for
 
 
 def carry_optimizer(

@@ -25,13 +25,13 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.operators import DEFAULT_SHRINK, OPERATORS
 from mupscale.planner import from_first
-from mupscale.planning import MANIFEST
 from mupscale.study.data import Tokens
 from mupscale.study.description import Narrow, checksum, describe_narrow, load_model
 from mupscale.study.history import History
 from mupscale.study.recipe import TrainConfig, build_optimizer
 from mupscale.study.training import drop_weights, train
 from mupscale.study.trials import run_trials
+from mupscale.theory import MANIFEST
 
 SCRATCH = "scratch"
 STARTS = (

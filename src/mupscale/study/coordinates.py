@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.optim import optimizer_names
 from mupscale.study.norms import watch_activations
-from mupscale.tables import collapse
+from mupscale.theory import collapse, optimizer_names
 
 PARAMETRIZATIONS = {
     "standard": "standard parametrization: the model's own initialization, one learning rate",

@@ -28,13 +28,13 @@ from mupscale.checkpoint import Checkpoint
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.operators import DEFAULT_SHRINK, Shrink, operator_named
-from mupscale.optim.carry import state_is_padded
-from mupscale.planning import MANIFEST
+from mupscale.optim import state_is_padded
 from mupscale.study.data import Tokens
 from mupscale.study.description import checksum, load_model
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.training import finished, train
+from mupscale.theory import MANIFEST
 
 Row = dict[str, Any]
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed", "optimizer"}

@@ -29,11 +29,11 @@ from transformers import (
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
-from mupscale.planning import MANIFEST
 from mupscale.study.data import Data, collate
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.progress import ShowProgress, quiet
 from mupscale.study.recipe import SCHEDULER, TrainConfig, build_optimizer
+from mupscale.theory import MANIFEST
 
 RUN_FILE = "run.json"
 

@@ -38,7 +38,7 @@ from mupscale.study.history import write_json
 from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings
 from mupscale.study.training import train
-from mupscale.tables import plan_rows
+from mupscale.theory import scaling_rows
 
 RESULTS_FILE = "results.json"
 
@@ -146,7 +146,7 @@ def warmstart(
         "narrow": describe_narrow(narrow),
         "wide": describe_wide(plan, runs[0]),
         "grown_checkpoint": str(grown_path),
-        "plan": plan_rows(plan),
+        "plan": scaling_rows(plan.params),
         "verification": verification,
         "settings": {"compare": asdict(config), "training": asdict(training), "optimizer_carried": carry},
         "data": describe_data(narrow, tokens, training, max(lengths)),

@@ -12,14 +12,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedConfig
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim, Row
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.fields import (
@@ -32,8 +29,12 @@ from mupscale.layout.inference.fields import (
     size_fields,
     value_at,
 )
-from mupscale.layout.tiny import tiny
+from mupscale.layout.tiny_config import tiny
 from mupscale.models import persistent_buffers, tie_names
+from mupscale.notation import Axes, Dim, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from mupscale.layout.base import DEPTH
-from mupscale.layout.models import quiet, shapes, worked_out
 from mupscale.layout.tiny_sizes import canonical
+from mupscale.models import quiet, shapes, transformers_config, worked_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Path = tuple[str, ...]
 
@@ -169,7 +170,7 @@ def _stated(config: PreTrainedConfig) -> dict[str, Any]:
     for field in worked_out(config):
         del fields[field]
     for name in fields:
-        if isinstance(sub := vars(config).get(name), PreTrainedConfig):
+        if (sub := transformers_config(vars(config).get(name))) is not None:
             fields[name] = _stated(sub)
     return fields
 

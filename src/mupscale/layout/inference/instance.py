@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedConfig
 
-from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inputs import HIDDEN_STATES, example_inputs
-from mupscale.layout.models import model_class, quiet
-from mupscale.models import persistent_buffers
-from mupscale.precision import Float64, float64
+from mupscale.layout.flow.trace import Trace, trace
+from mupscale.models import (
+    HIDDEN_STATES,
+    Float64,
+    example_inputs,
+    float64,
+    model_class,
+    persistent_buffers,
+    quiet,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:

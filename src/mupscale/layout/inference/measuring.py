@@ -10,11 +10,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedConfig
 
 from mupscale.errors import GrowthError, one_line
+from mupscale.layout.flow.structure import counterparts, leaves, pairs, written
+from mupscale.layout.flow.trace import Trace
+from mupscale.layout.flow.units import Conflict, Unit
 from mupscale.layout.inference.family import Family, Law, part_of
 from mupscale.layout.inference.fields import (
     NO_WIDTH,
@@ -30,11 +33,11 @@ from mupscale.layout.inference.fields import (
 )
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.structure import counterparts, leaves, pairs, written
-from mupscale.layout.inference.trace import Trace
-from mupscale.layout.inference.units import Conflict, Unit
-from mupscale.layout.models import shapes
-from mupscale.layout.tiny import tiny
+from mupscale.layout.tiny_config import tiny
+from mupscale.models import shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def infer(config: PreTrainedConfig) -> Family:

@@ -72,7 +72,6 @@ def train(
     """
     need_extras()
     import mupscale
-    from mupscale.planning import MANIFEST
     from mupscale.study.corpus import DataConfig
     from mupscale.study.data import load_tokens
     from mupscale.study.description import load_model
@@ -82,6 +81,7 @@ def train(
     from mupscale.study.stages import read_stages, train_stages
     from mupscale.study.training import RUN_FILE, seen_blocks
     from mupscale.study.training import train as run
+    from mupscale.theory import MANIFEST
 
     planned = read_stages(stages) if stages else []
     if resume and not (out / ("stage1" if planned else "") / RUN_FILE).is_file():

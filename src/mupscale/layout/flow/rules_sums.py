@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mupscale.layout.inference.operators import Call, Dims, fresh, pointwise, rule
-from mupscale.layout.inference.units import Conflict, cut, flat, regroup, size_of, unify
+from mupscale.layout.flow.operators import Call, Dims, fresh, pointwise, rule
+from mupscale.layout.flow.units import Conflict, cut, flat, regroup, size_of, unify
 
 
 def _contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> None:

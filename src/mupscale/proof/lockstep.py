@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.calls import Call, result_tensors
-from mupscale.deviations import grown_call
 from mupscale.errors import GrowthError
-from mupscale.models import SameChance, copied
+from mupscale.models import Call, SameChance, copied, result_tensors
 from mupscale.optim import param_groups
-from mupscale.planning import Plan
+from mupscale.proof.deviations import grown_call
+from mupscale.theory import Plan
 
 LOSS_TOLERANCE = 1e-9
 STEPS = 5

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from mupscale.axes import Axes, duplicate
-from mupscale.calls import Call
-from mupscale.dims import Dim
-from mupscale.planning import Plan
+from mupscale.models import Call
+from mupscale.notation import Axes, Dim, duplicate
+from mupscale.theory import Plan
 
 
 def spread(tensor: Tensor) -> float:

@@ -11,8 +11,8 @@ import torch
 from torch import nn, optim
 
 from mupscale.errors import GrowthError
-from mupscale.optim.rules import Power, Rule, Scale
-from mupscale.planning import Scaling
+from mupscale.theory.rules import Power, Rule, Scale
+from mupscale.theory.scaling import Scaling
 
 # A rule, or what makes one from the flags of a parameter group.
 RuleOf = Rule | Callable[[Mapping[str, Any]], Rule]

@@ -27,8 +27,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mupscale.dims import Dim, Factor, Growth, Row, Sizes, wide_sizes
 from mupscale.errors import GrowthError
+from mupscale.notation.dims import Dim, Factor, Growth, Row, Sizes, wide_sizes
 
 _TOKEN = re.compile(r"\s*(\w+|[()\[\]+])")
 

@@ -20,7 +20,7 @@ from mupscale.models import (
     persistent_buffers,
     tie_,
 )
-from mupscale.planning import Plan
+from mupscale.theory import Plan
 
 
 def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str], Tensor]) -> nn.Module:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mupscale.calls import every_tensor, result_tensors
-from mupscale.layout.inference import rules_sums, rules_views  # noqa: F401  (they fill RULES)
-from mupscale.layout.inference.operators import RULES, Call, Dims, fresh, pointwise
-from mupscale.layout.inference.units import Conflict, Unit, Units, size_of
-from mupscale.models import state_tensors
+from mupscale.layout.flow import rules_sums, rules_views  # noqa: F401  (they fill RULES)
+from mupscale.layout.flow.operators import RULES, Call, Dims, fresh, pointwise
+from mupscale.layout.flow.units import Conflict, Unit, Units, size_of
+from mupscale.models import every_tensor, result_tensors, state_tensors
 
 Root = tuple[str, int]  # a parameter and one of its dims
 

@@ -13,18 +13,13 @@ import torch
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.initialization import Law, fresh_laws, fresh_value
-from mupscale.operators import (
-    DEFAULT_SHRINK,
-    Noise,
-    Shrink,
-    add_noise_,
-    duplicate_scaled,
-    operator_named,
-    random_copies,
-    zero_pad,
-)
-from mupscale.planning import Plan, renumbered
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.duplicate import duplicate_scaled
+from mupscale.operators.fresh import Law, fresh_laws, fresh_value
+from mupscale.operators.net2net import random_copies
+from mupscale.operators.noise import Noise, add_noise_
+from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink, zero_pad
+from mupscale.theory import Plan, renumbered
 
 ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
 

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.planning import Scaling
+from mupscale.theory.scaling import Scaling
 
 
 @dataclass(frozen=True)

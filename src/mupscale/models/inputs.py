@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.layout.media import image_size, media_inputs, media_of, with_tokens
+from mupscale.models.media import image_size, media_inputs, media_of, with_tokens
 
 TOKENS = ("input_ids", "decoder_input_ids")
 # Hidden states of another model, which cross-attention reads: as wide as this one's, unless the config says.

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from mupscale.errors import GrowthError, one_line
-from mupscale.layout.models import quiet, worked_out
 from mupscale.layout.tiny_sizes import (
     COUNTS,
     HEADS,
@@ -29,6 +26,10 @@ from mupscale.layout.tiny_sizes import (
     is_positive,
     row_for,
 )
+from mupscale.models import quiet, transformers_config, worked_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def tiny(config: PreTrainedConfig, *, grouped: bool = False) -> PreTrainedConfig:
@@ -70,8 +71,7 @@ class _Node:
         for rule in (_heads, _mamba, _layers, _stages, _windows, _ratios, _tokens, _rope, special):
             self.new |= rule(self) if rule else {}
         for field in self.fields:
-            sub = vars(self.config).get(field)
-            if isinstance(sub, PreTrainedConfig):
+            if (sub := transformers_config(vars(self.config).get(field))) is not None:
                 self.new[field] = _Node(sub, self, self.grouped).shrunk()
         kept = {k: v for k, v in self.new.items() if not LEFT_OUT.fullmatch(k)}
         anew = self.worked_out(kept)

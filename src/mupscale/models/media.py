@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.calls import every_tensor
-from mupscale.precision import Float64, float64
+from mupscale.models.calls import every_tensor
+from mupscale.models.precision import Float64, float64
 
 MEDIA = {"pixel_values": "image", "input_features": "audio"}  # what a model reads, and what that is
 _KINDS = {"image": 1, "audio": 3}  # as ``mm_token_type_ids`` counts them

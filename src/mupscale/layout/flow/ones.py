@@ -11,9 +11,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mupscale.layout.inference.operators import Dims
-from mupscale.layout.inference.trace import Trace, paired
-from mupscale.layout.inference.units import Unit, Units, flat
+from mupscale.layout.flow.operators import Dims
+from mupscale.layout.flow.trace import Trace, paired
+from mupscale.layout.flow.units import Unit, Units, flat
 
 
 def show_ones(narrow: Trace, wide: Trace) -> None:

@@ -1,13 +1,9 @@
-"""Plans and parameter groups as tables, for people. Layers that scale alike share a row.
-
-Knows plans and optimizer rules; decides nothing.
-"""
+"""Scalings and parameter groups as tables, for people. Layers that scale alike share a row."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,22 +11,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mupscale.layout import DEPTH
-from mupscale.optim import rule_for
-from mupscale.planning import Plan
+from mupscale.theory.registry import rule_for
+from mupscale.theory.scaling import Scaling
 
 # Columns of text that a plan's table takes with its axes.
 FULL_WIDTH = 152
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+def scaling_rows(params: Mapping[str, Scaling]) -> list[dict[str, Any]]:
     """One row for every kind of parameter: its axes, m, s, c, and what its hyperparameters are multiplied by.
 
     Layer numbers become ``*``; ``count`` says how many parameters stand behind a row.
     """
     adam, sgd = rule_for(torch.optim.AdamW, {}), rule_for(torch.optim.SGD, {})
     rows: dict[Any, dict[str, Any]] = {}
-    for name, p in plan.params.items():
+    for name, p in params.items():
         pattern = collapse(name)
         row = rows.setdefault(
             (pattern, p),
@@ -50,42 +45,27 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def plan_table(plan: Plan, axes: bool = True) -> Table:
-    """The plan as a `rich` table, with or without the axes."""
-    table = Table(box=box.SIMPLE_HEAD, title=describe(plan), title_justify="left", title_style="bold")
+def scaling_table(
+    params: Mapping[str, Scaling], *, title: str, notes: Iterable[str], axes: bool = True
+) -> Table:
+    """The rows as a `rich` table, with or without the axes, and notes below it."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     table.add_column("parameter", no_wrap=True)
     if axes:
         table.add_column(r"axes, \[contracted]", no_wrap=True)
     for head in ("copies\nm", "weight\ns", "grad\nc", "Adam\nlr ×", "SGD\nlr ×", "AdamW\nwd ×"):
         table.add_column(head, justify="right", no_wrap=True)
-    for row in plan_rows(plan):
+    for row in scaling_rows(params):
         values = (
             row[k] for k in ("copies", "weight_scale", "grad_scale", "adam_lr", "sgd_lr", "weight_decay")
         )
         times = f"  ({row['count']}×)" if row["count"] > 1 else ""
         notation = [row["axes"].replace("[", r"\[")] if axes else []
         table.add_row(row["parameter"] + times, *notation, *(f"{v:.4g}" for v in values))
-    if notes := _notes(plan):
-        table.caption = "\n".join(notes)
+    if caption := "\n".join(notes):
+        table.caption = caption
         table.caption_justify = "left"
     return table
-
-
-def _notes(plan: Plan) -> list[str]:
-    """What is to be known of a plan beside its numbers."""
-    notes = [f"{axis}: {reason}" for axis, reason in plan.inexact.items()]
-    if plan.inexact and DEPTH not in plan.growth:
-        notes.append("not by even copies, the default: choose other sizes, or grow(..., operator='zero_pad')")
-    if not plan.proved and not plan.inexact and plan.growth:
-        why = plan.unproved_because or "read off shapes alone; plan(..., inputs=x) proves it on a run"
-        notes.append(f"not proved: {why}")
-    without = dict.fromkeys(collapse(name) for name, p in plan.params.items() if not p.linear)
-    notes += [f"{name}: no noise, which would change the function" for name in without]
-    apart = dict.fromkeys(collapse(name) for name, p in plan.params.items() if p.offset)
-    return notes + [
-        f"{name}: stored as a difference; keep it out of weight decay, which would pull it elsewhere"
-        for name in apart
-    ]
 
 
 def groups_table(groups: Iterable[dict[str, Any]]) -> Table:
@@ -99,17 +79,6 @@ def groups_table(groups: Iterable[dict[str, Any]]) -> Table:
         values = (group.get(k) for k in ("lr", "lr_scale", "weight_decay", "eps"))
         table.add_row(*("–" if v is None else f"{v:.4g}" for v in values), ", ".join(kinds))
     return table
-
-
-def describe(plan: Plan) -> str:
-    """One line: what grows and how many parameters that makes."""
-    sizes = plan.layout.sizes
-    axes = ", ".join(f"{axis} {sizes[axis]} → {int(sizes[axis] * g)}" for axis, g in plan.growth.items())
-    narrow = sum(math.prod(p.axes.shape(sizes)) for p in plan.params.values())
-    wide = sum(
-        math.prod(plan.wide_shape(name)) for name, source in plan.wide_names.items() if source in plan.params
-    )
-    return f"{axes or 'nothing grows'}: {count(narrow)} → {count(wide)} parameters"
 
 
 def count(n: float) -> str:
@@ -133,9 +102,9 @@ def collapse(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
-def plan_text(plan: Plan) -> str:
-    """The table as plain text."""
+def as_text(table: Table) -> str:
+    """A table as plain text."""
     console = Console(width=FULL_WIDTH, color_system=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(plan_table(plan))
+        console.print(table)
     return capture.get()

@@ -14,24 +14,32 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from mupscale.calls import Call, result_tensors
-from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.errors import GrowthError, one_line
-from mupscale.filling import fill_
-from mupscale.grower import Grower
-from mupscale.layout import example_inputs, explicit, part_of, remembered, tiny
-from mupscale.layout.inference.instance import instance, randomize_
-from mupscale.layout.models import is_stock, quiet
-from mupscale.lockstep import in_lockstep
-from mupscale.models import SameChance, doubled, state_tensors
-from mupscale.planning import Plan
-from mupscale.precision import Float64, float64
+from mupscale.layout import explicit, instance, part_of, randomize_, remembered, tiny
+from mupscale.models import (
+    Call,
+    Float64,
+    SameChance,
+    doubled,
+    example_inputs,
+    float64,
+    is_stock,
+    quiet,
+    result_tensors,
+    state_tensors,
+)
+from mupscale.operators import Grower, fill_
+from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
+from mupscale.proof.lockstep import in_lockstep
+from mupscale.theory import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 TOLERANCE = 1e-10
 

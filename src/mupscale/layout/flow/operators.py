@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from mupscale.layout.inference.units import Conflict, Unit, Units, size_of, unify
+from mupscale.layout.flow.units import Conflict, Unit, Units, size_of, unify
 
 Dims = list[Units]
 Rule = Callable[["Call"], "Dims | list[Dims] | None"]

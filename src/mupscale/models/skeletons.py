@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from mupscale.errors import GrowthError
-from mupscale.models import unwrapped
+from mupscale.models.contents import unwrapped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def class_name(kind: type) -> str:
     """What a config's ``architectures`` calls a class: a stock one by its name, others with their module."""
-    if getattr(transformers, kind.__name__, None) is kind:
+    if _is_of_transformers(kind):
         return str(kind.__name__)
     name = f"{kind.__module__}.{kind.__qualname__}"
     _own_classes[name] = kind
@@ -36,6 +37,8 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
     Raises:
         GrowthError: there is none, or it is not transformers' own and has not been seen yet.
     """
+    import transformers
+
     for name in config.architectures or ():
         if hasattr(transformers, name):
             named: type[nn.Module] = getattr(transformers, name)
@@ -61,8 +64,10 @@ def config_class(data: Mapping[str, Any]) -> type[PreTrainedConfig]:
     Raises:
         GrowthError: it is not transformers' own, and no model that has it has been seen yet.
     """
-    if data["model_type"] in transformers.CONFIG_MAPPING:
-        return transformers.CONFIG_MAPPING[data["model_type"]]  # type: ignore[no-any-return]
+    from transformers import CONFIG_MAPPING
+
+    if data["model_type"] in CONFIG_MAPPING:
+        return CONFIG_MAPPING[data["model_type"]]  # type: ignore[no-any-return]
     for name in data.get("architectures") or ():
         if name in _own_classes:
             return _own_classes[name].config_class  # type: ignore[attr-defined,no-any-return]
@@ -74,7 +79,13 @@ def config_class(data: Mapping[str, Any]) -> type[PreTrainedConfig]:
 
 def is_stock(config: PreTrainedConfig) -> bool:
     """Whether its model is a class of transformers, whose code goes with the version of the library."""
-    return getattr(transformers, model_class(config).__name__, None) is model_class(config)
+    return _is_of_transformers(model_class(config))
+
+
+def _is_of_transformers(kind: type) -> bool:
+    import transformers
+
+    return getattr(transformers, kind.__name__, None) is kind
 
 
 def own_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -94,6 +105,10 @@ def transformers_config(model: object) -> PreTrainedConfig | None:
 
     A module of another kind is no transformers model because it keeps a config of one.
     """
+    if "transformers" not in sys.modules:  # then nothing is of it
+        return None
+    from transformers import PreTrainedConfig, PreTrainedModel
+
     if isinstance(model, nn.Module):
         model = unwrapped(model)
         return model.config if isinstance(model, PreTrainedModel) else None
@@ -130,6 +145,11 @@ def shapes(config: PreTrainedConfig, *, buffers: bool = True) -> dict[str, tuple
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what transformers has to say on configs of odd sizes."""
+    if "transformers" not in sys.modules:
+        yield
+        return
+    from transformers.utils import logging
+
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim, Factor, Row
-from mupscale.layout.inference.operators import Dims
-from mupscale.layout.inference.trace import Trace
-from mupscale.layout.inference.units import Conflict, Unit, Units, flat, size_of
+from mupscale.layout.flow.operators import Dims
+from mupscale.layout.flow.trace import Trace
+from mupscale.layout.flow.units import Conflict, Unit, Units, flat, size_of
+from mupscale.notation import Axes, Dim, Factor, Row
 
 
 def pairs(a: Units, b: Units, *, rows: bool = False) -> Iterator[tuple[Unit, Unit]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mupscale.layout.inference.operators import Call, Dims, fresh, pointwise, rule
-from mupscale.layout.inference.units import Conflict, Unit, cut, regroup, row, size_of, unify
+from mupscale.layout.flow.operators import Call, Dims, fresh, pointwise, rule
+from mupscale.layout.flow.units import Conflict, Unit, cut, regroup, row, size_of, unify
 
 
 @rule(

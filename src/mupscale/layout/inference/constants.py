@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mupscale.layout.flow.trace import Step, Trace, paired
+from mupscale.layout.flow.units import Unit, Units, flat
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.trace import Step, Trace, paired
-from mupscale.layout.inference.units import Unit, Units, flat
 
 Variable = tuple[str, float]  # a parameter, and the constant that is added to it before it is used
 

@@ -1,17 +1,4 @@
-"""The theory, in code: Layout × growth → how every tensor and hyperparameter scales, by name.
-
-For one parameter θ, with g the growth of its axes:
-
-    θ↑ = s · dup(θ)
-    m  = Π g over all grown axes                 copies of each entry
-    s  = fold / Π g over contracted axes         weight scale: every activation becomes a duplicate
-    c  = 1 / (m · s)                             gradient scale: ∂L/∂θ↑ = c · dup(∂L/∂θ)
-
-Everything is relative to the narrow model, however that was trained. With "narrow" read as "base width" the
-same numbers are the μP tables (Yang et al. 2021, arXiv 2203.03466, Tables 3 and 8).
-
-Knows layouts and configs, and of files its own manifest; nothing of optimizers or how tensors are filled.
-"""
+"""`Plan`: the theory for a whole model, by parameter name, and the file that holds one, ``mupscale.json``."""
 
 from __future__ import annotations
 
@@ -23,75 +10,24 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
 from torch import nn
-from transformers import PreTrainedConfig
 
-from mupscale.axes import Axes
 from mupscale.errors import GrowthError
-from mupscale.layout import DEPTH, Layout, config_class, skeleton
+from mupscale.layout import DEPTH, Layout
+from mupscale.models import config_class, skeleton
+from mupscale.theory.scaling import Scaling
+from mupscale.theory.tables import as_text, collapse, count, scaling_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MANIFEST = "mupscale.json"
 
 # Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How one parameter scales (the equations are in this module's docstring).
-
-    Attributes:
-        axes: its named axes.
-        copies: m, the copies of each entry.
-        fan_in: k_in, the growth of its contracted axes.
-        fold: the width-dependent constant folded into it; 1 for most.
-        readout: whether it leads from the last hidden layer to outputs, and these do not grow.
-        linear: whether the model uses it as it is, and not normalized or the like.
-        offset: what the architecture adds to it before use; where it is folded, θ + offset is what scales.
-        shape, wide_shape: before and after.
-    """
-
-    axes: Axes
-    shape: tuple[int, ...]
-    wide_shape: tuple[int, ...]
-    copies: Fraction
-    fan_in: Fraction
-    fold: float = 1.0
-    readout: bool = False
-    linear: bool = True
-    offset: float = 0.0
-
-    @property
-    def weight_scale(self) -> float:
-        """s: θ↑ = s · dup(θ)."""
-        return self.fold / float(self.fan_in)
-
-    @property
-    def grad_scale(self) -> float:
-        """c: ∂L/∂θ↑ = c · dup(∂L/∂θ)."""
-        return 1 / (float(self.copies) * self.weight_scale)
-
-    @property
-    def init_scale(self) -> float:
-        """Standard deviation of a fresh μP init at the wide width, over that of a fresh narrow init.
-
-        ÷√k_in for hidden weights; ÷k_in for weights whose outputs do not grow, readouts above all; ×1 where
-        nothing contracted grows: embeddings, biases (Yang et al. 2021, Table 3).
-        """
-        is_hidden = self.copies > self.fan_in
-        return self.fold / (math.sqrt(self.fan_in) if is_hidden else float(self.fan_in))
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether it is a lookup table: a matrix that contracts nothing."""
-        return len(self.shape) == 2 and not any(dim.contracted for dim in self.axes.dims)
-
-    @property
-    def has_noise(self) -> bool:
-        """Whether random terms are added to it: to weights that contract a dim, save for readouts."""
-        return self.linear and not self.readout and any(dim.contracted for dim in self.axes.dims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +57,7 @@ class Plan:
     @cached_property
     def params(self) -> dict[str, Scaling]:
         """The scaling of every parameter, by fully qualified name."""
-        return {name: self._scaling(name, axes) for name, axes in self.layout.params.items()}
+        return {name: Scaling.of(name, self.layout, self.growth) for name in self.layout.params}
 
     def __getitem__(self, name: str) -> Scaling:
         """The scaling of a parameter or buffer, by any of its names, also those that wrappers give it.
@@ -130,7 +66,7 @@ class Plan:
             GrowthError: the model has no such tensor.
         """
         name = self.canonical(name)
-        return self.params.get(name) or self._scaling(name, self.layout.axes_of(name))
+        return self.params.get(name) or Scaling.of(name, self.layout, self.growth)
 
     def canonical(self, name: str) -> str:
         """The narrow model's name of a tensor: of tied ones the first, of a stacked layer the one below."""
@@ -199,26 +135,6 @@ class Plan:
         """The named axes that share a dim with ``axis``, itself among them."""
         dims = [d for axes in self.layout.params.values() for d in axes.dims if axis in d.names]
         return tuple(dict.fromkeys(name for dim in dims for name in dim.names))
-
-    def _scaling(self, name: str, axes: Axes) -> Scaling:
-        fold = math.prod(
-            float(self.growth.get(f.axis, 1)) ** float(f.power) for f in self.layout.folds.get(name, ())
-        )
-        offset = max((f.offset for f in self.layout.folds.get(name, ())), default=0.0) if fold != 1 else 0.0
-        # A buffer holds statistics of activations, which duplication leaves as they are.
-        fan_in = axes.fan_in(self.growth) if name in self.layout.params else Fraction(1)
-        copies = axes.copies(self.growth)
-        return Scaling(
-            axes=axes,
-            shape=axes.shape(self.layout.sizes),
-            wide_shape=axes.wide_shape(self.layout.sizes, self.growth),
-            copies=copies,
-            fan_in=fan_in,
-            fold=fold,
-            readout=name in self.layout.readouts and copies == fan_in,
-            linear=name not in self.layout.nonlinear,
-            offset=offset,
-        )
 
     def wide_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor of the wide model."""
@@ -292,10 +208,38 @@ class Plan:
         data = self.to_dict()
         (Path(directory) / MANIFEST).write_text(json.dumps({"plan": data, "from_first": data}, indent=1))
 
-    def __str__(self) -> str:
-        from mupscale.tables import plan_text  # the table needs the optimizer rules, which need this module
+    def describe(self) -> str:
+        """One line: what grows, and how many parameters that makes."""
+        sizes = self.layout.sizes
+        axes = ", ".join(f"{axis} {sizes[axis]} → {int(sizes[axis] * g)}" for axis, g in self.growth.items())
+        narrow = sum(math.prod(p.shape) for p in self.params.values())
+        wide = sum(math.prod(self.params[n].wide_shape) for n in self.wide_names.values() if n in self.params)
+        return f"{axes or 'nothing grows'}: {count(narrow)} → {count(wide)} parameters"
 
-        return plan_text(self)
+    def table(self, axes: bool = True) -> Table:
+        """The plan as a `rich` table, with or without the axes."""
+        return scaling_table(self.params, title=self.describe(), notes=self._notes(), axes=axes)
+
+    def _notes(self) -> list[str]:
+        """What is to be known of it beside its numbers."""
+        notes = [f"{axis}: {reason}" for axis, reason in self.inexact.items()]
+        if self.inexact and DEPTH not in self.growth:
+            notes.append(
+                "not by even copies, the default: choose other sizes, or grow(..., operator='zero_pad')"
+            )
+        if not self.proved and not self.inexact and self.growth:
+            why = self.unproved_because or "read off shapes alone; plan(..., inputs=x) proves it on a run"
+            notes.append(f"not proved: {why}")
+        for name in dict.fromkeys(collapse(n) for n, p in self.params.items() if not p.linear):
+            notes.append(f"{name}: no noise, which would change the function")
+        for name in dict.fromkeys(collapse(n) for n, p in self.params.items() if p.offset):
+            notes.append(
+                f"{name}: stored as a difference; keep it out of weight decay, which would pull it elsewhere"
+            )
+        return notes
+
+    def __str__(self) -> str:
+        return as_text(self.table())
 
 
 def renumbered(name: str, shift: int) -> tuple[str, int | None]:
