@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import mupscale
 from models import CONFIGS, batch, build, loss_of
-from mupscale.cli import COMMANDS, main
+from mupscale.cli import COMMANDS, main, names
+from mupscale.operators import DEFAULT_SHRINK, OPERATORS
+from mupscale.theory import optimizer_names
 
 
 @pytest.fixture
@@ -169,3 +172,17 @@ def test_zero_pad_starts_afresh_unless_the_optimizer_is_asked_for(tmp_path, caps
     assert main([*argv, "net2net", "--carry-optimizer"]) == 2
     assert "operator 'net2net': its copies are uneven" in capsys.readouterr().err
     assert main([*argv, "zero_pad", "--carry-optimizer", "--no-optimizer"]) == 2
+
+
+def test_the_choices_that_help_shows_are_those_of_the_registries():
+    assert tuple(OPERATORS) == names.OPERATORS
+    # Those of torch: other tests register more.
+    own = [n for n, kind in optimizer_names().items() if kind.__module__.startswith("torch.")]
+    assert tuple(own) == names.OPTIMIZERS
+    assert all(getattr(torch, name).is_floating_point for name in names.DTYPES)
+    assert float(names.SHRINK) == DEFAULT_SHRINK
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mupscale {mupscale.__version__}\n"

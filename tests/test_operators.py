@@ -12,7 +12,8 @@ from models import build
 from mupscale import GrowthError
 from mupscale.layout import Fold, tiny
 from mupscale.notation import Axes
-from mupscale.operators import OPERATORS, chosen_units, random_copies
+from mupscale.operators import OPERATORS
+from mupscale.operators.net2net import chosen_units, random_copies
 
 LMS = ["gpt2", "gpt2_untied", "llama", "llama_tied", "gpt_neox"]
 

@@ -22,7 +22,8 @@ from transformers import CONFIG_MAPPING, Gemma2Config, Gemma2ForCausalLM, LlamaC
 import mupscale
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.layout import Fold, explicit, family_of, instance, known, size_fields, tiny, with_fields
+from mupscale.layout import Fold, explicit, family_of, instance, known, tiny
+from mupscale.layout.inference.fields import size_fields, with_fields
 from mupscale.models import Call, Float64, example_inputs
 from mupscale.notation import Axes, Row, duplicate
 from mupscale.planner import _alike

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mupscale.layout.flow.operators import Dims
+from mupscale.layout.flow.dispatch import Dims
 from mupscale.layout.flow.trace import Trace, paired
 from mupscale.layout.flow.units import Unit, Units, flat
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mupscale.layout.flow.operators import Call, Dims, fresh, pointwise, rule
+from mupscale.layout.flow.dispatch import Call, Dims, fresh, pointwise, rule
 from mupscale.layout.flow.units import Conflict, cut, flat, regroup, size_of, unify
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mupscale.layout.flow.operators import Call, Dims, fresh, pointwise, rule
+from mupscale.layout.flow.dispatch import Call, Dims, fresh, pointwise, rule
 from mupscale.layout.flow.units import Conflict, Unit, cut, regroup, row, size_of, unify
 
 

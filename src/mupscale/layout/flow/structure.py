@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mupscale.layout.flow.operators import Dims
+from mupscale.layout.flow.dispatch import Dims
 from mupscale.layout.flow.trace import Trace
 from mupscale.layout.flow.units import Conflict, Unit, Units, flat, size_of
 from mupscale.notation import Axes, Dim, Factor, Row

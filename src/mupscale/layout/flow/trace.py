@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mupscale.layout.flow import rules_sums, rules_views  # noqa: F401  (they fill RULES)
-from mupscale.layout.flow.operators import RULES, Call, Dims, fresh, pointwise
+from mupscale.layout.flow.dispatch import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.flow.units import Conflict, Unit, Units, size_of
 from mupscale.models import every_tensor, result_tensors, state_tensors
 
