@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 import mupscale
-from mupscale.layout import instance, tiny
-from mupscale.models import HIDDEN_STATES, Float64, example_inputs, float64, own_config
+from mupscale.layout.inference.instance import instance
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.inputs import HIDDEN_STATES, example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import own_config
 
 # Encoders, sequence-to-sequence, vision and speech models, each with the class that is natural for it.
 OTHER = {

@@ -11,8 +11,9 @@ from torch import nn
 
 import mupscale
 from models import batch, build, loss_of, plan_source
-from mupscale.models import Call, Float64, result_tensors
-from mupscale.operators import duplicate_scaled
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.precision import Float64
+from mupscale.operators.duplicate import duplicate_scaled
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mupscale import GrowthError
-from mupscale.notation import Axes, Dim, duplicate, subtract_copy_mean_, sum_copies
+from mupscale.notation.axes import Axes, duplicate, subtract_copy_mean_, sum_copies
+from mupscale.notation.dims import Dim
 
 NAMES = "abcd"
 

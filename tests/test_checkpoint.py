@@ -15,7 +15,7 @@ from models import CONFIGS, build
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
-from mupscale.operators import OPERATORS
+from mupscale.operators.catalogue import OPERATORS
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(source,
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mupscale.checkpoint.copy_companions", full)
+    monkeypatch.setattr("mupscale.checkpoint.staging.copy_companions", full)
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "3", "--overwrite"]) == 2
     assert (tmp_path / "wide/model.safetensors").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 import mupscale
 from models import CONFIGS, batch, build, loss_of
 from mupscale.cli import COMMANDS, main, names
-from mupscale.operators import DEFAULT_SHRINK, OPERATORS
-from mupscale.theory import optimizer_names
+from mupscale.operators.catalogue import OPERATORS
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
+from mupscale.theory.registry import optimizer_names
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 import mupscale
 from lockstep import assert_duplicates
 from models import NAMES, batch, build, loss_of, plan_source
-from mupscale.models import Float64
+from mupscale.models.precision import Float64
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

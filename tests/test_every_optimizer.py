@@ -12,8 +12,8 @@ import mupscale
 from lockstep import assert_duplicates, assert_lockstep
 from models import batch, build, loss_of, make_mlp, plan_source
 from mupscale import GrowthError, Power, Rule
-from mupscale.models import Float64
-from mupscale.operators import duplicate_scaled
+from mupscale.models.precision import Float64
+from mupscale.operators.duplicate import duplicate_scaled
 
 # ResNet's SGD-like updates and sign-like ones are kept small: the bound is on rounding, not on a diverging run.
 OPTIMIZERS = {

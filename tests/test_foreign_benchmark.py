@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mupscale
-from mupscale.layout import Fold
+from mupscale.layout.base import Fold
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 

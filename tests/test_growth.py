@@ -9,9 +9,8 @@ from torch import nn
 import mupscale
 from models import NAMES, batch, build, loss_of, plan_source
 from mupscale import GrowthError
-from mupscale.models import Float64
-from mupscale.operators import Noise
-from mupscale.operators.noise import normal, spectral_norms
+from mupscale.models.precision import Float64
+from mupscale.operators.noise import Noise, normal, spectral_norms
 from mupscale.study.networks import mlp, resnet18
 
 FAMILIES = [n for n in NAMES if n not in ("mlp", "resnet")]

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import mupscale
 from models import CONFIGS, PLAIN, make_mlp
 from mupscale import GrowthError
-from mupscale.operators import fresh_laws
+from mupscale.operators.fresh import fresh_laws
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3_tied", "mlp", "resnet"])

@@ -7,7 +7,7 @@ from torch.optim import SGD, Adam, AdamW
 import mupscale
 from lockstep import assert_lockstep
 from models import batch, build, loss_of
-from mupscale.models import Float64
+from mupscale.models.precision import Float64
 
 OPTIMIZERS = {
     "sgd": lambda params: SGD(params, lr=0.05),

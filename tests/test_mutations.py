@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.operators import fill_
+from mupscale.operators.filling import fill_
 
 VOCAB, PLACES, HEAD_DIM = 13, 6, 4
 IDS = torch.randint(VOCAB, (3, PLACES), generator=torch.Generator().manual_seed(1))

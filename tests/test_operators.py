@@ -10,9 +10,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Phi3Config, Phi3F
 import mupscale
 from models import build
 from mupscale import GrowthError
-from mupscale.layout import Fold, tiny
-from mupscale.notation import Axes
-from mupscale.operators import OPERATORS
+from mupscale.layout.base import Fold
+from mupscale.layout.tiny_config import tiny
+from mupscale.notation.axes import Axes
+from mupscale.operators.catalogue import OPERATORS
 from mupscale.operators.net2net import chosen_units, random_copies
 
 LMS = ["gpt2", "gpt2_untied", "llama", "llama_tied", "gpt_neox"]

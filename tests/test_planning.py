@@ -11,7 +11,7 @@ from transformers import LlamaConfig, XLNetConfig
 import mupscale
 from models import CONFIGS, NAMES, PLAIN, build, make_mlp, plan_source
 from mupscale import GrowthError, Plan
-from mupscale.theory import rule_for
+from mupscale.theory.registry import rule_for
 
 ADAM, SGD = rule_for(torch.optim.AdamW, {}), rule_for(torch.optim.SGD, {})
 LAYER = "model.layers.0."

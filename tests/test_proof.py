@@ -22,13 +22,20 @@ from transformers import CONFIG_MAPPING, Gemma2Config, Gemma2ForCausalLM, LlamaC
 import mupscale
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.layout import Fold, explicit, family_of, instance, known, tiny
-from mupscale.layout.inference.fields import size_fields, with_fields
-from mupscale.models import Call, Float64, example_inputs
-from mupscale.notation import Axes, Row, duplicate
+from mupscale.layout import known
+from mupscale.layout.base import Fold
+from mupscale.layout.inference.fields import explicit, size_fields, with_fields
+from mupscale.layout.inference.instance import instance
+from mupscale.layout.known import family_of
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.calls import Call
+from mupscale.models.inputs import example_inputs
+from mupscale.models.precision import Float64
+from mupscale.notation.axes import Axes, duplicate
+from mupscale.notation.dims import Row
 from mupscale.planner import _alike
-from mupscale.proof import grown_call, tried
-from mupscale.proof.proof import _still
+from mupscale.proof.deviations import grown_call
+from mupscale.proof.proof import _still, tried
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 8},

@@ -18,7 +18,7 @@ from transformers import (
 
 import mupscale
 from lockstep import assert_duplicates
-from mupscale.models import Float64
+from mupscale.models.precision import Float64
 
 VOCAB = 23
 factors = st.integers(1, 3)

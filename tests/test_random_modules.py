@@ -15,7 +15,7 @@ from torch import nn
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.proof import grown_outputs
+from mupscale.proof.deviations import grown_outputs
 from random_modules import Recipe, inputs_of, make, recipes
 
 TOLERANCE = 1e-10

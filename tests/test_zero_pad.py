@@ -8,7 +8,7 @@ import mupscale
 from models import CONFIGS, NAMES, VOCAB, batch, build, loss_of, plan_source
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.operators import Shrink
+from mupscale.operators.zero_pad import Shrink
 
 # d_model, heads and about how many parameters (Mallik et al. 2024, Table 1).
 SIZES = {"5M": (48, 2), "10M": (96, 6), "22M": (192, 8), "35M": (288, 12), "70M": (512, 16)}

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         set_lr,
     )
     from mupscale.planner import plan
-    from mupscale.theory import Plan, Power, Rule, register_optimizer
+    from mupscale.theory.manifest import Plan
+    from mupscale.theory.registry import register_optimizer
+    from mupscale.theory.rules import Power, Rule
     from mupscale.verification import Report, verify
 
 __version__ = "0.1.0"
@@ -61,7 +63,9 @@ _HOMES = {
         "set_lr",
     ),
     "planner": ("plan",),
-    "theory": ("Plan", "Power", "Rule", "register_optimizer"),
+    "theory.manifest": ("Plan",),
+    "theory.registry": ("register_optimizer",),
+    "theory.rules": ("Power", "Rule"),
     "verification": ("Report", "verify"),
 }
 

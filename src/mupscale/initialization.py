@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from mupscale.errors import GrowthError
-from mupscale.models import placed_like, plain_surroundings
-from mupscale.operators import fresh_laws, fresh_value
-from mupscale.theory import Plan
+from mupscale.models.sharding import placed_like
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.operators.fresh import fresh_laws, fresh_value
+from mupscale.theory.manifest import Plan
 
 
 def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:

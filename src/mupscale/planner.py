@@ -1,6 +1,6 @@
 """From what is asked for to a `Plan`: a model or config, with factors to grow by or a target to reach.
 
-Reads names, shapes and configs, never weights. Knows layouts; what follows from a growth is `planning`'s.
+Reads names, shapes and configs, never weights. Knows layouts; what follows from a growth is the theory's.
 """
 
 from __future__ import annotations
@@ -15,42 +15,23 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.layout import (
-    DEPTH,
-    Family,
-    Layout,
-    family_of,
-    folds_for,
-    growth_asked,
-    growth_between,
-    growth_factor,
-    layout_by_running,
-    layout_by_shape,
-    part_of,
-    widen,
-)
-from mupscale.models import (
-    Call,
-    Float64,
-    class_name,
-    copied,
-    doubled,
-    drawn_like,
-    float64,
-    own_config,
-    plain_surroundings,
-    shapes,
-    skeleton,
-    state_tensors,
-    tie_,
-    tie_names,
-    transformers_config,
-    unwrapped,
-)
-from mupscale.notation import wide_sizes
-from mupscale.operators import check_memory
-from mupscale.proof import Proof, prove, prove_modules
-from mupscale.theory import MANIFEST, Plan, builder
+from mupscale.layout.base import DEPTH, Layout
+from mupscale.layout.by_shape import layout_by_shape
+from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
+from mupscale.layout.inference.family import Family, part_of
+from mupscale.layout.inference.modules import layout_by_running
+from mupscale.layout.known import family_of, folds_for
+from mupscale.models.calls import Call
+from mupscale.models.contents import state_tensors, tie_, tie_names, unwrapped
+from mupscale.models.copying import copied, doubled
+from mupscale.models.drawing import drawn_like
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import class_name, own_config, shapes, skeleton, transformers_config
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.notation.dims import wide_sizes
+from mupscale.operators.filling import check_memory
+from mupscale.proof.proof import Proof, prove, prove_modules
+from mupscale.theory.manifest import MANIFEST, Plan, builder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -74,7 +55,7 @@ def plan(
         axes: growth by named axis, such as ``{"d_ff": 3}``; overrides ``width`` where both name an axis.
         to: the wide config or module to reach, instead of factors.
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
-            `mupscale.notation`.
+            `mupscale.notation.axes`.
         inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
             from a run, with no need of hints, and the growth is proved before it is used. With ``to`` also
             for transformers models, where no tiny one of the class can be made.

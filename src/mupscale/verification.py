@@ -16,31 +16,21 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, one_line
 from mupscale.growth import grow
-from mupscale.models import (
-    Call,
-    Float64,
-    SameChance,
-    copied,
-    doubled,
-    example_inputs,
-    plain_surroundings,
-    result_tensors,
-    state_tensors,
-    transformers_config,
-    unwrapped,
-)
-from mupscale.notation import Axes, Dim, duplicate, sum_copies
-from mupscale.operators import operator_named
-from mupscale.proof import (
-    deviation,
-    grown_call,
-    grown_outputs,
-    held_otherwise,
-    paired_optimizers,
-    spread,
-    watch,
-)
-from mupscale.theory import Plan
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.chance import SameChance
+from mupscale.models.contents import state_tensors, unwrapped
+from mupscale.models.copying import copied, doubled
+from mupscale.models.inputs import example_inputs
+from mupscale.models.precision import Float64
+from mupscale.models.skeletons import transformers_config
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.notation.axes import Axes, duplicate, sum_copies
+from mupscale.notation.dims import Dim
+from mupscale.operators.catalogue import operator_named
+from mupscale.proof.consistency import held_otherwise
+from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
+from mupscale.proof.lockstep import paired_optimizers
+from mupscale.theory.manifest import Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.

@@ -15,8 +15,11 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.optim import grow_state_value, is_copied, merge_groups, state_axes
-from mupscale.theory import Plan, Rule, rule_of_state
+from mupscale.optim.carry import grow_state_value, is_copied, state_axes
+from mupscale.optim.groups import merge_groups
+from mupscale.theory.manifest import Plan
+from mupscale.theory.registry import rule_of_state
+from mupscale.theory.rules import Rule
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 

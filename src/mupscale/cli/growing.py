@@ -27,7 +27,7 @@ from mupscale.errors import GrowthError
 from mupscale.study.commands import parse_axes
 
 if TYPE_CHECKING:
-    from mupscale.theory import Plan
+    from mupscale.theory.manifest import Plan
 
 Source = Annotated[
     Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
@@ -48,7 +48,7 @@ def plan(
     """
     made = _planned(source, width, axes, to)
     if json:
-        from mupscale.theory import scaling_rows
+        from mupscale.theory.tables import scaling_rows
 
         print_json({"rows": scaling_rows(made.params), "inexact": made.inexact, **made.to_dict()})
     else:
@@ -104,7 +104,7 @@ def grow(
     import torch
 
     from mupscale.growth import grow_checkpoint
-    from mupscale.theory import MANIFEST
+    from mupscale.theory.manifest import MANIFEST
 
     console = Console(stderr=True)
     columns = (
@@ -158,9 +158,10 @@ def verify(
     Example: mupscale verify narrow wide --steps 5
     """
     quiet_libraries()
-    from mupscale.checkpoint import Checkpoint
-    from mupscale.operators import Noise, operator_named
-    from mupscale.theory import MANIFEST, Plan
+    from mupscale.checkpoint.reader import Checkpoint
+    from mupscale.operators.catalogue import operator_named
+    from mupscale.operators.noise import Noise
+    from mupscale.theory.manifest import MANIFEST, Plan
 
     narrow, wide = Checkpoint(source), Checkpoint(destination)
     known = (destination / MANIFEST).is_file()
@@ -203,8 +204,10 @@ def hparams(
     quiet_libraries()
     from transformers import Trainer
 
-    from mupscale.models import skeleton
-    from mupscale.theory import Plan, groups_table, optimizer_names
+    from mupscale.models.skeletons import skeleton
+    from mupscale.theory.manifest import Plan
+    from mupscale.theory.registry import optimizer_names
+    from mupscale.theory.tables import groups_table
 
     made = Plan.load(destination)
     assert made.config is not None
@@ -229,7 +232,7 @@ def hparams(
 def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | None) -> Plan:
     factors = parse_axes(axes)
     quiet_libraries()
-    from mupscale.checkpoint import Checkpoint
+    from mupscale.checkpoint.reader import Checkpoint
 
     wide = Checkpoint.read_config(to) if to is not None else None
     return mupscale.plan(Checkpoint(source).config, width=width, axes=factors, to=wide)

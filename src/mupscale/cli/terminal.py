@@ -24,7 +24,7 @@ def print_text(text: str) -> None:
 
 def print_table(make: Callable[[bool], Table]) -> None:
     """Print ``make(axes)``; without the wide column of axes on a terminal that is narrower than the table."""
-    from mupscale.theory import FULL_WIDTH
+    from mupscale.theory.tables import FULL_WIDTH
 
     console = Console(highlight=False)
     roomy = not console.is_terminal or console.width >= FULL_WIDTH

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.notation import Axes
+from mupscale.notation.axes import Axes
 
 DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
-from mupscale.models import persistent_buffers, state_tensors, tie_names
-from mupscale.notation import Axes, Dim
+from mupscale.models.contents import persistent_buffers, state_tensors, tie_names
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim
 
 # The dim of ``weight`` that the forward pass sums over; None: an elementwise gain or a lookup.
 _CONTRACTED: dict[type[nn.Module], int | None] = {

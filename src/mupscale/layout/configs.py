@@ -10,7 +10,7 @@ from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import NO_WIDTH, Path, times, value_at, with_fields
-from mupscale.models import shapes, skeleton
+from mupscale.models.skeletons import shapes, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

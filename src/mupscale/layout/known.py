@@ -14,7 +14,7 @@ from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.folding import folds_of
 from mupscale.layout.inference.measuring import infer
 from mupscale.layout.tiny_config import tiny
-from mupscale.models import is_stock, model_class
+from mupscale.models.skeletons import is_stock, model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -26,7 +26,7 @@ from mupscale.layout.tiny_sizes import (
     is_positive,
     row_for,
 )
-from mupscale.models import quiet, transformers_config, worked_out
+from mupscale.models.skeletons import quiet, transformers_config, worked_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -1,4 +1,4 @@
-"""One dim of a tensor: the axes that it is made of, and how they grow. Notation: see `mupscale.notation`."""
+"""One dim of a tensor: the axes that it is made of, and how they grow. Notation: see `axes`."""
 
 from __future__ import annotations
 

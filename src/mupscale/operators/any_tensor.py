@@ -19,7 +19,7 @@ from mupscale.operators.fresh import Law, fresh_laws, fresh_value
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_
 from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink, zero_pad
-from mupscale.theory import Plan, renumbered
+from mupscale.theory.manifest import Plan, renumbered
 
 ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
 
@@ -32,9 +32,9 @@ class Grower:
     Args:
         plan: how to grow.
         read: gives a tensor of the narrow model by name.
-        operator: one of `mupscale.operators.OPERATORS`.
+        operator: one of `mupscale.operators.catalogue.OPERATORS`.
         noise: ``"default"`` for the operator's own, None for none.
-        shrink: λ of zero_pad, by pattern too (see `mupscale.operators.Shrink`).
+        shrink: λ of zero_pad, by pattern too (see `mupscale.operators.zero_pad.Shrink`).
         from_first: the plan from the first model of the line, where this one has itself been grown: what is
             fresh has the size that μP gives it from there.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mupscale.notation import Axes, Growth, Sizes, duplicate
+from mupscale.notation.axes import Axes, duplicate
+from mupscale.notation.dims import Growth, Sizes
 
 
 def duplicate_scaled(

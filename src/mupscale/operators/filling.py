@@ -12,15 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models import (
-    attribute_tensors,
-    gradient_hooks,
-    is_made_anew,
-    one_memory,
-    persistent_buffers,
-    tie_,
-)
-from mupscale.theory import Plan
+from mupscale.models.contents import attribute_tensors, is_made_anew, one_memory, persistent_buffers, tie_
+from mupscale.models.copying import gradient_hooks
+from mupscale.theory.manifest import Plan
 
 
 def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str], Tensor]) -> nn.Module:

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mupscale.errors import GrowthError
-from mupscale.models import copied, transformers_config
+from mupscale.models.copying import copied
+from mupscale.models.skeletons import transformers_config
 from mupscale.operators.noise import normal
-from mupscale.theory import Plan, Scaling
+from mupscale.theory.manifest import Plan
+from mupscale.theory.scaling import Scaling
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.layout import Fold
-from mupscale.notation import Axes, Dim, Factor, Growth, Row, Sizes
+from mupscale.layout.base import Fold
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim, Factor, Growth, Row, Sizes
 from mupscale.operators.noise import generator_of
 
 

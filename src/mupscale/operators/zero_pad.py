@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.notation import Growth, Sizes, pad
-from mupscale.theory import Scaling
+from mupscale.notation.axes import pad
+from mupscale.notation.dims import Growth, Sizes
+from mupscale.theory.scaling import Scaling
 
 DEFAULT_SHRINK = 0.4
 

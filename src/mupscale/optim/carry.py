@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.layout import DEPTH
-from mupscale.models import local, placed_like, whole
-from mupscale.notation import Axes, Dim, pad
-from mupscale.operators import duplicate_scaled, operator_named
+from mupscale.layout.base import DEPTH
+from mupscale.models.sharding import local, placed_like, whole
+from mupscale.notation.axes import Axes, pad
+from mupscale.notation.dims import Dim
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.duplicate import duplicate_scaled
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.together import Together
-from mupscale.theory import Plan, Rule, Scaling, rule_for
+from mupscale.theory.manifest import Plan
+from mupscale.theory.registry import rule_for
+from mupscale.theory.rules import Rule
+from mupscale.theory.scaling import Scaling
 
 
 def carry_optimizer(

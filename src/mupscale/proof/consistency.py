@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.models import one_memory, tie_names
-from mupscale.operators import is_architecture, tables
-from mupscale.theory import Plan
+from mupscale.models.contents import one_memory, tie_names
+from mupscale.operators.filling import is_architecture, tables
+from mupscale.theory.manifest import Plan
 
 Found = Iterator[tuple[str, str]]  # a module, and what is wrong there
 

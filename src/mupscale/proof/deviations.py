@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from mupscale.models import Call
-from mupscale.notation import Axes, Dim, duplicate
-from mupscale.theory import Plan
+from mupscale.models.calls import Call
+from mupscale.notation.axes import Axes, duplicate
+from mupscale.notation.dims import Dim
+from mupscale.theory.manifest import Plan
 
 
 def spread(tensor: Tensor) -> float:

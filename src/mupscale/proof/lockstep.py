@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models import Call, SameChance, copied, result_tensors
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.chance import SameChance
+from mupscale.models.copying import copied
 from mupscale.optim import param_groups
 from mupscale.proof.deviations import grown_call
-from mupscale.theory import Plan
+from mupscale.theory.manifest import Plan
 
 LOSS_TOLERANCE = 1e-9
 STEPS = 5

@@ -20,23 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, one_line
-from mupscale.layout import explicit, instance, part_of, randomize_, remembered, tiny
-from mupscale.models import (
-    Call,
-    Float64,
-    SameChance,
-    doubled,
-    example_inputs,
-    float64,
-    is_stock,
-    quiet,
-    result_tensors,
-    state_tensors,
-)
-from mupscale.operators import Grower, fill_
+from mupscale.layout.cache import remembered
+from mupscale.layout.inference.family import part_of
+from mupscale.layout.inference.fields import explicit
+from mupscale.layout.inference.instance import instance, randomize_
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.chance import SameChance
+from mupscale.models.contents import state_tensors
+from mupscale.models.copying import doubled
+from mupscale.models.inputs import example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import is_stock, quiet
+from mupscale.operators.any_tensor import Grower
+from mupscale.operators.filling import fill_
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.proof.lockstep import in_lockstep
-from mupscale.theory import Plan
+from mupscale.theory.manifest import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

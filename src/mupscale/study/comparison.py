@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.operators import DEFAULT_SHRINK, OPERATORS
+from mupscale.operators.catalogue import OPERATORS
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.planner import from_first
 from mupscale.study.data import Tokens
 from mupscale.study.description import Narrow, checksum, describe_narrow, load_model
@@ -31,7 +32,7 @@ from mupscale.study.history import History
 from mupscale.study.recipe import TrainConfig, build_optimizer
 from mupscale.study.training import drop_weights, train
 from mupscale.study.trials import run_trials
-from mupscale.theory import MANIFEST
+from mupscale.theory.manifest import MANIFEST
 
 SCRATCH = "scratch"
 STARTS = (
@@ -51,7 +52,7 @@ class Start:
     """One way to begin: an operator with its options, or ``scratch``, a fresh initialization under μP.
 
     Attributes:
-        operator: of `mupscale.operators.OPERATORS`, or ``scratch``.
+        operator: of `mupscale.operators.catalogue.OPERATORS`, or ``scratch``.
         noise: as `mupscale.grow` takes it.
         shrink: λ of zero_pad.
         carried: go on with the narrow model's optimizer state. By default `duplicate` does, and the others

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.study.norms import watch_activations
-from mupscale.theory import collapse, optimizer_names
+from mupscale.theory.registry import optimizer_names
+from mupscale.theory.tables import collapse
 
 PARAMETRIZATIONS = {
     "standard": "standard parametrization: the model's own initialization, one learning rate",

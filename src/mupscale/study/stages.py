@@ -24,17 +24,18 @@ from rich.progress import Progress
 from transformers import PreTrainedModel
 
 import mupscale
-from mupscale.checkpoint import Checkpoint
+from mupscale.checkpoint.reader import Checkpoint
 from mupscale.errors import GrowthError
 from mupscale.growth import grow_checkpoint
-from mupscale.operators import DEFAULT_SHRINK, Shrink, operator_named
-from mupscale.optim import state_is_padded
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink
+from mupscale.optim.carry import state_is_padded
 from mupscale.study.data import Tokens
 from mupscale.study.description import checksum, load_model
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.training import finished, train
-from mupscale.theory import MANIFEST
+from mupscale.theory.manifest import MANIFEST
 
 Row = dict[str, Any]
 _TRAINING = {f.name for f in fields(TrainConfig)} - {"steps", "skip_blocks", "seed", "optimizer"}

@@ -33,7 +33,7 @@ from mupscale.study.data import Data, collate
 from mupscale.study.history import HISTORY_FILE, History, write_json
 from mupscale.study.progress import ShowProgress, quiet
 from mupscale.study.recipe import SCHEDULER, TrainConfig, build_optimizer
-from mupscale.theory import MANIFEST
+from mupscale.theory.manifest import MANIFEST
 
 RUN_FILE = "run.json"
 

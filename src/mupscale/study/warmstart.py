@@ -38,7 +38,7 @@ from mupscale.study.history import write_json
 from mupscale.study.recipe import TrainConfig, carried_optimizer
 from mupscale.study.savings import savings
 from mupscale.study.training import train
-from mupscale.theory import scaling_rows
+from mupscale.theory.tables import scaling_rows
 
 RESULTS_FILE = "results.json"
 

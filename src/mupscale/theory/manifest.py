@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import nn
 
 from mupscale.errors import GrowthError
-from mupscale.layout import DEPTH, Layout
-from mupscale.models import config_class, skeleton
+from mupscale.layout.base import DEPTH, Layout
+from mupscale.models.skeletons import config_class, skeleton
 from mupscale.theory.scaling import Scaling
 from mupscale.theory.tables import as_text, collapse, count, scaling_table
 

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mupscale.layout import Layout
-from mupscale.notation import Axes
+from mupscale.layout.base import Layout
+from mupscale.notation.axes import Axes
 
 
 @dataclass(frozen=True)

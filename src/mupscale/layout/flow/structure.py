@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from mupscale.layout.flow.dispatch import Dims
 from mupscale.layout.flow.trace import Trace
 from mupscale.layout.flow.units import Conflict, Unit, Units, flat, size_of
-from mupscale.notation import Axes, Dim, Factor, Row
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim, Factor, Row
 
 
 def pairs(a: Units, b: Units, *, rows: bool = False) -> Iterator[tuple[Unit, Unit]]:

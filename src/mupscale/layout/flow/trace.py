@@ -21,7 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mupscale.layout.flow import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.flow.dispatch import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.flow.units import Conflict, Unit, Units, size_of
-from mupscale.models import every_tensor, result_tensors, state_tensors
+from mupscale.models.calls import every_tensor, result_tensors
+from mupscale.models.contents import state_tensors
 
 Root = tuple[str, int]  # a parameter and one of its dims
 

@@ -30,8 +30,9 @@ from mupscale.layout.inference.fields import (
     value_at,
 )
 from mupscale.layout.tiny_config import tiny
-from mupscale.models import persistent_buffers, tie_names
-from mupscale.notation import Axes, Dim, Row
+from mupscale.models.contents import persistent_buffers, tie_names
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mupscale.layout.base import DEPTH
 from mupscale.layout.tiny_sizes import canonical
-from mupscale.models import quiet, shapes, transformers_config, worked_out
+from mupscale.models.skeletons import quiet, shapes, transformers_config, worked_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mupscale.layout.flow.trace import Trace, trace
-from mupscale.models import (
-    HIDDEN_STATES,
-    Float64,
-    example_inputs,
-    float64,
-    model_class,
-    persistent_buffers,
-    quiet,
-)
+from mupscale.models.contents import persistent_buffers
+from mupscale.models.inputs import HIDDEN_STATES, example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import model_class, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

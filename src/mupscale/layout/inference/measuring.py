@@ -34,7 +34,7 @@ from mupscale.layout.inference.fields import (
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.linear import sparsest
 from mupscale.layout.tiny_config import tiny
-from mupscale.models import shapes
+from mupscale.models.skeletons import shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -16,8 +16,11 @@ from mupscale.layout.flow.trace import Trace, trace
 from mupscale.layout.flow.units import Conflict, Unit, size_of
 from mupscale.layout.inference.constants import folds
 from mupscale.layout.inference.folding import said_as_folds
-from mupscale.models import Call, Float64, float64, state_tensors, tie_names
-from mupscale.notation import Axes, Dim
+from mupscale.models.calls import Call
+from mupscale.models.contents import state_tensors, tie_names
+from mupscale.models.precision import Float64, float64
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim
 
 
 def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[Layout, dict[str, Fraction]]:

@@ -81,7 +81,7 @@ def train(
     from mupscale.study.stages import read_stages, train_stages
     from mupscale.study.training import RUN_FILE, seen_blocks
     from mupscale.study.training import train as run
-    from mupscale.theory import MANIFEST
+    from mupscale.theory.manifest import MANIFEST
 
     planned = read_stages(stages) if stages else []
     if resume and not (out / ("stage1" if planned else "") / RUN_FILE).is_file():

@@ -27,7 +27,7 @@ from mupscale.study.plots import Plot
 from mupscale.study.tune import outcome, tables, words
 from mupscale.study.tune.pictures import all_pictures
 from mupscale.study.tune.reading import Row, checks_transfer, show, show_loss, width_word
-from mupscale.theory import count
+from mupscale.theory.tables import count
 
 REPORT_FILE = "report.html"
 

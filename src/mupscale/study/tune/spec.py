@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.operators import DEFAULT_SHRINK
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.study.recipe import TrainConfig
 from mupscale.study.tune.space import Space, grid
 

@@ -19,8 +19,9 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mupscale.errors import GrowthError
-from mupscale.operators import Noise, operator_named
-from mupscale.optim import state_is_padded
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.noise import Noise
+from mupscale.optim.carry import state_is_padded
 from mupscale.study.recipe import TrainConfig
 from mupscale.study.tune.space import PRUNERS, SAMPLERS, Choices, Space, is_number, read_knob
 from mupscale.study.tune.spec import KNOBS, Data, FieldError, Model, Search, Stage, Study, Widths, one_of

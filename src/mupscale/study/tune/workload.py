@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.models import skeleton
+from mupscale.models.skeletons import skeleton
 from mupscale.study import networks
 from mupscale.study.corpus import DataConfig, text_from_hub
 from mupscale.study.data import END_OF_TEXT, Data, load_tokens
