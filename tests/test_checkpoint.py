@@ -277,7 +277,8 @@ def test_a_killed_run_leaves_no_destination_and_can_be_repeated(source, tmp_path
     script = (
         "import os, signal, sys\n"
         "from mupscale import growth\n"
-        "growth.copy_companions = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from mupscale.checkpoint import staging\n"
+        "staging.copy_companions = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)\n"
         "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=2)\n"
     )
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]

@@ -1,7 +1,7 @@
 """Run a model once and read from its operators which dims are one and the same axis.
 
 `trace` calls the model on the CPU with small real inputs, under a mode that sees every operator of torch; the
-rules say what each means for the dims (see `operators` and `units`). Weights matter only where they steer the
+rules say what each means for the dims (see `dispatch` and `units`). Weights matter only where they steer the
 control flow, as a router does.
 """
 
@@ -119,13 +119,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if part is not None:
                 self.trace.partly |= dict.fromkeys(root, part)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         call = Call(name, args, kwargs or {}, out, self.dims_of, self.mark, self.place)

@@ -40,6 +40,8 @@ NO_WIDTH = {
     "labels": "the number of classes is not a width",
     DEPTH: "depth is not a width",
 }
+# Fields that say nothing about the function.
+NOTES = {"dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range"}
 _AXIS = {
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,13 +32,7 @@ def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:
 class _QuickDraws(TorchFunctionMode):
     """Draw in float32, which takes a tenth of the time: random weights need no more digits."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_) and args[0].dtype == torch.float64:
             drawn = torch.empty(args[0].shape, dtype=torch.float32, device=args[0].device)
             return args[0].copy_(func(drawn, *args[1:], **(kwargs or {})))
