@@ -70,7 +70,12 @@ _HOMES = {
 }
 
 
+_ROOMS = ("integrations", "layout", "operators", "optim")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"mupscale.{name}")
     for home, names in _HOMES.items():
         if name in names:
             return globals().setdefault(name, getattr(import_module(f"mupscale.{home}"), name))
