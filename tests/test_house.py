@@ -118,7 +118,7 @@ def stems(name):
 def test_every_public_name_is_found_when_it_is_asked_for():
     block = next(node for node in TREES["mupscale"].body if isinstance(node, ast.If))
     for_types = {(node.module, alias.name) for node in block.body for alias in node.names}
-    homes = {(f"mupscale.{home}", name) for home, names in mupscale._HOMES.items() for name in names}
+    homes = {(f"mupscale.{home}", name) for name, home in mupscale._HOMES.items()}
     assert homes == for_types
     assert {name for _, name in homes} | {"GrowthError"} == {*mupscale.__all__} <= {*dir(mupscale)}
     assert all(callable(getattr(mupscale, name)) for name in mupscale.__all__)

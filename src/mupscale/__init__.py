@@ -52,34 +52,30 @@ __all__ = [
 
 # Where each name stands: imported when it is first asked for, as torch takes seconds.
 _HOMES = {
-    "growth": ("grow",),
-    "initialization": ("init_",),
-    "optim": (
-        "carry_optimizer",
-        "clip_grad_norm_",
-        "hidden_matrices",
-        "load_by_name",
-        "param_groups",
-        "set_lr",
-    ),
-    "planner": ("plan",),
-    "theory.manifest": ("Plan",),
-    "theory.registry": ("register_optimizer",),
-    "theory.rules": ("Power", "Rule"),
-    "verification": ("Report", "verify"),
+    "Plan": "theory.manifest",
+    "Power": "theory.rules",
+    "Report": "verification",
+    "Rule": "theory.rules",
+    "carry_optimizer": "optim",
+    "clip_grad_norm_": "optim",
+    "grow": "growth",
+    "hidden_matrices": "optim",
+    "init_": "initialization",
+    "load_by_name": "optim",
+    "param_groups": "optim",
+    "plan": "planner",
+    "register_optimizer": "theory.registry",
+    "set_lr": "optim",
+    "verify": "verification",
 }
 
 
-_ROOMS = ("integrations", "layout", "operators", "optim")
-
-
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in ("integrations", "optim"):
         return import_module(f"mupscale.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            return globals().setdefault(name, getattr(import_module(f"mupscale.{home}"), name))
-    raise AttributeError(f"module 'mupscale' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mupscale' has no attribute {name!r}")
+    return globals().setdefault(name, getattr(import_module(f"mupscale.{_HOMES[name]}"), name))
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -26,15 +25,19 @@ from mupscale.models.contents import state_tensors, tie_, tie_names, unwrapped
 from mupscale.models.copying import copied, doubled
 from mupscale.models.drawing import drawn_like
 from mupscale.models.precision import Float64, float64
-from mupscale.models.skeletons import class_name, own_config, shapes, skeleton, transformers_config
+from mupscale.models.skeletons import (
+    PreTrainedConfig,
+    class_name,
+    own_config,
+    shapes,
+    skeleton,
+    transformers_config,
+)
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.notation.dims import wide_sizes
 from mupscale.operators.filling import check_memory
 from mupscale.proof.proof import Proof, prove, prove_modules
 from mupscale.theory.manifest import MANIFEST, Plan, builder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 
 def plan(

@@ -29,7 +29,7 @@ from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import operator_named
 from mupscale.proof.consistency import held_otherwise
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
-from mupscale.proof.lockstep import paired_optimizers
+from mupscale.proof.lockstep import paired_optimizers, train_step
 from mupscale.theory.manifest import Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
@@ -288,12 +288,8 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -
         for step in range(steps):
             losses = []
             for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
-                optimizer.zero_grad()
                 with SameChance(step):
-                    loss = _loss(model, own)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses.append(loss.item())
+                    losses.append(train_step(model, optimizer, own, _loss))
             worst = max(worst, abs(losses[0] - losses[1]))
     return worst
 

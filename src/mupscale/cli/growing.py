@@ -7,17 +7,10 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from tyro.conf import Positional, arg
 
 import mupscale
@@ -25,9 +18,6 @@ from mupscale.cli.names import DTYPES, OPERATORS, OPTIMIZERS, SHRINK
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
 from mupscale.errors import GrowthError
 from mupscale.study.commands import parse_axes
-
-if TYPE_CHECKING:
-    from mupscale.theory.manifest import Plan
 
 Source = Annotated[
     Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
@@ -108,13 +98,10 @@ def grow(
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("growing"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        *(progress.TextColumn("growing"), progress.BarColumn(), progress.DownloadColumn()),
+        *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("growing", total=None)
         grow_checkpoint(
             source,
@@ -229,7 +216,7 @@ def hparams(
     return 0
 
 
-def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | None) -> Plan:
+def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | None) -> mupscale.Plan:
     factors = parse_axes(axes)
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import NO_WIDTH, NOTES, Path, times, value_at, with_fields
-from mupscale.models.skeletons import shapes, skeleton
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, shapes, skeleton
 
 
 def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:

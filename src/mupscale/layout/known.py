@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Fold, Layout
@@ -15,10 +15,7 @@ from mupscale.layout.inference.fields import NOTES
 from mupscale.layout.inference.folding import folds_of
 from mupscale.layout.inference.measuring import infer
 from mupscale.layout.tiny_config import tiny
-from mupscale.models.skeletons import is_stock, model_class
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, is_stock, model_class
 
 
 def family_of(config: PreTrainedConfig) -> Family:

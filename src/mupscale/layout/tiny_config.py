@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mupscale.errors import GrowthError, one_line
 from mupscale.layout.tiny_sizes import (
@@ -26,10 +26,7 @@ from mupscale.layout.tiny_sizes import (
     is_positive,
     row_for,
 )
-from mupscale.models.skeletons import quiet, transformers_config, worked_out
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, quiet, transformers_config, worked_out
 
 
 def tiny(config: PreTrainedConfig, *, grouped: bool = False) -> PreTrainedConfig:

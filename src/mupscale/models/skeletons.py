@@ -16,7 +16,9 @@ from mupscale.errors import GrowthError
 from mupscale.models.contents import unwrapped
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig as PreTrainedConfig
+else:
+    PreTrainedConfig = Any  # transformers is imported only where there is something of it
 
 
 def class_name(kind: type) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,7 +93,7 @@ class _Lockstep:
         losses = []
         for model, optimizer, call in zip(pair, optimizers, calls, strict=True):
             with SameChance(step, still=self.still) as chance:
-                losses.append(_step(model, optimizer, call))
+                losses.append(train_step(model, optimizer, call, _loss))
             self.draws += chance.draws
         return losses[0], losses[1]
 
@@ -140,9 +140,19 @@ def paired_optimizers(
     )
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> float:
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    call: Call,
+    loss_of: Callable[[nn.Module, Call], Tensor],
+) -> float:
+    """One step of an optimizer; the loss before it.
+
+    Raises:
+        GrowthError: the model's outputs carry no gradients.
+    """
     optimizer.zero_grad()
-    loss = sum(_losses(result_tensors(call(model))), start=torch.zeros(()))
+    loss = loss_of(model, call)
     if not loss.requires_grad:
         raise GrowthError(
             f"{type(model).__name__}: its outputs carry no gradients (it may run under torch.no_grad), so "
@@ -153,9 +163,11 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, call: Call) -> flo
     return loss.item()
 
 
-def _losses(outputs: list[Tensor]) -> Iterator[Tensor]:
+def _loss(model: nn.Module, call: Call) -> Tensor:
     """A mean over each output, which copies leave as it is, with a different pull on every place."""
-    for output in outputs:
+    loss = torch.zeros(())
+    for output in result_tensors(call(model)):
         places = output if output.ndim else output[None]
         target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
-        yield (places - target.reshape(-1, *[1] * (places.ndim - 1))).abs().square().mean()
+        loss = loss + (places - target.reshape(-1, *[1] * (places.ndim - 1))).abs().square().mean()
+    return loss

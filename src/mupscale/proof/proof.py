@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,12 @@ from mupscale.models.contents import state_tensors
 from mupscale.models.copying import doubled
 from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64, float64
-from mupscale.models.skeletons import is_stock, quiet
+from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.filling import fill_
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.proof.lockstep import in_lockstep
 from mupscale.theory.manifest import Plan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 TOLERANCE = 1e-10
 

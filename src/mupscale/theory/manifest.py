@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from torch import nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
-from mupscale.models.skeletons import config_class, skeleton
+from mupscale.models.skeletons import PreTrainedConfig, config_class, skeleton
 from mupscale.theory.scaling import Scaling
 from mupscale.theory.tables import as_text, collapse, count, scaling_table
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 MANIFEST = "mupscale.json"
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -31,11 +31,9 @@ from mupscale.layout.inference.fields import (
 )
 from mupscale.layout.tiny_config import tiny
 from mupscale.models.contents import persistent_buffers, tie_names
+from mupscale.models.skeletons import PreTrainedConfig
 from mupscale.notation.axes import Axes
 from mupscale.notation.dims import Dim, Row
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mupscale.layout.base import DEPTH
 from mupscale.layout.tiny_sizes import canonical
-from mupscale.models.skeletons import quiet, shapes, transformers_config, worked_out
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, quiet, shapes, transformers_config, worked_out
 
 Path = tuple[str, ...]
 

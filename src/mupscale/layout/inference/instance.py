@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,7 @@ from mupscale.layout.flow.trace import Trace, trace
 from mupscale.models.contents import persistent_buffers
 from mupscale.models.inputs import HIDDEN_STATES, example_inputs
 from mupscale.models.precision import Float64, float64
-from mupscale.models.skeletons import model_class, quiet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, model_class, quiet
 
 
 def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,10 +33,7 @@ from mupscale.layout.inference.fields import (
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.linear import sparsest
 from mupscale.layout.tiny_config import tiny
-from mupscale.models.skeletons import shapes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, shapes
 
 
 def infer(config: PreTrainedConfig) -> Family:
