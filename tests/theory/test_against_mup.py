@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import mupscale
+from lockstep import value_by_name
 
 mup = pytest.importorskip("mup")
 
@@ -34,11 +35,6 @@ def pair(factors):
     return theirs, mupscale.plan(mlp(*WIDTHS), to=mlp(*wide)), factors[1]
 
 
-def theirs_by_name(model, optimizer, key):
-    names = {id(p): n for n, p in model.named_parameters()}
-    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
-
-
 def ours_by_name(plan, optimizer_class, key, **values):
     wide = mlp(*(s[0] for s in (plan.wide_shape("0.bias"), plan.wide_shape("2.bias"))))
     groups = mupscale.param_groups(wide, plan, optimizer_class, lr=LR, **values)
@@ -52,7 +48,7 @@ def ours_by_name(plan, optimizer_class, key, **values):
 )
 def test_learning_rates_are_equal(make, ours, power, factors):
     theirs, plan, k = pair(factors)
-    expected = theirs_by_name(theirs, make(theirs.parameters(), lr=LR), "lr")
+    expected = value_by_name(theirs, make(theirs.parameters(), lr=LR), "lr")
     expected[READOUT] /= k**power
     assert ours_by_name(plan, ours, "lr") == pytest.approx(expected)
 
@@ -76,7 +72,7 @@ def test_shrinking_per_step_is_equal(make, ours, factors):
     """lr · weight decay is what a weight loses a step, whatever it is multiplied by in the forward pass."""
     theirs, plan, _ = pair(factors)
     optimizer = make(theirs.parameters(), lr=LR, weight_decay=DECAY)
-    rates, decays = (theirs_by_name(theirs, optimizer, key) for key in ("lr", "weight_decay"))
+    rates, decays = (value_by_name(theirs, optimizer, key) for key in ("lr", "weight_decay"))
     our_rates, our_decays = (
         ours_by_name(plan, ours, key, weight_decay=DECAY) for key in ("lr", "weight_decay")
     )
@@ -88,7 +84,7 @@ def test_l2_inside_adam_differs_because_mup_scales_it_as_if_it_were_decoupled():
     """Adam's L2 term competes with the gradient, which shrinks by c: a hidden weight's must not grow by k."""
     theirs, plan, _ = pair((4, 4))
     optimizer = mup.MuAdam(theirs.parameters(), lr=LR, weight_decay=DECAY)
-    assert theirs_by_name(theirs, optimizer, "weight_decay")["2.weight"] == pytest.approx(4 * DECAY)
+    assert value_by_name(theirs, optimizer, "weight_decay")["2.weight"] == pytest.approx(4 * DECAY)
     assert ours_by_name(plan, torch.optim.Adam, "weight_decay", weight_decay=DECAY)[
         "2.weight"
     ] == pytest.approx(DECAY)
@@ -98,7 +94,7 @@ def test_eps_differs_because_mup_leaves_it():
     """Gradients shrink by c with width, and eps stands beside their root mean square: it must shrink too."""
     theirs, plan, _ = pair((4, 4))
     optimizer = mup.MuAdam(theirs.parameters(), lr=LR, eps=1e-6)
-    assert set(theirs_by_name(theirs, optimizer, "eps").values()) == {1e-6}
+    assert set(value_by_name(theirs, optimizer, "eps").values()) == {1e-6}
     ours = ours_by_name(plan, torch.optim.Adam, "eps", eps=1e-6)
     assert {n: ours[n] for n in ("0.bias", "2.weight", READOUT)} == pytest.approx(
         {"0.bias": 2.5e-7, "2.weight": 2.5e-7, READOUT: 1e-6}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mupscale
-from test_against_mup import theirs_by_name
+from lockstep import value_by_name
 
 mup = pytest.importorskip("mup")
 
@@ -155,7 +155,7 @@ def test_optimizers_of_mup_carry_on_in_lockstep_at_the_rates_that_mup_gives(case
     theirs = make(wide.parameters())  # as mup's users would make it for a model of this width
     assert type(carried) is type(theirs)
     for key in ("lr", "weight_decay"):
-        assert theirs_by_name(wide, carried, key) == pytest.approx(theirs_by_name(wide, theirs, key)), key
+        assert value_by_name(wide, carried, key) == pytest.approx(value_by_name(wide, theirs, key)), key
     for i in range(8):
         a, b = step(narrow, optimizer, inputs), step(wide, carried, inputs)
         assert abs(a - b) <= 1e-10, f"step {i}: narrow {a}, wide {b}"

@@ -11,7 +11,7 @@ import torch
 
 import mupscale
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(script, *arguments):

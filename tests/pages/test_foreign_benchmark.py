@@ -11,7 +11,7 @@ import torch
 import mupscale
 from mupscale.layout.base import Fold
 
-BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # What makes a command short enough for a test: other numbers in its place, and options besides.
 SHORTER = {
