@@ -94,6 +94,14 @@ def test_every_package_and_module_says_what_it_is():
     assert not [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
 
 
+def test_rooms_and_files_can_be_taken_in_at_once():
+    """At most 12 entries in a folder, but for the top, which has the public verbs and the rooms; 400 lines."""
+    folders = [path.parent for name, path in MODULES.items() if name in PACKAGES and "study" not in name]
+    full = [f for f in folders if len([p for p in f.iterdir() if p.name != "__pycache__"]) > 12]
+    assert full == [SRC / "mupscale"]
+    assert not [name for name, path in MODULES.items() if len(path.read_text().splitlines()) > 400]
+
+
 def test_names_tell_modules_apart():
     """None is a public function's; no two are the same or differ by a suffix, as planner and planning do.
 
