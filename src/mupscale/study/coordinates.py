@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.optim import optimizer_names
+from mupscale.theory.registry import optimizer_names
 from mupscale.study.runs.norms import watch_activations
-from mupscale.tables import collapse
+from mupscale.theory.tables import collapse
 
 PARAMETRIZATIONS = {
     "standard": "standard parametrization: the model's own initialization, one learning rate",

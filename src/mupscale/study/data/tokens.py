@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, default_data_collator
 
 from mupscale.errors import GrowthError
-from mupscale.layout import transformers_config
+from mupscale.models.skeletons import transformers_config
 from mupscale.study.data.corpus import DataConfig, Document, digest, read_corpus
 from mupscale.study.data.flops import training_flops
 from mupscale.study.spec.recipe import TrainConfig

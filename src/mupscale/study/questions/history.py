@@ -8,7 +8,7 @@ from mupscale.study.page.parts import Answer, Table, table_of
 from mupscale.study.page.plots import COLOURS, Line, draw, padded
 from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
 from mupscale.study.questions.words import loss_axis, show, show_flops, show_loss
-from mupscale.tables import count
+from mupscale.theory.tables import count
 
 
 def line(results: Row, *, of: Names) -> Answer:

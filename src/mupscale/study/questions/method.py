@@ -7,7 +7,7 @@ from typing import Any
 from mupscale.study.page.parts import Answer
 from mupscale.study.questions.reading import Row
 from mupscale.study.questions.words import several
-from mupscale.tables import count
+from mupscale.theory.tables import count
 
 
 def method(results: Row) -> Answer:

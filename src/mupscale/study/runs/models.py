@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mupscale.errors import GrowthError
@@ -97,3 +105,8 @@ def load_checkpoint(path: Path) -> PreTrainedModel:
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except Exception as error:  # whatever a broken file makes the reader raise
         raise GrowthError(f"{path}: transformers cannot load it ({' '.join(str(error).split())})") from None
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that lies beside a model; None where there is none."""
+    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mupscale.tables import collapse
+from mupscale.theory.tables import collapse
 
 
 @dataclass(frozen=True, kw_only=True)

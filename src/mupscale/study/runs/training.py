@@ -29,7 +29,7 @@ from transformers import (
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
-from mupscale.planning import MANIFEST
+from mupscale.theory.manifest import MANIFEST
 from mupscale.study.data.tokens import Data, collate
 from mupscale.study.runs.history import HISTORY_FILE, History, Point, write_json
 from mupscale.study.runs.progress import ShowProgress, quiet

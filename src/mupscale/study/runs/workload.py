@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.layout import skeleton
+from mupscale.models.skeletons import skeleton
 from mupscale.planner import from_first
 from mupscale.study.data.corpus import DataConfig, text_from_hub
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
 from mupscale.study.data.tokens import END_OF_TEXT, Data, load_tokens
 from mupscale.study.runs import networks
-from mupscale.study.runs.models import fresh_model, read_config, small_llama
+from mupscale.study.runs.models import fresh_model, read_config, read_tokenizer, small_llama
 from mupscale.study.spec.sweeps import FieldError, Study
 
 HUB = "hub:"
@@ -157,9 +157,8 @@ def _data(study: Study, cache: Path | None) -> Data:
             path = study.file.parent / about.source
         if study.model.file is not None:
             folder = study.file.parent / study.model.file
-            if (folder / "tokenizer.json").is_file():
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-            elif study.model.checkpoint is not None:
+            tokenizer = read_tokenizer(folder)
+            if tokenizer is None and study.model.checkpoint is not None:
                 said = f"{folder}: no tokenizer.json; the text must be encoded with the model's own tokenizer"
                 raise FieldError("model", "checkpoint", said)
         return load_tokens(

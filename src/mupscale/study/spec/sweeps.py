@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.operators import DEFAULT_SHRINK
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.space import Choices, Space, grid
 

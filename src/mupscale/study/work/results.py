@@ -18,7 +18,7 @@ from mupscale.study.spec.space import at_edge
 from mupscale.study.spec.sweeps import Sweep
 from mupscale.study.work.board import Board
 from mupscale.study.work.queue import Queue
-from mupscale.tables import plan_rows
+from mupscale.theory.tables import scaling_rows
 
 Row = dict[str, Any]
 SeedRuns = dict[str, Any]
@@ -45,7 +45,7 @@ def collect(board: Board) -> Row:
         "narrow": workload.narrow,
         "training": dict(study.training),
         "sweeps": sweeps,
-        "plans": {name: plan_rows(_growth(board, study.sweeps[name])) for name in planned},
+        "plans": {name: scaling_rows(_growth(board, study.sweeps[name])) for name in planned},
         "questions": [dict(question) for question in study.questions],
         "seconds": sum(_seconds(board, sweep) for sweep in study.sweeps.values()),
     }
