@@ -145,9 +145,11 @@ def draw(
         else:
             axes.set_xlim(left=0)
             axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5), useMathText=True)
-        look = {"frameon": False, "fontsize": 8.5, "title": legend_title, "title_fontsize": 8.5}
-        if legend == "below" and axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, **look)
+        look: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "title": legend_title, "title_fontsize": 8.5}
+        labels = axes.get_legend_handles_labels()[1]
+        if legend == "below" and labels:
+            look |= {"ncols": 2 if max(map(len, labels)) < 6 * panel_size[0] else 1}
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), **look)
         elif axes is all_axes[-1]:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), **look)
     all_axes[0].set_ylabel(y)
