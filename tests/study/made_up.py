@@ -14,7 +14,15 @@ NOISES = [0.0, 0.5, 1.0, 2.0]
 STEP_FLOPS = {32: 10, 64: 40, 128: 160, 256: 640}
 
 
-def row(point: Row, losses: list[float | None], number: int = 0, *, steps: int = 100, drop: float = 2.0, **more: Any) -> Row:
+def row(
+    point: Row,
+    losses: list[float | None],
+    number: int = 0,
+    *,
+    steps: int = 100,
+    drop: float = 2.0,
+    **more: Any,
+) -> Row:
     """A point with a loss for each seed; None: that one diverged."""
     known = [loss for loss in losses if loss is not None]
     complete = None not in losses
@@ -62,7 +70,11 @@ def sweep(name: str, points: list[Row], *, begin: str = "scratch", **more: Any) 
     done = sum(len(point["trials"]) for point in points)
     total = more.pop("total", done)
     lengths = sorted({length["steps"] for point in points for length in point["lengths"]})
-    steps = more.pop("steps", None) or max(lengths, default=0) or (points[0]["steps"] // max(1, len(points[0]["losses"])) if points else 100)
+    steps = (
+        more.pop("steps", None)
+        or max(lengths, default=0)
+        or (points[0]["steps"] // max(1, len(points[0]["losses"])) if points else 100)
+    )
     made = {
         "name": name, "begin": begin, "source": None, "width": width, "from_width": width // 2 if begin == "grow" else None,
         "parameters": width * 1000, "takes": {}, "total": total, "done": done, "finished": done == total and done > 0,
@@ -89,20 +101,33 @@ def read_back(results: Row) -> Row:
     return json.loads(json.dumps(json_safe(results), allow_nan=False))
 
 
-def valley(best_lr: float, best_noise: float, floor: float, *, rates: Any = RATES, noises: Any = NOISES, **fixed: Any) -> list[Row]:
+def valley(
+    best_lr: float, best_noise: float, floor: float, *, rates: Any = RATES, noises: Any = NOISES, **fixed: Any
+) -> list[Row]:
     """A grid whose lowest loss is at a known place; four times its rate diverges."""
     points = []
     for number, (lr, noise) in enumerate(product(rates, noises)):
         loss = floor + 0.03 * math.log2(lr / best_lr) ** 2 + 0.02 * (noise - best_noise) ** 2
         losses: list[float | None] = [loss - 0.004, loss, loss + 0.004]
-        points.append(row({"lr": lr, "noise": noise, **fixed}, [loss, None, None] if lr >= 4 * best_lr else losses, number))
+        points.append(
+            row(
+                {"lr": lr, "noise": noise, **fixed},
+                [loss, None, None] if lr >= 4 * best_lr else losses,
+                number,
+            )
+        )
     return points
 
 
 def rates(best_lr: float, floor: float, **more: Any) -> list[Row]:
     """A sweep of the rate alone, two seeds."""
     return [
-        row({"lr": lr}, [floor + 0.05 * math.log2(lr / best_lr) ** 2 + d for d in (-0.01, 0.01)], number, **more)
+        row(
+            {"lr": lr},
+            [floor + 0.05 * math.log2(lr / best_lr) ** 2 + d for d in (-0.01, 0.01)],
+            number,
+            **more,
+        )
         for number, lr in enumerate(RATES)
     ]
 
@@ -112,7 +137,10 @@ def procedure(grown: dict[int, float], *, goal: float = 1.5, transferred: float 
     seeds = {steps: [loss - 0.01, loss + 0.01] for steps, loss in grown.items()}
     longest = max(grown)
     ours = row({"lr": 0.004, "noise": 1.0}, seeds[longest], steps=longest, drop=0.4, **ends(seeds))
-    theirs = [row({"lr": lr}, [x - 0.02, x + 0.02], i, steps=400) for i, (lr, x) in enumerate([(0.004, transferred), (0.008, goal)])]
+    theirs = [
+        row({"lr": lr}, [x - 0.02, x + 0.02], i, steps=400)
+        for i, (lr, x) in enumerate([(0.004, transferred), (0.008, goal)])
+    ]
     from_scratch = {"takes": {"lr": "scratch-32"}}
     return study(
         [
@@ -120,7 +148,14 @@ def procedure(grown: dict[int, float], *, goal: float = 1.5, transferred: float 
             sweep("base-32", [row({"lr": 0.004}, [2.0, 2.1])], **from_scratch),
             sweep("base-128", [row({"lr": 0.004}, [2.0, 2.1])], **from_scratch),
             sweep("grow-32", valley(0.004, 1.0, 1.8), begin="grow", width=64, source="base-32"),
-            sweep("grown-128", [ours], begin="grow", width=256, source="base-128", takes={"lr": "grow-32", "noise": "grow-32"}),
+            sweep(
+                "grown-128",
+                [ours],
+                begin="grow",
+                width=256,
+                source="base-128",
+                takes={"lr": "grow-32", "noise": "grow-32"},
+            ),
             sweep("fresh-256", theirs, **from_scratch),
         ],
         {"ask": "tuned", "of": ["scratch-32", "grow-32"]},
@@ -133,7 +168,13 @@ def procedure(grown: dict[int, float], *, goal: float = 1.5, transferred: float 
 def check(best: dict[int, tuple[float, float]]) -> Row:
     """A transfer check whose optimum is known at each narrow width."""
     grows = [
-        sweep(f"grow-{w}", valley(*at, 2.2 - 0.2 * math.log2(w / 32)), begin="grow", width=2 * w, source=f"base-{w}")
+        sweep(
+            f"grow-{w}",
+            valley(*at, 2.2 - 0.2 * math.log2(w / 32)),
+            begin="grow",
+            width=2 * w,
+            source=f"base-{w}",
+        )
         for w, at in best.items()
     ]
     bases = [sweep(f"base-{w}", [row({"lr": 0.004}, [2.0])], takes={"lr": "scratch-32"}) for w in best]
@@ -144,12 +185,26 @@ def check(best: dict[int, tuple[float, float]]) -> Row:
 def demo(grown: float = 3.0, scratch: dict[int, float] | None = None, *, narrow_steps: int = 400) -> Row:
     """A grown model of 100 steps, from scratch at two rates and three lengths."""
     scratch = scratch or {100: 4.0, 200: 3.2, 400: 2.6}
-    theirs = [row({"lr": 0.004 * (1 + i)}, [scratch[max(scratch)] + worse], i, steps=max(scratch), **ends({s: [x + worse] for s, x in scratch.items()})) for i, worse in enumerate((0.0, 0.4))]
+    theirs = [
+        row(
+            {"lr": 0.004 * (1 + i)},
+            [scratch[max(scratch)] + worse],
+            i,
+            steps=max(scratch),
+            **ends({s: [x + worse] for s, x in scratch.items()}),
+        )
+        for i, worse in enumerate((0.0, 0.4))
+    ]
     equality = {"equal": True, "max_abs_diff": 2.5e-15, "logits_std": 1.25, "text": "equal"}
     return study(
         [
             sweep("narrow-64", [row({"lr": 0.004}, [3.4], steps=narrow_steps)]),
-            sweep("grown-128", [row({"lr": 0.002}, [grown], steps=100, drop=0.4, equality=equality)], begin="grow", source="narrow-64"),
+            sweep(
+                "grown-128",
+                [row({"lr": 0.002}, [grown], steps=100, drop=0.4, equality=equality)],
+                begin="grow",
+                source="narrow-64",
+            ),
             sweep("scratch-128", theirs),
         ],
         {"ask": "saving", "of": "grown-128", "against": "scratch-128"},
@@ -164,19 +219,35 @@ def comparison() -> Row:
     """Three starts at two widths against scratch; curves at the constant rate end 0.1 above the cooldown."""
     sweeps = [sweep("narrow-64", [row({"lr": 0.008}, [3.4, 3.45], steps=400)])]
     for width, floor in ((128, 3.0), (256, 2.9)):
-        for kind, begin, above, drop in (("duplicate", "grow", 0.0, 0.3), ("zero_pad", "grow", 0.05, 1.5), ("scratch", "scratch", 0.4, 3.0)):
+        for kind, begin, above, drop in (
+            ("duplicate", "grow", 0.0, 0.3),
+            ("zero_pad", "grow", 0.05, 1.5),
+            ("scratch", "scratch", 0.4, 3.0),
+        ):
             points = []
             for number, (lr, worse) in enumerate([(0.002, 0.05), (0.004, 0.0), (0.008, 0.1)]):
                 loss = floor + above + worse
                 point = row({"lr": lr}, [loss - 0.01, loss + 0.01], number, drop=drop)
                 point["curve"] = [[step, *(x + 0.1 for x in band)] for step, *band in point["curve"]]
-                point["constant"] = {"loss": loss + 0.1, "spread": 0.012, "losses": [loss + 0.09, loss + 0.11]}
+                point["constant"] = {
+                    "loss": loss + 0.1,
+                    "spread": 0.012,
+                    "losses": [loss + 0.09, loss + 0.11],
+                }
                 points.append(point)
             source = "narrow-64" if begin == "grow" else None
-            sweeps.append(sweep(f"{kind}-{width}", points, begin=begin, from_width=64 if source else None, source=source))
+            sweeps.append(
+                sweep(
+                    f"{kind}-{width}", points, begin=begin, from_width=64 if source else None, source=source
+                )
+            )
     return study(
         sweeps,
-        {"ask": "starts", "of": [s["name"] for s in sweeps if s["begin"] == "grow"], "against": ["scratch-128", "scratch-256"]},
+        {
+            "ask": "starts",
+            "of": [s["name"] for s in sweeps if s["begin"] == "grow"],
+            "against": ["scratch-128", "scratch-256"],
+        },
     )
 
 
@@ -189,7 +260,12 @@ def dynamics() -> Row:
             norms = [
                 [step, kind, name, (1 + shrink) * (1 + step / 100) * (width / 128) ** (shrink == 1.0), 1.0]
                 for step in (0, 50, 100)
-                for kind, name in (("activation", "model.embed_tokens"), ("activation", "model.layers.*.mlp"), ("weight", "lm_head.weight"), ("gradient", "lm_head.weight"))
+                for kind, name in (
+                    ("activation", "model.embed_tokens"),
+                    ("activation", "model.layers.*.mlp"),
+                    ("weight", "lm_head.weight"),
+                    ("gradient", "lm_head.weight"),
+                )
             ]
             points.append(row({"shrink": shrink}, [3.0 + abs(shrink - 0.4)], number, norms=norms))
         sweeps.append(sweep(f"pad-{width}", points, begin="grow"))
@@ -200,7 +276,9 @@ def parametrizations(*, at_edge: Any = ()) -> Row:
     """Two panels: under the standard parametrization the best rate falls by 4, under μP it stays."""
     best = {"standard": {64: 0.008, 256: 0.002}, "mup": {64: 0.004, 256: 0.004}}
     sweeps = [
-        sweep(f"{name}-{width}", rates(lr, 3.0 - width / 1000), at_edge=list(at_edge) if name == "mup" else [])
+        sweep(
+            f"{name}-{width}", rates(lr, 3.0 - width / 1000), at_edge=list(at_edge) if name == "mup" else []
+        )
         for name, widths in best.items()
         for width, lr in widths.items()
     ]

@@ -32,6 +32,7 @@ from mupscale.study.page.plots import Plot
 from mupscale.study.questions import QUESTIONS, answers, ask
 from mupscale.study.questions import check as check_question
 from mupscale.study.questions.reading import first_below, steps_to_reach, sweep_of, tuning_of
+from mupscale.study.questions.saving import compare
 from mupscale.study.questions.tuned import edges, in_words, point_rows
 
 
@@ -129,7 +130,11 @@ def test_points_within_the_spread_are_counted() -> None:
 
 def test_a_pruned_point_has_no_loss() -> None:
     points = [pruned({"lr": 0.001}, 0), *rates(0.004, 2.0)[1:]]
-    assert cells(point_rows(sweep("scratch-32", points)), lr="0.001") == {"lr": "0.001", "loss": "–", "": "pruned"}
+    assert cells(point_rows(sweep("scratch-32", points)), lr="0.001") == {
+        "lr": "0.001",
+        "loss": "–",
+        "": "pruned",
+    }
     assert "1 of 5 points pruned." in in_words(sweep("scratch-32", points))
 
 
@@ -137,7 +142,9 @@ def test_a_pruned_point_has_no_loss() -> None:
 def test_an_optimum_at_the_edge_is_said_to_be_there(best_lr: float, side: str) -> None:
     grow = sweep("grow-32", valley(best_lr, 0.0, 1.8), begin="grow", width=64, at_edge=["lr", "noise"])
     found = ask(study([grow]), {"ask": "tuned", "of": "grow-32"})
-    assert f"{best_lr:g}, stands at the {side} edge of what was tried: a better one may lie beyond." in text(found)
+    assert f"{best_lr:g}, stands at the {side} edge of what was tried: a better one may lie beyond." in text(
+        found
+    )
     assert "The best noise is 0, the lowest there is." in text(found)
     assert cells(tables(found)[0], knob="lr")["at the edge"] == "yes"
 
@@ -193,7 +200,7 @@ def test_what_growing_saves(finished: Row) -> None:
     assert [row["loss"] for row in lengths if row["model"] == "grown"] == [
         f"{loss:.4f} ± 0.0141" for loss in (1.75, 1.62, 1.55, 1.46)
     ]
-    assert cells(lengths, **{"model": "from scratch", "lr": "0.008"}) == {
+    assert cells(lengths, model="from scratch", lr="0.008") == {
         "model": "from scratch", "lr": "0.008", "steps": "400", "FLOPs": "2.56e5", "loss": "1.5000 ± 0.0283", "": "best",
     }  # fmt: skip
     assert found.figures[0] == ("22%", "of the FLOPs from scratch to the same loss")
@@ -214,7 +221,10 @@ def test_compute_of_the_base_model_is_counted_before_the_grown_one(finished: Row
 def test_bounds_are_called_bounds() -> None:
     short = answer(procedure({100: 1.45, 200: 1.4}, goal=1.5, transferred=1.5), "saving")
     assert cells(tables(short)[0], rates="tuned")["of from scratch"] == "≤ 25%"
-    assert "takes at most 25% of the FLOPs from scratch, at most 31% with what came before counted in (it pays)" in text(short)
+    assert (
+        "takes at most 25% of the FLOPs from scratch, at most 31% with what came before counted in (it pays)"
+        in text(short)
+    )
     assert "at most 130% with the tuning, too, counted in (whether it pays is not known)" in text(short)
     assert "since already the shortest run grown gets there" in text(short)
 
@@ -234,7 +244,9 @@ def test_rates_that_were_best_anyway(finished: Row) -> None:
 def test_a_large_rate_at_the_edge_is_said_to_be_there(finished: Row) -> None:
     results = copy.deepcopy(finished)
     sweep_of(results, "fresh-256")["at_edge"] = ["lr"]
-    assert "The best rate of fresh-256 stands at the edge of those tried there." in text(answer(results, "saving"))
+    assert "The best rate of fresh-256 stands at the edge of those tried there." in text(
+        answer(results, "saving")
+    )
 
 
 def test_a_transferred_rate_that_diverged(finished: Row) -> None:
@@ -245,17 +257,22 @@ def test_a_transferred_rate_that_diverged(finished: Row) -> None:
         reach, lengths = tables(found)
         assert [cell["rates"] for cell in reach] == ["tuned"]
         assert found.headline == "With the values taken over a run diverged."
-        assert cells(lengths, **{"model": "from scratch", "lr": "0.004"})[""] == "diverged"
+        assert cells(lengths, model="from scratch", lr="0.004")[""] == "diverged"
 
 
 @pytest.mark.parametrize(
     ("points", "said"),
     [
         ([], "There is no comparison: fresh-256 is not finished."),
-        ([row({"lr": 0.004}, [None])], "There is no comparison: fresh-256 has no run that ended with a loss."),
+        (
+            [row({"lr": 0.004}, [None])],
+            "There is no comparison: fresh-256 has no run that ended with a loss.",
+        ),
     ],
 )
-def test_without_runs_from_scratch_there_is_no_comparison(finished: Row, points: list[Row], said: str) -> None:
+def test_without_runs_from_scratch_there_is_no_comparison(
+    finished: Row, points: list[Row], said: str
+) -> None:
     results = copy.deepcopy(finished)
     results["sweeps"][-1] = sweep("fresh-256", points)
     found = answer(results, "saving")
@@ -278,8 +295,8 @@ def test_from_scratch_at_several_lengths_against_one_grown_run() -> None:
     assert tuned["equal_compute"]["steps"] == 200
     (row,) = tables(found)[0]
     assert row["of from scratch"] == "40%"
-    assert "From scratch, as many steps (100) end at 4.000." in text(found)
-    assert "From scratch, as much compute as both models took (200 steps) ends at 3.200." in text(found)
+    assert "From scratch, as many steps lead to 4.000 (100 steps)." in text(found)
+    assert "From scratch, the compute of both models leads to 3.200 (200 steps)." in text(found)
 
 
 def test_growing_that_did_not_pay_shows_as_a_loss() -> None:
@@ -315,7 +332,9 @@ def test_nothing_is_extrapolated(falling: list[float], goal: float) -> None:
 
 @given(st.floats(1.3, 1.9))
 def test_a_share_is_below_one_exactly_if_the_loss_is_reached_earlier(goal: float) -> None:
-    found = answer(procedure({100: 1.9, 400: 1.6, 800: 1.3}, goal=goal, transferred=goal), "saving").data["tuned"]
+    results = procedure({100: 1.9, 400: 1.6, 800: 1.3}, goal=goal, transferred=goal)
+    ours, theirs = sweep_of(results, "grown-128"), sweep_of(results, "fresh-256")
+    found = compare(results, ours, theirs, ours["points"][0], theirs["points"][0])
     assert found["bound"] in ("interpolated", "at most")
     assert (found["ratio"] < 1) == (found["steps"] < 400)
     assert found["ratio"] < found["with_before"] < found["with_tuning"]
@@ -345,7 +364,10 @@ def test_an_optimum_that_stays() -> None:
     found = answer(check({32: (0.004, 1.0), 64: (0.004, 1.0)}), "transfer")
     assert found.passed is True
     assert "2 times as wide, the optimum stayed where it was: lr at 0.004, noise at 1." in found.headline
-    assert "At 64 → 128 the narrowest optimum is the best point, too, with loss 2.0000 ± 0.0040." in found.headline
+    assert (
+        "At 64 → 128 the narrowest optimum is the best point, too, with loss 2.0000 ± 0.0040."
+        in found.headline
+    )
 
 
 def test_an_optimum_that_diverges_when_wide() -> None:
@@ -389,7 +411,10 @@ def test_one_line_of_widths_against_another() -> None:
     assert found.passed is True
     assert found.data["standard parametrization"]["factor"] == {"lr": pytest.approx(4)}
     assert found.data["μP"]["factor"] == {"lr": 1.0}
-    assert "standard parametrization: From 64 to 256, 4 times as wide, the optimum moved: lr from 0.008 to 0.002 (÷4)." in text(found)
+    assert (
+        "standard parametrization: From 64 to 256, 4 times as wide, the optimum moved: lr from 0.008 to 0.002 (÷4)."
+        in text(found)
+    )
     (plot,) = plots(found).values()
     assert {row["panel"] for row in plot.rows} == {"standard parametrization", "μP"}
     left, right = plot.figure.axes
@@ -426,7 +451,9 @@ def test_which_start_is_best() -> None:
     # 1.5 · (1 − step/100)³ falls to 0.35 at linear interpolation between steps 30 and 40.
     high, low = 1.5 * 0.7**3, 1.5 * 0.6**3
     assert rows["zero_pad", 128]["share"] == pytest.approx((30 + 10 * (high - 0.35) / (high - low)) / 100)
-    assert rows["zero_pad", 256]["with_before"] - rows["zero_pad", 256]["share"] == pytest.approx(400 * 40 / (100 * 640))
+    assert rows["zero_pad", 256]["with_before"] - rows["zero_pad", 256]["share"] == pytest.approx(
+        400 * 40 / (100 * 640)
+    )
     assert "At d_model 256 duplicate is best: it ends at 2.900 ± 0.014 after the cooldown" in found.headline
     plot = plots(found)["starts"]
     diamonds = [row for row in plot.rows if row["line"] == "zero_pad, cooldown"]
@@ -449,7 +476,9 @@ def test_a_start_that_never_gets_there_and_one_at_the_edge() -> None:
 def test_starts_without_a_loss_are_named() -> None:
     results = comparison()
     place = results["sweeps"].index(sweep_of(results, "zero_pad-128"))
-    results["sweeps"][place] = sweep("zero_pad-128", [row({"lr": 0.004}, [None])], begin="grow", source="narrow-64")
+    results["sweeps"][place] = sweep(
+        "zero_pad-128", [row({"lr": 0.004}, [None])], begin="grow", source="narrow-64"
+    )
     found = answer(results, "starts")
     assert "Without a loss: zero_pad-128." in text(found)
     assert [row["start"] for row in tables(found)[0]] == ["duplicate", "scratch"]
@@ -472,24 +501,35 @@ def test_sizes_over_width_and_time() -> None:
     found = answer(dynamics(), "norms")
     assert found.data["change"] == {"λ = 0": 1.0, "λ = 0.4": 1.0, "λ = 1": 2.0}
     assert found.data["lowest"] == {128: "λ = 0.4", 256: "λ = 0.4"}
-    assert found.headline.startswith("From d_model 128 to 256, mean activations at the end change by at most ×1 (λ = 0)")
+    assert found.headline.startswith(
+        "From d_model 128 to 256, mean activations at the end change by at most ×1 (λ = 0)"
+    )
     assert tables(found)[0][0] == {"d_model": "128", "λ = 0": "3.400", "λ = 0.4": "3.000", "λ = 1": "3.600"}
     made = plots(found)
-    assert list(made) == ["activations_over_width", "activations_over_time", "weights_over_time", "gradients_over_time"]
-    rows = [row for row in made["activations_over_width"].rows if row["line"] == "λ = 1" and row["panel"] == "mlp"]
+    assert list(made) == [
+        "activations_over_width",
+        "activations_over_time",
+        "weights_over_time",
+        "gradients_over_time",
+    ]
+    rows = [
+        row for row in made["activations_over_width"].rows if row["line"] == "λ = 1" and row["panel"] == "mlp"
+    ]
     assert [(row["width"], row["mean_absolute"]) for row in rows] == [(128, 4.0), (256, 8.0)]
 
 
 def test_sizes_that_nobody_recorded() -> None:
     results = study([sweep("scratch-32", rates(0.004, 2.0))])
-    assert text(ask(results, {"ask": "norms", "of": "scratch-32"})) == "None are recorded yet."
+    assert text(ask(results, {"ask": "norms", "of": "scratch-32"})) == "No sizes are recorded yet."
 
 
 def test_whether_anything_was_lost() -> None:
     results = demo()
     found = answer(results, "equality")
     assert found.passed is True
-    assert tables(found)[0] == [{"sweep": "grown-128", "equal": "yes", "largest difference": "2.5e-15", "outputs vary by": "1.25"}]
+    assert tables(found)[0] == [
+        {"sweep": "grown-128", "equal": "yes", "largest difference": "2.5e-15", "outputs vary by": "1.25"}
+    ]
     sweep_of(results, "grown-128")["points"][0]["equality"]["equal"] = False
     assert answer(results, "equality").passed is False
     sweep_of(results, "grown-128")["points"][0]["equality"] = None
@@ -502,7 +542,11 @@ def test_one_history_through_all_stages() -> None:
     rows = plots(found)["stages"].rows
     first, second = ([row for row in rows if row["line"] == f"stage {n}"] for n in (1, 2))
     assert first[-1]["flops"] == second[0]["flops"] == 400 * 40
-    assert (second[-1]["step"], second[-1]["items"], second[-1]["flops"]) == (500, 500_000, 400 * 40 + 100 * 160)
+    assert (second[-1]["step"], second[-1]["items"], second[-1]["flops"]) == (
+        500,
+        500_000,
+        400 * 40 + 100 * 160,
+    )
 
 
 def test_what_became_of_every_parameter() -> None:
@@ -531,7 +575,9 @@ def test_pictures_show_the_best_over_the_other_knobs(checked: Row) -> None:
 
 def test_a_loss_near_divergence_does_not_flatten_the_valley() -> None:
     losses = zip(RATES, [1.6, 1.5, 1.52, 1.6, 9.0], strict=True)
-    results = study([sweep("scratch-32", [row({"lr": lr}, [loss], i) for i, (lr, loss) in enumerate(losses)])])
+    results = study(
+        [sweep("scratch-32", [row({"lr": lr}, [loss], i) for i, (lr, loss) in enumerate(losses)])]
+    )
     plot = plots(ask(results, {"ask": "tuned", "of": "scratch-32"}))["loss_over_lr"]
     low, high = plot.figure.axes[0].get_ylim()
     assert low < 1.5
@@ -543,11 +589,16 @@ def test_kinds_of_noise_are_lines_of_their_own() -> None:
     points = [
         point
         for kind, floor in (("balanced", 1.8), ("gaussian", 1.9))
-        for point in valley(0.004, 1.0, floor, noise_kind=kind, operator="duplicate", optimizer_state="carried")
+        for point in valley(
+            0.004, 1.0, floor, noise_kind=kind, operator="duplicate", optimizer_state="carried"
+        )
     ]
     grow = sweep("grow-32", points, begin="grow", width=64)
     found = ask(study([grow]), {"ask": "tuned", "of": ["grow-32"]})
-    assert {row["line"] for row in plots(found)["loss_over_noise"].rows} == {"grow-32 balanced", "grow-32 gaussian"}
+    assert {row["line"] for row in plots(found)["loss_over_noise"].rows} == {
+        "grow-32 balanced",
+        "grow-32 gaussian",
+    }
     assert len(plots(found)["loss_over_lr_and_noise"].figure.axes) == 2
     assert cells(tables(found)[0], knob="noise_kind")["best"] == "balanced"
     assert cells(tables(found)[0], knob="noise_kind")["tried"] == "balanced, gaussian (2 values)"
@@ -555,7 +606,9 @@ def test_kinds_of_noise_are_lines_of_their_own() -> None:
 
 
 def test_random_points_make_no_line_and_no_grid() -> None:
-    points = [row({"lr": 0.001 * 1.3**i, "noise": 0.1 + (7 * i % 13) / 10}, [2.0 + 0.01 * i], i) for i in range(12)]
+    points = [
+        row({"lr": 0.001 * 1.3**i, "noise": 0.1 + (7 * i % 13) / 10}, [2.0 + 0.01 * i], i) for i in range(12)
+    ]
     made = plots(ask(study([sweep("grow-32", points)]), {"ask": "tuned", "of": "grow-32"}))
     assert "loss_over_lr_and_noise" not in made
     assert "Points without a line were sampled" in made["loss_over_lr"].caption
@@ -578,11 +631,20 @@ def test_every_question_has_an_answer_in_every_state(make: Any, state: str) -> N
         elif state == "all pruned":
             one |= {"points": [pruned(p["point"], i) for i, p in enumerate(points)], "best": None}
         else:
-            one["points"] = [row(p["point"], [p["loss"] if p["state"] == "complete" else None], i) for i, p in enumerate(points)]
+            one["points"] = [
+                row(p["point"], [p["loss"] if p["state"] == "complete" else None], i)
+                for i, p in enumerate(points)
+            ]
     for form in (results, read_back(results)):
         for found in answers(form):
             assert found.title
-            words = " ".join([found.headline, text(found), *(cell for table in tables(found) for r in table for cell in r.values())])
+            words = " ".join(
+                [
+                    found.headline,
+                    text(found),
+                    *(cell for table in tables(found) for r in table for cell in r.values()),
+                ]
+            )
             assert not any(word in words for word in ("None", "nan", "inf"))
             if state in ("nothing", "all diverged", "all pruned"):
                 assert found.passed is not True

@@ -260,7 +260,6 @@ def picture(coordinates: Sequence[Coordinate], found: Sequence[Slope]) -> Plot:
             width=1.2 if slope.verdict == "keeps its size" else 2.6,
         )
         panels[PARAMETRIZATIONS[slope.parametrization].split(":")[0]].append(line)
-    known = [size for lines in panels.values() for line in lines for _, size in line.curve if 0 < size < math.inf]
     plot = draw(
         "coordinates",
         panels,
@@ -270,7 +269,7 @@ def picture(coordinates: Sequence[Coordinate], found: Sequence[Slope]) -> Plot:
         caption="Level lines: the size of what a module computes does not depend on the width.",
         values=True,
         log_y=True,
-        limits=dict.fromkeys(panels, (0.8 * min(known), 1.25 * max(known))),
+        same_scale=True,
         legend_title="module (slope)",
         panel_size=(5.2, 6.8),
     )
