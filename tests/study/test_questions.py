@@ -463,10 +463,9 @@ def test_which_start_is_best() -> None:
 def test_a_start_that_never_gets_there_and_one_at_the_edge() -> None:
     results = comparison()
     pad = sweep_of(results, "zero_pad-128")
-    pad["at_edge"] = ["lr"]
+    pad |= {"at_edge": ["lr"], "constant": False}
     for point in pad["points"]:
         point["curve"] = [[step, *(loss + 1 for loss in band)] for step, *band in point["curve"]]
-        point["constant"] = None
     row = cells(tables(answer(results, "starts"))[0], start="zero_pad")
     assert row["reaches scratch at"] == "not reached"
     assert row["lr"] == "0.004*"

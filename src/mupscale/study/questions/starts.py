@@ -61,7 +61,7 @@ def start_row(results: Row, sweep: Row, scratch: Row | None) -> Row:
         reached, cost = first_below(row["curve"], loss), steps * scratch["flops_per_step"]
         share = None if reached is None else reached * sweep["flops_per_step"] / cost
         with_before = share + before / cost if share is not None and before else None
-    constant = row.get("constant") or {}
+    constant = row["curve_end"] if sweep["constant"] else {}
     return {
         "start": sweep["name"].removesuffix(f"-{sweep['width']}"),
         "width": sweep["width"],
