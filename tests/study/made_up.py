@@ -41,6 +41,7 @@ def row(
         "losses": losses,
         "seeds": list(range(len(losses))),
         "curve": [at(step) for step in range(0, steps + 1, max(1, steps // 10))] if complete else [],
+        "curve_end": {"loss": mean if complete else math.inf, "spread": None},
         "lengths": [],
         "steps": steps * len(losses),
         "norms": None,
@@ -77,7 +78,7 @@ def sweep(name: str, points: list[Row], *, begin: str = "scratch", **more: Any) 
     )
     made = {
         "name": name, "begin": begin, "source": None, "width": width, "from_width": width // 2 if begin == "grow" else None,
-        "parameters": width * 1000, "takes": {}, "total": total, "done": done, "finished": done == total and done > 0,
+        "parameters": width * 1000, "takes": {}, "constant": False, "total": total, "done": done, "finished": done == total and done > 0,
         "seeds": max((len(point["losses"]) for point in points), default=1), "steps": steps, "lengths": lengths,
         "flops_per_step": STEP_FLOPS[width], "items_per_step": 1000, "run_flops": steps * STEP_FLOPS[width],
         "flops": STEP_FLOPS[width] * sum(point["steps"] for point in points), "passes": 0.5,
@@ -229,18 +230,11 @@ def comparison() -> Row:
                 loss = floor + above + worse
                 point = row({"lr": lr}, [loss - 0.01, loss + 0.01], number, drop=drop)
                 point["curve"] = [[step, *(x + 0.1 for x in band)] for step, *band in point["curve"]]
-                point["constant"] = {
-                    "loss": loss + 0.1,
-                    "spread": 0.012,
-                    "losses": [loss + 0.09, loss + 0.11],
-                }
+                point["curve_end"] = {"loss": loss + 0.1, "spread": 0.012}
                 points.append(point)
             source = "narrow-64" if begin == "grow" else None
-            sweeps.append(
-                sweep(
-                    f"{kind}-{width}", points, begin=begin, from_width=64 if source else None, source=source
-                )
-            )
+            more = {"constant": True, "from_width": 64 if source else None, "source": source}
+            sweeps.append(sweep(f"{kind}-{width}", points, begin=begin, **more))
     return study(
         sweeps,
         {

@@ -308,7 +308,7 @@ def run_study(
     need_extras()
     import torch
 
-    from mupscale.study.page.report import markdown, write
+    from mupscale.study.page import markdown, write
     from mupscale.study.questions import answers
     from mupscale.study.runs.progress import make_progress, quiet
     from mupscale.study.work.driver import Job, estimate, run, work
@@ -352,7 +352,7 @@ def run_study(
 
 def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jobs: int) -> str:
     """What would be run, as a table, and how long it would take."""
-    from mupscale.study.page.tables import Table, markdown_table
+    from mupscale.study.page import Table, markdown_table
 
     cells = [
         {**{key: str(value) for key, value in row.items()}, "flops": f"{row['flops']:.2e}"} for row in rows
@@ -429,14 +429,13 @@ def coord_check(
     need_extras()
     from dataclasses import asdict
 
-    from mupscale.study.coordinate_plot import save_picture
     from mupscale.study.coordinates import (
         CheckConfig,
         coordinate_check,
         judged,
+        picture,
         slopes,
         verdicts,
-        write_csv,
     )
     from mupscale.study.runs.models import read_config
     from mupscale.study.runs.progress import make_progress, quiet
@@ -453,8 +452,7 @@ def coord_check(
     with make_progress() as progress, quiet():
         coordinates = coordinate_check(config, check, progress=progress)
     found = slopes(coordinates)
-    write_csv(coordinates, out / "coordinates.csv")
-    save_picture(coordinates, found, out / "coordinates.png")
+    picture(coordinates, found).save(out)
     lines = verdicts(found, check)
     grows = [s for s in found if s.parametrization in judged(check) and s.verdict == "grows"]
     result = {

@@ -6,6 +6,7 @@ Knows matplotlib (its objects, never its global state); nothing of studies.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,6 @@ BLUE, ORANGE, GREEN, LIGHT_BLUE = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", LIGHT_BLUE, "#E69F00", "#7F7F7F", "#000000", "#882255", "#999933")
 STYLES = ("-", "--", ":", "-.")
 MOST_TICKS = 10
-Limits = tuple[float, float]
 Curve = Sequence[Sequence[float]]
 
 
@@ -109,7 +109,8 @@ def draw(
     caption: str,
     values: bool = False,
     log_y: bool = False,
-    limits: Mapping[str, Limits] | None = None,
+    zoom: float | None = None,
+    same_scale: bool = False,
     legend: str = "below",
     legend_title: str = "",
     panel_size: tuple[float, float] = (7.0, 4.6),
@@ -123,7 +124,9 @@ def draw(
         x, y: what they are called on the axes.
         caption: what to read; what the limits cut off is added.
         values: x takes few values on a logarithmic scale; otherwise it is an amount, from 0.
-        log_y, limits: of y; limits by panel.
+        log_y: y is logarithmic.
+        zoom: cut off what is that many times as far above a line's lowest point as its median is.
+        same_scale: draw all panels over one range of y.
         legend: ``below`` each panel, or ``right`` of the last.
         panel_size: in inches.
     """
@@ -135,8 +138,8 @@ def draw(
         axes.set_xlabel(x)
         if log_y:
             axes.set_yscale("log")
-        if limits is not None:
-            axes.set_ylim(*limits[title])
+        if zoom is not None:
+            axes.set_ylim(*_valley(lines, zoom))
         below = -0.15
         if values:
             below = value_axis(
@@ -145,14 +148,25 @@ def draw(
         else:
             axes.set_xlim(left=0)
             axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5), useMathText=True)
-        look = {"frameon": False, "fontsize": 8.5, "title": legend_title, "title_fontsize": 8.5}
-        if legend == "below" and axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2, **look)
-        elif axes is all_axes[-1]:
+        look: dict[str, Any] = {
+            "frameon": False,
+            "fontsize": 8.5,
+            "title": legend_title,
+            "title_fontsize": 8.5,
+        }
+        labels = axes.get_legend_handles_labels()[1]
+        if legend == "below" and labels:
+            look |= {"ncols": 2 if max(map(len, labels)) < 6 * panel_size[0] else 1}
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), **look)
+        elif labels and axes is all_axes[-1]:
             axes.legend(loc="upper left", bbox_to_anchor=(1, 1), **look)
     all_axes[0].set_ylabel(y)
-    tops = limits or {}
-    if any(p[1] > tops[title][1] for title in tops for line in panels[title] for p in line.curve):
+    if same_scale:
+        low, high = zip(*(axes.get_ylim() for axes in all_axes), strict=True)
+        for axes in all_axes:
+            axes.set_ylim(min(low), max(high))
+    shown = zip(all_axes, panels.values(), strict=True)
+    if any(point[1] > axes.get_ylim()[1] for axes, lines in shown for line in lines for point in line.curve):
         caption += " What is far above the rest is cut off at the top."
     rows = [
         {
@@ -197,22 +211,19 @@ def value_axis(axes: Axes, values: Collection[float]) -> float:
     return -0.22
 
 
-def valley(lines: Sequence[Line]) -> Limits:
-    """Limits of y, from the lowest loss to where one stops to care: divergence would flatten it."""
+def _valley(lines: Sequence[Line], zoom: float) -> tuple[float, float]:
+    """Limits of y, from the lowest to where one stops to care: divergence or chance would flatten it.
+
+    Of points that stand alone, without a star, all are shown.
+    """
     ends = []
     for line in lines:
         _, best, low, high = min(line.curve, key=lambda point: point[1])
         losses = [point[1] for point in line.curve]
-        span = max(median(losses) - best, high - best)
-        ends += [low, min(max(losses), best + 6 * span)]
-    return padded(ends)
-
-
-def padded(values: Collection[float]) -> Limits:
-    """Limits of an axis, with room beyond the values."""
-    low, high = min(values), max(values)
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
+        span = max(median(losses) - best, high - best) if line.style or line.star else math.inf
+        ends += [low, min(max(losses), best + zoom * span)]
+    room = 0.08 * (max(ends) - min(ends)) or 0.05
+    return min(ends) - room, max(ends) + room
 
 
 def gradual(count: int) -> list[Any]:

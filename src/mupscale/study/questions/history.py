@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import cycle
 
 from mupscale.study.page.parts import Answer, Table, table_of
-from mupscale.study.page.plots import COLOURS, Line, draw, padded
+from mupscale.study.page.plots import COLOURS, Line, draw
 from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
 from mupscale.study.questions.words import loss_axis, show, show_flops, show_loss
 from mupscale.theory.tables import count
@@ -15,7 +15,7 @@ def line(results: Row, *, of: Names) -> Answer:
     """One history through all stages; steps, items and FLOPs are counted through."""
     heads = ("stage", results["width_word"], "parameters", "steps so far", "FLOPs so far", "loss")
     cells: list[tuple[str, ...]] = []
-    lines, later = [], []
+    lines = []
     steps = items = flops = 0
     for sweep, colour in zip(sweeps_of(results, of), cycle(COLOURS), strict=False):
         row, size = best_row(sweep), count(sweep["parameters"])
@@ -34,7 +34,6 @@ def line(results: Row, *, of: Names) -> Answer:
                 },
             )
         )
-        later += [mean for _, mean, *_ in row["curve"][len(at) // 3 :]]
         steps, items = steps + sweep["steps"], items + sweep["steps"] * sweep["items_per_step"]
         flops += sweep["steps"] * sweep["flops_per_step"]
         loss = show_loss(row["loss"], row["spread"])
@@ -51,7 +50,7 @@ def line(results: Row, *, of: Names) -> Answer:
         x="training compute, all stages (FLOPs)",
         y=loss_axis(results),
         caption="Each stage begins with the FLOPs, and from the model, with which the one before it ended.",
-        limits={"": padded(later)},
+        zoom=2,
     )
     data = {"steps": steps, "items": items, "flops": flops}
     return Answer(title="All stages", parts=(said, table_of(heads, cells), plot), headline=said, data=data)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from mupscale.study.page.plots import COLOURS, ORANGE, STYLES, Line, Plot, canvas, draw, valley
+from mupscale.study.page.plots import COLOURS, ORANGE, STYLES, Line, Plot, canvas, draw
 from mupscale.study.questions.reading import Row, tried, varied, with_state
 from mupscale.study.questions.words import loss_axis, show, show_point, widths
 
@@ -53,10 +53,6 @@ def _over(results: Row, by_panel: Mapping[str, Sequence[Row]], knob: str, same_s
             groups += mine
     if not panels:
         return None
-    limits = {title: valley(lines) for title, lines in panels.items()}
-    if same_scale:
-        low, high = zip(*limits.values(), strict=True)
-        limits = dict.fromkeys(limits, (min(low), max(high)))
     names = {"lr": f"learning rate (as that of width {results['narrow']})", "noise": "noise strength"}
     return draw(
         f"loss_over_{knob}",
@@ -66,7 +62,8 @@ def _over(results: Row, by_panel: Mapping[str, Sequence[Row]], knob: str, same_s
         y=f"loss above the width's lowest ({results['unit']})" if relative else loss_axis(results),
         caption=_caption(groups, knob),
         values=True,
-        limits=limits,
+        zoom=6,
+        same_scale=same_scale,
         legend_title="width: lowest loss",
         panel_size=(7.0, 4.6) if len(panels) == 1 else (5.0, 4.6),
     )

@@ -32,7 +32,7 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
         if row["norms"]
     ]
     if not recorded:
-        return Answer(title=TITLE, parts=("None are recorded yet.",))
+        return Answer(title=TITLE, parts=("No sizes are recorded yet.",))
     found: dict[str, dict[int, Row]] = {}
     for value, width, row in sorted(recorded, key=lambda one: one[:2]):
         found.setdefault(f"λ = {show(value)}" if by == "shrink" else f"{by} {show(value)}", {})[width] = row

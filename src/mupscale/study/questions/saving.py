@@ -7,19 +7,19 @@ with which the other side ends is interpolated between them.
 from __future__ import annotations
 
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from mupscale.study.page.parts import Answer, Cells, Table, table_of
-from mupscale.study.page.plots import BLUE, LIGHT_BLUE, ORANGE, Line, Plot, draw, padded
+from mupscale.study.page.plots import BLUE, LIGHT_BLUE, ORANGE, Line, Plot, draw
 from mupscale.study.questions import reading
 from mupscale.study.questions.reading import Row, best_row, ends_of, sweep_of
 from mupscale.study.questions.words import called, loss_axis, show, show_flops, show_loss
 
 # By how steps are known, the sign before them, and that before a share which such steps divide.
 SIGNS = {"interpolated": ("", ""), "at most": ("≤ ", "≥ "), "more than": ("> ", "< ")}
+_EQUAL = (("equal_steps", "as many steps lead"), ("equal_compute", "the compute of both models leads"))
 IN_WORDS = {"": "", "≤ ": "at most ", "≥ ": "at least ", "> ": "more than ", "< ": "less than "}
 # Shares of the FLOPs from scratch, ever more counted in: in tables, in sentences, below figures.
 SHARES = {
@@ -201,15 +201,15 @@ def _sentences(ours: Row, theirs: Row, found: Row) -> str:
     }[found["bound"]]
     loss, goal = (show_loss(end["loss"], end["spread"], digits=3) for end in (mine, other))
     text = (
-        f"T{us[1:]} ended at a loss of {loss} after {mine['steps']} steps, the same one {them} at {goal} after "
-        f"{other['steps']}. To the same loss {us} takes {_shares(found)}{why}."
+        f"T{us[1:]} ended at a loss of {loss} after {mine['steps']} steps, the same one {them} at {goal} "
+        f"after {other['steps']}. To the same loss {us} takes {_shares(found)}{why}."
     )
     for key, what in (
-        ("equal_steps", "as many steps"),
-        ("equal_compute", "as much compute as both models took"),
+        ("equal_steps", "as many steps lead"),
+        ("equal_compute", "the compute of both models leads"),
     ):
         if end := found.get(key):
-            text += f" {them.capitalize()}, {what} ({end['steps']}) end at {end['loss']:.3f}."
+            text += f" {them.capitalize()}, {what} to {end['loss']:.3f} ({end['steps']} steps)."
     return text
 
 
@@ -253,10 +253,6 @@ def _picture(results: Row, ours: Row, theirs: Row, found: Row) -> Plot:
         for short, long in pairwise(ends):  # between lengths, linear in the logarithm of the steps
             steps = np.geomspace(short["steps"], long["steps"], 20)
             between.append((steps * step + ahead, np.linspace(short["loss"], long["loss"], 20), colour))
-    shown = [end["loss"] for key in ("ends", "against_ends") for end in found[key]]
-    start = [mean for _, mean, *_ in best_row(ours)["curve"]]  # type: ignore[index]
-    # A start near chance would flatten the ends, which are what one looks for.
-    shown.append(max(*shown, min(start[0], 2 * median(start) - min(shown))))
     caption = (
         "Means over the seeds, bands from the best to the worst, at the best of what was tried. Diamonds: "
         "where training ends if stopped there, after a cooldown of its own; thin, the losses between. "
@@ -270,7 +266,7 @@ def _picture(results: Row, ours: Row, theirs: Row, found: Row) -> Plot:
         x="training compute (FLOPs)",
         y=loss_axis(results),
         caption=caption,
-        limits={"": padded(shown)},
+        zoom=0.5,
     )
     (axes,) = plot.figure.axes
     for flops, losses, colour in between:

@@ -61,7 +61,7 @@ def start_row(results: Row, sweep: Row, scratch: Row | None) -> Row:
         reached, cost = first_below(row["curve"], loss), steps * scratch["flops_per_step"]
         share = None if reached is None else reached * sweep["flops_per_step"] / cost
         with_before = share + before / cost if share is not None and before else None
-    constant = row.get("constant") or {}
+    constant = row["curve_end"] if sweep["constant"] else {}
     return {
         "start": sweep["name"].removesuffix(f"-{sweep['width']}"),
         "width": sweep["width"],
@@ -108,7 +108,6 @@ def _picture(results: Row, by_width: dict[str, list[Row]]) -> Plot:
     names = dict.fromkeys(row["start"] for rows in by_width.values() for row in rows)
     colours = dict(zip(names, cycle(COLOURS), strict=False))
     panels: dict[str, list[Line]] = {}
-    limits = {}
     for place, rows in by_width.items():
         panels[place] = []
         for row in rows:
@@ -118,10 +117,6 @@ def _picture(results: Row, by_width: dict[str, list[Row]]) -> Plot:
                 Line(name=name, curve=row["curve"], label=f"{name}: {end:.3f}", colour=colour),
                 Line(name=f"{name}, cooldown", curve=last, label="", colour=colour, style="", marker="D"),
             ]
-        # From below the ends to somewhat above the lowest start; chance level would flatten them.
-        ends = [end for row in rows for end in (row["cooldown"], row["curve"][-1][1])]
-        low, high = min(ends), max(*ends, min(row["curve"][0][1] for row in rows))
-        limits[place] = (low - 0.05, high + 0.4 * (high - low))
     return draw(
         "starts",
         panels,
@@ -130,7 +125,7 @@ def _picture(results: Row, by_width: dict[str, list[Row]]) -> Plot:
         y=loss_axis(results),
         caption="Means over the seeds, with bands from the best to the worst; at a constant rate, where one "
         "was kept. Diamonds: after the cooldown.",
-        limits=limits,
+        zoom=0.5,
         legend_title="start: loss after cooldown (◆)",
         panel_size=(6.4, 5.4),
     )

@@ -126,8 +126,8 @@ def cost(results: Row) -> Answer:
             f": {tuning / large:.1%} of one run of the dearest sweep ({show_flops(large)})" if large else ""
         )
         said = f"Tuning cost {show_flops(tuning)} FLOPs, all points and seeds together{share}. "
-    if results["seconds"] is not None:
-        said += f"All runs together took {results['seconds'] / 60:.1f} minutes of their workers' time."
+    if seconds := results.get("seconds"):
+        said += f"All runs together took {seconds / 60:.1f} minutes of their workers' time."
     rows = [(name, trials, show_flops(n), f"{n / large:.1%}" if large else "–") for name, trials, n in spent]
     table = table_of(("sweep", "trials", "FLOPs", "of the large run"), rows)
     data = {"flops": {s["name"]: s["flops"] for s in sweeps}, "tuning_flops": tuning, "run_flops": large}

@@ -201,6 +201,7 @@ def _point(
         "losses": losses,
         "seeds": [run["seed"] for run in runs],
         "curve": _mean_curve([run["curve"] for run in runs]),
+        "curve_end": _mean([run["curve"][-1][1] if run["curve"] else None for run in runs]),
         "lengths": [
             {"steps": steps, **_mean(ends := [dict(run["ends"])[steps] for run in runs]), "losses": ends}
             for steps in lengths
