@@ -2,8 +2,8 @@
 
     python benchmarks/stacked.py [--members 16] [--width 32] [--steps 50] [--device cpu] [--jobs 2]
 
-The same runs in one process, one after another through the Trainer (`mupscale.study.runs.training.train`), one
-after another through `mupscale.study.runs.stacked.train_stacked`, and all stacked; then through the Trainer in
+The same runs in one process, one after another through the Trainer (`train`), one
+after another through `train_stacked`, and all stacked; then through the Trainer in
 several processes. Prints JSON: seconds of each, how many times faster the stack is, and by how much the final
 held-out losses differ from the Trainer's. Models are built before the clock starts, except in the processes,
 which also load the libraries; the Trainer's runs write their checkpoints, as they always do.
@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mupscale.study.trials import run_trials
 from transformers import LlamaConfig, PreTrainedModel
 
 from mupscale.study.data.corpus import DataConfig
 from mupscale.study.data.tokens import Tokens, held_out_blocks, load_tokens, training_blocks
 from mupscale.study.runs.models import fresh_model, small_llama
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
-from mupscale.study.trials import run_trials
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 
 BOUND = 1e-5
 

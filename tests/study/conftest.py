@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mupscale.study.warmstart import WarmstartConfig, warmstart
 from transformers import LlamaConfig
 
 from mupscale.study.data.corpus import DataConfig
 from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.runs.training import train, training_like
-from mupscale.study.warmstart import WarmstartConfig, warmstart
+from mupscale.study.spec.recipe import TrainConfig
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 

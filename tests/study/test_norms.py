@@ -10,8 +10,8 @@ from transformers import LlamaConfig
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.models import fresh_model
 from mupscale.study.runs.norms import RecordNorms, read_norms, sizes, watch_activations
-from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.runs.training import train
+from mupscale.study.spec.recipe import TrainConfig
 
 
 def test_sizes_are_per_entry() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from mupscale.study.comparison import Start, Trial, begin
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -18,13 +19,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 import mupscale
 from models import CONFIGS
 from mupscale import GrowthError
-from mupscale.study.comparison import Start, Trial, begin
 from mupscale.study.data.tokens import Tokens, held_out_blocks, training_blocks
 from mupscale.study.runs.history import Point
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer
 
 PLAIN = TrainConfig(
     steps=6, batch_size=4, lr=0.05, warmup_steps=0, cooldown_fraction=0.0, eval_every=4, max_grad_norm=0.0

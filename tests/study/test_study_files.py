@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from mupscale import GrowthError
-from mupscale.study.runs.models import small_llama
-from mupscale.study.spec.space import Choices, Range
 from mupscale.study.files import locating, read_study
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.lab import noise_of
+from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.workload import load_workload
+from mupscale.study.spec.space import Choices, Range
 
 STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))
 

@@ -27,14 +27,14 @@ import mupscale
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.optim import Together
-from mupscale.study.data.tokens import Tokens
 from mupscale.study.data.flops import training_flops
-from mupscale.study.runs.history import History
 from mupscale.study.data.labelled import Labelled
+from mupscale.study.data.tokens import Tokens
+from mupscale.study.runs.history import History
 from mupscale.study.runs.models import fresh_model
 from mupscale.study.runs.networks import Classifier, mlp, resnet18
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
 from mupscale.study.runs.training import seen_blocks, train
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
 
 
 class Killed(Exception):

@@ -123,7 +123,6 @@ def _train(
     as_json: bool,
 ) -> int:
     import mupscale
-    from mupscale.theory.manifest import MANIFEST
     from mupscale.study.data.corpus import DataConfig
     from mupscale.study.data.tokens import load_tokens
     from mupscale.study.runs.models import (
@@ -137,6 +136,7 @@ def _train(
     from mupscale.study.runs.progress import make_progress
     from mupscale.study.runs.training import train
     from mupscale.study.spec.recipe import carried_optimizer
+    from mupscale.theory.manifest import MANIFEST
 
     given = start or (Path(config) if config not in PRESETS else None)
     tokens = load_tokens(

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.theory.registry import optimizer_names
 from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.runs.norms import watch_activations
+from mupscale.theory.registry import optimizer_names
 from mupscale.theory.tables import collapse
 
 PARAMETRIZATIONS = {

@@ -90,7 +90,8 @@ class Workload:
         """A model from scratch: under μP relative to the narrowest, or as its own code draws it."""
         if standard and isinstance(size, PreTrainedConfig):
             return fresh_model(size, seed)
-        return mupscale.init_(self.empty(size), self.relative(size), seed=seed)
+        model: nn.Module = mupscale.init_(self.empty(size), self.relative(size), seed=seed)
+        return model
 
     def empty(self, size: Size) -> nn.Module:
         """A model whose weights are yet to be set."""

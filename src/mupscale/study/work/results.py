@@ -45,7 +45,7 @@ def collect(board: Board) -> Row:
         "narrow": workload.narrow,
         "training": dict(study.training),
         "sweeps": sweeps,
-        "plans": {name: scaling_rows(_growth(board, study.sweeps[name])) for name in planned},
+        "plans": {name: scaling_rows(_growth(board, study.sweeps[name]).params) for name in planned},
         "questions": [dict(question) for question in study.questions],
         "seconds": sum(_seconds(board, sweep) for sweep in study.sweeps.values()),
     }
