@@ -221,7 +221,7 @@ def _valley(lines: Sequence[Line], zoom: float) -> tuple[float, float]:
         _, best, low, high = min(line.curve, key=lambda point: point[1])
         losses = [point[1] for point in line.curve]
         span = max(median(losses) - best, high - best) if line.style or line.star else math.inf
-        ends += [low, min(max(losses), best + zoom * span)]
+        ends += [low, high, min(max(losses), best + zoom * span)]
     room = 0.08 * (max(ends) - min(ends)) or 0.05
     return min(ends) - room, max(ends) + room
 

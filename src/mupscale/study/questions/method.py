@@ -16,7 +16,7 @@ def method(results: Row) -> Answer:
     model, word = results["model"], results["width_word"]
     sizes = dict(sorted((s["width"], s["parameters"]) for s in results["sweeps"]))
     shapes = [f"{width} ({count(size)} parameters)" for width, size in sizes.items()]
-    layers = "" if model["layers"] is None else f", {model['layers']} layers"
+    layers = "" if model["layers"] is None else f", layers: {model['layers']}"
     seeds, steps = (several([f"{s[key]} ({s['name']})" for s in sweeps]) for key in ("seeds", "steps"))
     lines = [
         f"Model: {model['family']}{layers}; {word} {several(shapes)}.",
