@@ -99,9 +99,12 @@ class Line:
             axes.plot(self.failed, top, color=self.colour, marker="x", linestyle="", transform=at)
 
 
+Panels = Mapping[str, Sequence[Line]]
+
+
 def draw(
     name: str,
-    panels: Mapping[str, Sequence[Line]],
+    panels: Panels,
     *,
     columns: tuple[str, str],
     x: str,

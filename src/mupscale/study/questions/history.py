@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import cycle
 
 from mupscale.study.page.parts import Answer, Table, table_of
-from mupscale.study.page.plots import COLOURS, Line, draw
+from mupscale.study.page.plots import COLOURS, Line
 from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
-from mupscale.study.questions.words import loss_axis, show, show_flops, show_loss
+from mupscale.study.questions.words import loss_over_flops, show, show_flops, show_loss
 from mupscale.theory.tables import count
 
 
@@ -43,15 +43,9 @@ def line(results: Row, *, of: Names) -> Answer:
     if not cells:
         return Answer(title="All stages", parts=("No stage has ended yet.",))
     said = f"After {len(cells)} stages, {steps} steps and {show_flops(flops)} FLOPs the loss is {loss}."
-    plot = draw(
-        "stages",
-        {"": lines},
-        columns=("flops", "loss"),
-        x="training compute, all stages (FLOPs)",
-        y=loss_axis(results),
-        caption="Each stage begins with the FLOPs, and from the model, with which the one before it ended.",
-        zoom=2,
-    )
+    caption = "Each stage begins with the FLOPs, and from the model, with which the one before it ended."
+    x = "training compute, all stages (FLOPs)"
+    plot = loss_over_flops(results, "stages", {"": lines}, x, caption, zoom=2.0)
     data = {"steps": steps, "items": items, "flops": flops}
     return Answer(title="All stages", parts=(said, table_of(heads, cells), plot), headline=said, data=data)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import cycle
 
 from mupscale.study.page.parts import Answer, Table, table_of
-from mupscale.study.page.plots import COLOURS, Line, Plot, draw
+from mupscale.study.page.plots import COLOURS, Line, Plot
 from mupscale.study.questions.reading import Names, Row, best_row, first_below, flops_before, sweeps_of
-from mupscale.study.questions.words import loss_axis, several, show, show_loss
+from mupscale.study.questions.words import loss_over_flops, several, show, show_loss
 
 
 def starts(results: Row, *, of: Names, against: Names) -> Answer:
@@ -107,9 +107,8 @@ def _reach(row: Row) -> str:
 def _picture(results: Row, by_width: dict[str, list[Row]]) -> Plot:
     names = dict.fromkeys(row["start"] for rows in by_width.values() for row in rows)
     colours = dict(zip(names, cycle(COLOURS), strict=False))
-    panels: dict[str, list[Line]] = {}
+    panels: dict[str, list[Line]] = {place: [] for place in by_width}
     for place, rows in by_width.items():
-        panels[place] = []
         for row in rows:
             name, end, colour = row["start"], row["cooldown"], colours[row["start"]]
             last = [[row["curve"][-1][0], end, end, end]]
@@ -117,15 +116,6 @@ def _picture(results: Row, by_width: dict[str, list[Row]]) -> Plot:
                 Line(name=name, curve=row["curve"], label=f"{name}: {end:.3f}", colour=colour),
                 Line(name=f"{name}, cooldown", curve=last, label="", colour=colour, style="", marker="D"),
             ]
-    return draw(
-        "starts",
-        panels,
-        columns=("flops", "loss"),
-        x="FLOPs of the wide training",
-        y=loss_axis(results),
-        caption="Means over the seeds, with bands from the best to the worst; at a constant rate, where one "
-        "was kept. Diamonds: after the cooldown.",
-        zoom=0.5,
-        legend_title="start: loss after cooldown (◆)",
-        panel_size=(6.4, 5.4),
-    )
+    caption = "At a constant rate, where one was kept; diamonds: after the cooldown."
+    look = {"legend_title": "start: loss after cooldown (◆)", "panel_size": (6.4, 5.4)}
+    return loss_over_flops(results, "starts", panels, "FLOPs of the wide training", caption, **look)

@@ -13,6 +13,10 @@ from mupscale.study.questions.words import show, show_loss, widths
 
 LARGEST_FACTOR = 2.0
 LARGEST_REGRET = 0.005
+MEASURE = (
+    f"An optimum counts as transferring if the narrowest one costs at most {LARGEST_REGRET:.1%} of the loss at the "
+    f"widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
+)
 
 
 def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence[str] = ()) -> Answer:
@@ -31,13 +35,13 @@ def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence
     lists: Sequence[Any] = of if nested else [of]
     panels = names or [str(i + 1) if nested else "" for i in range(len(lists))]
     groups = {name: sweeps_of(results, group) for name, group in zip(panels, lists, strict=True)}
-    optima_of = {name: optima([s for s in sweeps if s["finished"]]) for name, sweeps in groups.items()}
-    found = {name: one for name, one in optima_of.items() if one}
-    passed = None
-    if len(found) == len(groups):
-        passed = _stays(list(found.values())) if nested else found[panels[0]]["transfers"]
+    known = {name: optima([s for s in sweeps if s["finished"]]) for name, sweeps in groups.items()}
+    found = {name: one for name, one in known.items() if one}
     lines = [f"{name}: {_moves(one)}" if name else _moves(one) for name, one in found.items()]
-    figures = [({True: "yes", False: "no", None: "?"}[passed], "does the optimum transfer?")] if lines else []
+    passed, figures = None, []
+    if len(found) == len(groups):
+        passed = _stays([*found.values()]) if nested else found[panels[0]]["transfers"]
+        figures.append(({True: "yes", False: "no", None: "?"}[passed], "does the optimum transfer?"))
     if found and not nested:
         last = found[panels[0]]["rows"][-1]
         lines += [_cost(last), {True: "It transfers.", False: "It does not transfer.", None: ""}[passed]]
@@ -46,18 +50,10 @@ def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence
             (regret(last), f"at {last['widths']} with the narrowest optimum, above the best loss there"),
         ]
     said = " ".join(lines).strip() or "Fewer than two widths are known yet."
-    measure = (
-        f"An optimum counts as transferring if the narrowest one costs at most {LARGEST_REGRET:.1%} of the "
-        f"loss at the widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
-    )
+    tables = [Table(transfer_rows(one), name) for name, one in found.items()]
     return Answer(
         title="Does the optimum transfer?",
-        parts=(
-            said,
-            "" if nested else measure,
-            *(Table(transfer_rows(one), name) for name, one in found.items()),
-            *knob_plots(results, groups, same_scale=nested),
-        ),
+        parts=(said, "" if nested else MEASURE, *tables, *knob_plots(results, groups, same_scale=nested)),
         headline=said,
         figures=figures,
         passed=passed,
@@ -140,16 +136,13 @@ def _moves(found: Row) -> str:
     """From where to where the optimum moves."""
     first, last = found["rows"][0], found["rows"][-1]
     pairs = {knob: (first["point"][knob], last["point"][knob]) for knob in found["knobs"]}
-    changes = [
-        f"{knob} from {show(before)} to {show(after)}"
-        + (f" ({times})" if (times := _times(before, after)) else "")
-        for knob, (before, after) in pairs.items()
-        if before != after
+    moved = [
+        f"{_moved(*pair, knob)} to {show(pair[1])}" for knob, pair in pairs.items() if pair[0] != pair[1]
     ]
     kept = [f"{knob} at {show(before)}" for knob, (before, after) in pairs.items() if before == after]
     text = f"From {first['widths']} to {last['widths']}, {found['width_ratio']:g} times as wide, the optimum "
-    text += f"moved: {', '.join(changes)}" if changes else "stayed where it was"
-    text += f"{'; it kept ' if changes else ': '}{', '.join(kept)}." if kept else "."
+    text += f"moved: {', '.join(moved)}" if moved else "stayed where it was"
+    text += f"{'; it kept ' if moved else ': '}{', '.join(kept)}." if kept else "."
     if at := [f"{', '.join(row['at_edge'])} at {row['widths']}" for row in found["rows"] if row["at_edge"]]:
         text += f" It stands at the edge of what was tried ({'; '.join(at)}) and may move further."
     if found["diverged"]:
@@ -159,15 +152,12 @@ def _moves(found: Row) -> str:
 
 def _cost(last: Row) -> str:
     """What the narrowest optimum gives at the widest."""
-    text, best = f"At {last['widths']} the narrowest optimum", show_loss(last["loss"], last["spread"])
-    if last["regret"] is None:
-        diverged = f"{text} diverged."
-        return (
-            diverged if last["state"] == "diverged" else f"{text} was {last['state']}: its cost is not known."
-        )
-    if last["regret"] == 0:
-        return f"{text} is the best point, too, with loss {best}."
-    return f"{text} gives {last['at_narrowest']:.4f}, the best point {best}: {last['regret']:.2%} more."
+    best = show_loss(last["loss"], last["spread"])
+    gives = f"costs {regret(last)} of the best loss there, {best}"
+    gives = "is the best point, too, with loss " + best if last["regret"] == 0 else gives
+    unknown = f"was {last['state']}, so that its cost is not known"
+    what = {"complete": gives, "diverged": "diverged"}.get(last["state"], unknown)
+    return f"At {last['widths']} the narrowest optimum {what}."
 
 
 def _moved(before: Any, after: Any, knob: str) -> str:
@@ -176,14 +166,11 @@ def _moved(before: Any, after: Any, knob: str) -> str:
     >>> _moved(0.004, 0.002, "lr"), _moved(0, 1.0, "noise"), _moved("gaussian", "balanced", "noise_kind")
     ('lr ÷2', 'noise 0 → 1', 'noise_kind gaussian → balanced')
     """
-    return "" if before == after else f"{knob} {_times(before, after) or f'{show(before)} → {show(after)}'}"
-
-
-def _times(before: Any, after: Any) -> str:
-    """×2 or ÷2; empty where there is no ratio."""
-    if any(isinstance(value, str) or value <= 0 for value in (before, after)):
+    if before == after:
         return ""
-    return f"×{after / before:.3g}" if after > before else f"÷{before / after:.3g}"
+    if any(isinstance(value, str) or value <= 0 for value in (before, after)):
+        return f"{knob} {show(before)} → {show(after)}"
+    return f"{knob} ×{after / before:.3g}" if after > before else f"{knob} ÷{before / after:.3g}"
 
 
 def _ratio(a: float, b: float) -> float:

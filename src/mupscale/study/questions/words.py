@@ -1,10 +1,12 @@
-"""Writing single values: losses, FLOPs, points, widths."""
+"""What all questions say alike: single values, such as losses and FLOPs; curves over compute."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import Any
+
+from mupscale.study.page.plots import Panels, Plot, draw
 
 Row = dict[str, Any]
 
@@ -62,6 +64,13 @@ def widths(sweep: Row) -> str:
 def loss_axis(results: Row) -> str:
     """What a loss is, and is counted in."""
     return f"held-out loss ({results['unit']})"
+
+
+def loss_over_flops(results: Row, name: str, panels: Panels, x: str, caption: str, **look: Any) -> Plot:
+    """A picture of curves over what they cost: means over the seeds, and bands."""
+    caption = f"Means over the seeds, with bands from the best to the worst. {caption}"
+    look = {"columns": ("flops", "loss"), "zoom": 0.5, "y": loss_axis(results)} | look
+    return draw(name, panels, x=x, caption=caption, **look)
 
 
 def several(words: Sequence[str]) -> str:
