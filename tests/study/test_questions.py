@@ -353,7 +353,7 @@ def test_transfer_table(checked: Row) -> None:
     assert rows[2]["regret"] == f"{0.03 / 1.8:.2%}"
     assert found.passed is False
     assert found.headline == (
-        "From 32 → 64 to 128 → 256, 4 times as wide, the optimum moved: lr ÷2 to 0.002; it kept noise "
+        "From 32 → 64 to 128 → 256, 4 times as wide, the optimum moved: lr from 0.004 to 0.002; it kept noise "
         "at 1. At 128 → 256 the narrowest optimum costs 1.67% of the best loss there, 1.8000 ± 0.0040. It does "
         "not transfer."
     )
@@ -412,7 +412,7 @@ def test_one_line_of_widths_against_another() -> None:
     assert found.data["standard parametrization"]["factor"] == {"lr": pytest.approx(4)}
     assert found.data["μP"]["factor"] == {"lr": 1.0}
     assert (
-        "standard parametrization: From 64 to 256, 4 times as wide, the optimum moved: lr ÷4 to 0.002."
+        "standard parametrization: From 64 to 256, 4 times as wide, the optimum moved: lr from 0.008 to 0.002."
         in text(found)
     )
     (plot,) = plots(found).values()

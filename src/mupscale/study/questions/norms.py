@@ -19,8 +19,6 @@ ENDINGS = {
     "weight": WEIGHTS,
     "gradient": WEIGHTS,
 }
-# Of a panel, by line: size by step or by width.
-Sizes = Mapping[str, Mapping[int, float]]
 
 
 def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
@@ -38,65 +36,53 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
         found.setdefault(f"λ = {show(value)}" if by == "shrink" else f"{by} {show(value)}", {})[width] = row
     word, widths = results["width_word"], sorted({width for _, width, _ in recorded})
     widest = {name: rows[widths[-1]] for name, rows in found.items() if widths[-1] in rows}
-    plots = [
-        _draw(
-            f"{kind}s_over_time",
-            {
-                end: {name: _mean(row, kind, end) for name, row in widest.items()}
-                for end in _endings(kind, widest)
-            },
-            ("step", "step", f"mean |{kind}|"),
-            f"At {word} {widths[-1]}; means over the seeds and over the layers.",
-        )
-        for kind in ENDINGS
-    ]
+    plots = []
+    for kind in ENDINGS:
+        panels = {
+            end: {name: _mean(row, kind, end) for name, row in widest.items()} for end in _ends(kind, widest)
+        }
+        plots.append(_draw(f"{kind}s_over_time", panels, "step", f"mean |{kind}| at {word} {widths[-1]}"))
     lowest = {w: min((n for n in found if w in found[n]), key=lambda n: found[n][w]["loss"]) for w in widths}
     said = "The lowest loss has " + ", ".join(f"{name} at {word} {w}" for w, name in lowest.items()) + "."
-    change = {}
+    change: dict[str, float] = {}
     if len(widths) > 1:
-        sizes = {
-            end: {
-                name: {w: [*_mean(row, "activation", end).values()][-1] for w, row in rows.items()}
-                for name, rows in found.items()
-            }
-            for end in _endings("activation", widest)
+        panels = {
+            end: {name: _last(rows, end) for name, rows in found.items()}
+            for end in _ends("activation", widest)
         }
-        for name in found:
-            change[name] = max(
-                max(lines[name].values()) / min(lines[name].values()) for lines in sizes.values()
-            )
+        for lines in panels.values():
+            for name, sizes in lines.items():
+                change[name] = max(change.get(name, 1.0), max(sizes.values()) / min(sizes.values()))
         factors = ", ".join(f"×{factor:.2g} ({name})" for name, factor in change.items())
         between = f"From {word} {widths[0]} to {widths[-1]}"
         said = f"{between}, mean activations at the end change by at most {factors}. {said}"
-        caption = "Where a line is level, the size of what a module computes does not depend on the width."
-        axes = ("width", word, "mean |activation| at the end")
-        plots.insert(0, _draw("activations_over_width", sizes, axes, caption))
+        plots.insert(0, _draw("activations_over_width", panels, word, "mean |activation| at the end"))
     rows = [
         [str(w), *(show_loss(mine[w]["loss"], digits=3) if w in mine else "–" for mine in found.values())]
         for w in widths
     ]
-    table = table_of([word, *found], rows, "Held-out loss")
-    return Answer(
-        title=TITLE, parts=(said, table, *plots), headline=said, data={"change": change, "lowest": lowest}
-    )
+    table, data = table_of([word, *found], rows, "Held-out loss"), {"change": change, "lowest": lowest}
+    return Answer(title=TITLE, parts=(said, table, *plots), headline=said, data=data)
 
 
-def _draw(name: str, panels: Mapping[str, Sizes], axes: tuple[str, str, str], caption: str) -> Plot:
-    column, x, y = axes
+def _draw(name: str, panels: Mapping[str, Mapping[str, dict[int, float]]], x: str, y: str) -> Plot:
+    over_width = name.endswith("width")
     lines = {
         title: [
-            Line(name=line, curve=[*points.items()], colour=colour, marker="o" if column == "width" else "")
-            for (line, points), colour in zip(sizes.items(), gradual(len(sizes)), strict=True)
+            Line(name=line, curve=[*sizes.items()], colour=colour, marker="o" if over_width else "")
+            for (line, sizes), colour in zip(by_line.items(), gradual(len(by_line)), strict=True)
         ]
-        for title, sizes in panels.items()
+        for title, by_line in panels.items()
     }
-    look: dict[str, Any] = {
-        "log_y": True,
-        "legend": "right",
-        "panel_size": (3.6, 3.6),
-        "values": column == "width",
-    }
-    return draw(name, lines, columns=(column, "mean_absolute"), x=x, y=y, caption=caption, **look)
+    caption = "Means over the seeds and the layers."
+    caption += " Where a line is level, sizes do not depend on the width." if over_width else ""
+    look: dict[str, Any] = {"log_y": True, "legend": "right", "values": over_width, "panel_size": (3.6, 3.6)}
+    columns = (name.split("_")[-1].replace("time", "step"), "mean_absolute")
+    return draw(name, lines, columns=columns, x=x, y=y, caption=caption, **look)
+
+
+def _last(rows: Mapping[int, Row], ending: str) -> dict[int, float]:
+    return {width: [*_mean(row, "activation", ending).values()][-1] for width, row in rows.items()}
 
 
 def _mean(row: Row, kind: str, ending: str) -> dict[int, float]:
@@ -108,6 +94,6 @@ def _mean(row: Row, kind: str, ending: str) -> dict[int, float]:
     return {step: fmean(sizes) for step, sizes in sorted(found.items())}
 
 
-def _endings(kind: str, rows: Mapping[str, Row]) -> list[str]:
+def _ends(kind: str, rows: Mapping[str, Row]) -> list[str]:
     names = {name: None for row in rows.values() for _, what, name, *_ in row["norms"] if what == kind}
     return [end for end in ENDINGS[kind] if any(name.endswith(end) for name in names)] or list(names)[:4]

@@ -58,7 +58,8 @@ def varied(sweep: Row) -> list[str]:
 
 def ends_of(sweep: Row, row: Row) -> list[Row]:
     """Where runs of a complete point ended with a loss, the shortest first: steps, loss, spread, losses."""
-    ends = row["lengths"] or [{**row, "steps": sweep["steps"]}]
+    whole = {"steps": sweep["steps"], **{key: row[key] for key in ("loss", "spread", "losses")}}
+    ends = row["lengths"] or [whole]
     return [end for end in ends if end["loss"] is not None and math.isfinite(end["loss"])]
 
 

@@ -43,7 +43,7 @@ def starts(results: Row, *, of: Names, against: Names) -> Answer:
             *([_picture(results, panels)] if rows else []),
         ),
         headline=" ".join(best),
-        data={"starts": rows},
+        data={"starts": [{key: value for key, value in row.items() if key != "curve"} for row in rows]},
     )
 
 

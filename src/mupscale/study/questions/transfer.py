@@ -14,8 +14,8 @@ from mupscale.study.questions.words import show, show_loss, widths
 LARGEST_FACTOR = 2.0
 LARGEST_REGRET = 0.005
 MEASURE = (
-    f"An optimum counts as transferring if the narrowest one costs at most {LARGEST_REGRET:.1%} of the loss at the "
-    f"widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
+    f"An optimum counts as transferring if the narrowest one costs at most {LARGEST_REGRET:.1%} of the loss "
+    f"at the widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
 )
 
 
@@ -136,10 +136,8 @@ def _moves(found: Row) -> str:
     """From where to where the optimum moves."""
     first, last = found["rows"][0], found["rows"][-1]
     pairs = {knob: (first["point"][knob], last["point"][knob]) for knob in found["knobs"]}
-    moved = [
-        f"{_moved(*pair, knob)} to {show(pair[1])}" for knob, pair in pairs.items() if pair[0] != pair[1]
-    ]
-    kept = [f"{knob} at {show(before)}" for knob, (before, after) in pairs.items() if before == after]
+    moved = [f"{k} from {show(old)} to {show(new)}" for k, (old, new) in pairs.items() if old != new]
+    kept = [f"{k} at {show(old)}" for k, (old, new) in pairs.items() if old == new]
     text = f"From {first['widths']} to {last['widths']}, {found['width_ratio']:g} times as wide, the optimum "
     text += f"moved: {', '.join(moved)}" if moved else "stayed where it was"
     text += f"{'; it kept ' if moved else ': '}{', '.join(kept)}." if kept else "."
