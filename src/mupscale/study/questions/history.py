@@ -68,18 +68,13 @@ def equality(results: Row, *, of: Names) -> Answer:
     return Answer(title="Was anything lost?", parts=(said, table_of(heads, rows)), passed=passed, data=found)
 
 
-def plan(results: Row, *, of: Names) -> Answer:
+def plan(results: Row, *, of: str) -> Answer:
     """What became of every parameter."""
     said = (
         "Every entry of a weight is copied 'copies' times and multiplied by the weight scale; its gradient "
         "comes out multiplied by the gradient scale. Learning rates and weight decay are multiplied by the "
         "last columns, so that the wide model trains as the narrow one did."
     )
-    plans = {
-        sweep["name"]: results.get("plans", {}).get(sweep["name"], []) for sweep in sweeps_of(results, of)
-    }
-    tables = [
-        Table([{head.replace("_", " "): show(value) for head, value in row.items()} for row in rows], name)
-        for name, rows in plans.items()
-    ]
-    return Answer(title="What became of every parameter", parts=(said, *tables))
+    known = results.get("plans", {}).get(of, [])
+    rows = [{head.replace("_", " "): show(value) for head, value in row.items()} for row in known]
+    return Answer(title="What became of every parameter", parts=(said, Table(rows)))

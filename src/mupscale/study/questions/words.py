@@ -69,8 +69,8 @@ def loss_axis(results: Row) -> str:
 def loss_over_flops(results: Row, name: str, panels: Panels, x: str, caption: str, **look: Any) -> Plot:
     """A picture of curves over what they cost: means over the seeds, and bands."""
     caption = f"Means over the seeds, with bands from the best to the worst. {caption}"
-    look = {"columns": ("flops", "loss"), "zoom": 0.5, "y": loss_axis(results)} | look
-    return draw(name, panels, x=x, caption=caption, **look)
+    look = {"zoom": 0.5} | look
+    return draw(name, panels, columns=("flops", "loss"), x=x, y=loss_axis(results), caption=caption, **look)
 
 
 def several(words: Sequence[str]) -> str:
