@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mupscale import GrowthError
-from mupscale.study import labelled
-from mupscale.study.data.tokens import collate, training_order
+from mupscale.study.data import labelled
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
+from mupscale.study.data.stream import collate, training_order
 from mupscale.study.runs.networks import mlp, resnet18
 from mupscale.study.spec.recipe import TrainConfig
 

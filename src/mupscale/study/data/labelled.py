@@ -5,9 +5,8 @@ Knows arrays, and the packages and places that sources come from; of models only
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -15,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from mupscale.errors import GrowthError
-from mupscale.study.data.flops import module_flops
-from mupscale.study.data.tokens import Batch, training_order
+from mupscale.study.data.flops import without_weights
+from mupscale.study.data.stream import Batch, Data
 from mupscale.study.spec.recipe import TrainConfig
 
 # Items, tables N×F or images N×C×H×W, and their labels: of any kind.
@@ -42,7 +40,7 @@ class Shape:
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class Labelled(Data):
     """Items and their classes: `Data` for modules that take ``inputs`` and ``labels``.
 
     Attributes:
@@ -64,7 +62,8 @@ class Labelled:
     x_held_out: Tensor
     y_held_out: Tensor
     about: str
-    tokenizer: None = field(default=None, init=False)
+
+    tokenizer = None
 
     def __post_init__(self) -> None:
         for part in ("train", "held_out"):
@@ -88,11 +87,10 @@ class Labelled:
         Raises:
             GrowthError: it does not.
         """
-        shape, (inputs, labels) = tuple(self.x_train.shape[1:]), self._empty(2).values()
         try:
-            output = copy.deepcopy(model).to("meta")(inputs=inputs, labels=labels)
+            output = without_weights(model)(**self.empty(config, 2))
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).split("\n")[0]
+            shape, reason = tuple(self.x_train.shape[1:]), str(error).split("\n")[0]
             raise GrowthError(
                 f"the {type(model).__name__} does not take items of shape {shape} ({reason})"
             ) from None
@@ -102,47 +100,10 @@ class Labelled:
                 f"but there are {self.shape.classes} ({self.about})"
             )
 
-    def training(self, config: TrainConfig) -> Items:
-        """The items of the run: `skip_blocks` items into the endless shuffled stream of the seed."""
-        count = config.steps * config.batch_size
-        order = training_order(len(self.x_train), start=config.skip_blocks, count=count, seed=config.seed)
-        return Items(self.x_train, self.y_train, order)
-
-    def held_out(self, config: TrainConfig) -> Items:
-        """The held-out items, `eval_blocks` of them at the most, spread evenly."""
-        everything = len(self.x_held_out)
-        count = min(config.eval_blocks or everything, everything)
-        return Items(self.x_held_out, self.y_held_out, np.linspace(0, everything - 1, count).astype(np.int64))
-
-    def size(self, config: TrainConfig) -> int:
-        """Items in the training part."""
-        return len(self.x_train)
-
-    def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
-        """By `module_flops`."""
-        return module_flops(model, self._empty(config.batch_size))
-
-    def _empty(self, items: int) -> Batch:
-        inputs = torch.empty(items, *self.x_train.shape[1:], device="meta")
-        return {"inputs": inputs, "labels": torch.empty(items, dtype=torch.int64, device="meta")}
-
-
-class Items(Dataset[Batch]):
-    """Items in a fixed order: ``{"inputs", "labels"}``; many are fetched as one batch."""
-
-    def __init__(self, x: Tensor, y: Tensor, order: npt.NDArray[np.int64]) -> None:
-        self.x, self.y, self.order = x, y, torch.from_numpy(order)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, place: int) -> Batch:
-        item = self.order[place]
-        return {"inputs": self.x[item], "labels": self.y[item]}
-
-    def __getitems__(self, places: list[int]) -> Batch:
-        items = self.order[places]
-        return {"inputs": self.x[items], "labels": self.y[items]}
+    def columns(self, config: TrainConfig, *, held_out: bool = False) -> Batch:
+        """All items and their labels."""
+        x, y = (self.x_held_out, self.y_held_out) if held_out else (self.x_train, self.y_train)
+        return {"inputs": x, "labels": y}
 
 
 # ---- sources -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from mupscale.study.data.tokens import collate
+from mupscale.study.data.stream import collate
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.workload import ANY_STEPS
 from mupscale.study.spec.recipe import build_optimizer
