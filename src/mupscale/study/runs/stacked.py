@@ -138,19 +138,18 @@ class _Stack:
         self.members = members
         self.config = members[0].config
         self.shell = without_weights(members[0].model)
-        self.params = {name: self._join(ts) for name, ts in self._named(nn.Module.named_parameters)}
-        self.buffers = {name: self._join(ts) for name, ts in self._named(nn.Module.named_buffers)}
-
-    def _named(self, named: Callable[[nn.Module], Any]) -> list[tuple[str, list[Tensor]]]:
-        columns = [dict(named(member.model)) for member in self.members]
-        return [(name, [column[name] for column in columns]) for name in columns[0]]
+        self.params = self._joined([dict(member.model.named_parameters()) for member in members])
+        self.buffers = self._joined([dict(member.model.named_buffers()) for member in members])
 
     @staticmethod
-    def _join(tensors: Sequence[Tensor]) -> Tensor:
-        joined_E = torch.stack([t.detach() for t in tensors])
-        for tensor, view in zip(tensors, joined_E.unbind(), strict=True):
-            tensor.data = view  # the optimizers know the tensors, and update the stack through them
-        return joined_E.requires_grad_(tensors[0].requires_grad)
+    def _joined(models: Sequence[Mapping[str, Tensor]]) -> Batch:
+        joined = {}
+        for name, first in models[0].items():
+            joined_E = torch.stack([model[name].detach() for model in models])
+            for model, view in zip(models, joined_E.unbind(), strict=True):
+                model[name].data = view  # the optimizers know the tensors, and update the stack through them
+            joined[name] = joined_E.requires_grad_(first.requires_grad)
+        return joined
 
     def release(self) -> None:
         """Give each member storage of its own again."""
