@@ -38,7 +38,7 @@ example: $(VENV)/installed $(VENV)/smollm2
 
 # Grows pretrained models of three kinds, which packages carry, and compares what they compute: about 2 minutes.
 real: $(VENV)/installed $(VENV)/real
-	$(BIN)/python -m pytest -m slow tests/test_real_checkpoints.py
+	$(BIN)/python -m pytest -m slow tests/checkpoint/test_real_checkpoints.py
 
 # The best learning rate over widths, standard parametrization against μP: about 25 minutes on 2 cores.
 transfer: $(VENV)/installed

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 import mupscale
-from mupscale.layout import example_inputs, own_config, tiny
 from mupscale.layout.inference.instance import instance
-from mupscale.layout.inputs import HIDDEN_STATES
-from mupscale.precision import Float64, float64
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.inputs import HIDDEN_STATES, example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import own_config
 
 # Encoders, sequence-to-sequence, vision and speech models, each with the class that is natural for it.
 OTHER = {

@@ -33,7 +33,7 @@ from foreign_cases import LIBRARIES, Case
 from torch import Tensor, nn
 
 import mupscale
-from mupscale.precision import Float64
+from mupscale.models.precision import Float64
 
 STATUS = ("proved", "refused", "unproved", "crashed", "WRONG", "not built")
 TOLERANCE = 1e-9

@@ -11,9 +11,9 @@ from torch import nn
 
 import mupscale
 from models import batch, build, loss_of, plan_source
-from mupscale.calls import Call, result_tensors
-from mupscale.operators import duplicate_scaled
-from mupscale.precision import Float64
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.precision import Float64
+from mupscale.operators.duplicate import duplicate_scaled
 
 
 @contextmanager
@@ -109,3 +109,9 @@ def assert_grows(make: Callable[[int], nn.Module], inputs: Any, width: int) -> m
             a, b = step(narrow, optimizer), step(wide, carried)
             assert abs(a - b) <= 1e-10, f"step {i}: narrow {a}, wide {b}"
     return plan
+
+
+def value_by_name(model, optimizer, key):
+    """A value of the groups of an optimizer, such as its learning rate, by the name of each parameter."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}

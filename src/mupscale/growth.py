@@ -14,28 +14,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
-from mupscale.checkpoint import (
-    Checkpoint,
-    TensorSpec,
-    copy_companions,
-    copy_pooling,
-    grow_training_state,
-    staged,
-    training_state_bytes,
-    write_weights,
-)
 from mupscale.errors import GrowthError
-from mupscale.filling import check_memory, fill_, tables
-from mupscale.grower import Grower, ShrinkLike
-from mupscale.layout import skeleton
-from mupscale.models import plain_surroundings, state_tensors, unwrapped
-from mupscale.operators import DEFAULT_SHRINK, Noise
+from mupscale.models.contents import state_tensors, unwrapped
+from mupscale.models.skeletons import skeleton
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.operators.any_tensor import Grower, ShrinkLike
+from mupscale.operators.filling import check_memory, fill_, tables
+from mupscale.operators.noise import Noise
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.optim.carry import state_is_padded
 from mupscale.planner import from_first, prove_identity
 from mupscale.planner import plan as make_plan
-from mupscale.planning import MANIFEST, Plan
+from mupscale.theory.manifest import MANIFEST, Plan
 
 Progress = Callable[[int, int], None]
 
@@ -55,7 +46,7 @@ def grow(
     Args:
         model: the narrow model that ``plan`` was made from (or one of the same names and shapes).
         operator: ``"duplicate"``: θ↑ = s · dup(θ). ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization.
-            The others are rivals to compare with (see `mupscale.operators.OPERATORS`).
+            The others are rivals to compare with (see `mupscale.operators.catalogue.OPERATORS`).
         noise: with duplicate, ``"balanced:1"`` by default: it keeps the function and makes the copies differ,
             so that the new width gets used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure
             copies (see `mupscale.operators.noise`). With zero_pad, ``"fresh:1"``, or None for a plain pad.
@@ -158,6 +149,11 @@ def grow_checkpoint(
     Raises:
         GrowthError: the source, its files or the growth asked for are not as they should be.
     """
+    from mupscale.checkpoint.reader import Checkpoint
+    from mupscale.checkpoint.staging import copy_companions, copy_pooling, staged
+    from mupscale.checkpoint.training_state import grow_training_state, training_state_bytes
+    from mupscale.checkpoint.writer import TensorSpec, write_weights
+
     checkpoint = Checkpoint(source)
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
     assert plan.narrow_config is not None
@@ -246,15 +242,17 @@ def _built(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
     """A wide transformers model to fill; loading ``state`` computes the tables that no checkpoint holds."""
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         wide: nn.Module = type(model).from_pretrained(  # type: ignore[attr-defined]
             None, config=copy.deepcopy(plan.config), state_dict=state, dtype=model.dtype
         )
     finally:
         if bars:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()
     if hasattr(model, "generation_config"):
         wide.generation_config = copy.deepcopy(model.generation_config)
     return wide

@@ -1,112 +1,15 @@
-"""Fresh initialization: the law by which a model's own code initializes each parameter, and μP from it.
-
-The law is read off where possible: the initialization runs on the ``meta`` device, where filling a tensor
-costs nothing, and each fill that it asks for is recorded with its arguments.
-"""
+"""μP from scratch, relative to a narrow model: the baseline that growing has to beat."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from mupscale.errors import GrowthError
-from mupscale.layout import transformers_config
-from mupscale.models import copied, plain_surroundings
-from mupscale.operators import normal
-from mupscale.planning import Plan, Scaling
-from mupscale.sharding import placed_like
-
-
-@dataclass(frozen=True)
-class Law:
-    """Mean and standard deviation of a fresh parameter; a constant has std 0."""
-
-    mean: float
-    std: float
-
-
-class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keep the law of the last fill of every tensor that an initializer writes to."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.laws: dict[int, Law] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        if name.endswith("_") and args and isinstance(args[0], Tensor):
-            self._record(name, id(args[0]), *args[1:], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _record(self, name: str, key: int, a: Any = None, b: Any = None, **_: Any) -> None:
-        last = self.laws.get(key)
-        if name == "normal_":
-            self.laws[key] = Law(0.0 if a is None else a, 1.0 if b is None else b)
-        elif name == "uniform_":
-            low, high = 0.0 if a is None else a, 1.0 if b is None else b
-            self.laws[key] = Law((low + high) / 2, (high - low) / math.sqrt(12))
-        elif name == "zero_":
-            self.laws[key] = Law(0.0, 0.0)
-        elif name == "fill_" and isinstance(a, int | float):
-            self.laws[key] = Law(float(a), 0.0)
-        elif last and name == "mul_" and isinstance(a, int | float):
-            self.laws[key] = Law(last.mean * a, last.std * abs(a))
-        elif last and name == "add_" and isinstance(a, int | float):
-            self.laws[key] = Law(last.mean + a, last.std)
-        elif name not in ("clamp_", "copy_", "requires_grad_", "detach_"):
-            self.laws.pop(key, None)
-
-
-def fresh_laws(plan: Plan) -> dict[str, Law]:
-    """The law of every parameter of a fresh narrow model, by name, and of buffers that are filled with one.
-
-    Transformers models allocate no weights.
-
-    Raises:
-        GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
-    """
-    if plan.build_narrow is None:
-        raise GrowthError(
-            "a fresh init needs the module's own code: make the plan here with mupscale.plan(...), "
-            "not from a file (plans of transformers models can be loaded)"
-        )
-    fresh = plan.build_narrow()
-    model = copied(fresh).to("meta")
-    with torch.device("meta"), _RecordFills() as record:
-        if transformers_config(model) is not None:
-            model.initialize_weights()  # type: ignore[operator]
-        else:
-            for module in model.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-    laws = {}
-    values = dict(fresh.named_parameters())
-    for name, param in model.named_parameters():
-        if id(param) not in record.laws and not values[name].is_meta:
-            # Filled by the constructor, or in a way that shows no law: measure the fresh values instead.
-            value = values[name].detach()
-            std = 0.0 if (value == value.flatten()[0]).all() else value.std().item()
-            record.laws[id(param)] = Law(value.mean().item(), std)
-        if id(param) not in record.laws:
-            raise GrowthError(
-                f"{name}: cannot tell how a fresh one is initialized; plan from a function make(width), "
-                "or give the module that owns it a reset_parameters() method"
-            )
-        laws[name] = record.laws[id(param)]
-    filled = {name: record.laws.get(id(buffer)) for name, buffer in model.named_buffers()}
-    return laws | {name: law for name, law in filled.items() if law is not None}
+from mupscale.models.sharding import placed_like
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.operators.fresh import fresh_laws, fresh_value
+from mupscale.theory.manifest import Plan
 
 
 def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
@@ -139,18 +42,3 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
             value = fresh_value(scaling, law, seed=seed, name=own, dtype=param.dtype)
             param.copy_(placed_like(value, param))
     return wide
-
-
-def fresh_value(
-    scaling: Scaling, law: Law, *, seed: int, name: str, dtype: torch.dtype, strength: float = 1.0
-) -> Tensor:
-    """A wide parameter as μP initializes it, in ``dtype`` or at least float32.
-
-    ``strength`` multiplies the random part, which is drawn in float32.
-    """
-    exact = torch.promote_types(dtype, torch.float32)
-    mean = (law.mean + scaling.offset) * scaling.weight_scale - scaling.offset
-    constant = torch.full(scaling.wide_shape, mean, dtype=exact)
-    if not law.std or not strength:
-        return constant
-    return normal(constant.shape, seed=seed, name=name) * (strength * law.std * scaling.init_scale) + constant

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from mupscale.errors import GrowthError
 from mupscale.optim import clip_grad_norm_, load_by_name, param_groups
-from mupscale.planning import Plan
+from mupscale.theory.manifest import Plan
 
 
 class ClipGradNorm(TrainerCallback):  # type: ignore[misc]

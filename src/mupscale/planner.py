@@ -1,6 +1,6 @@
 """From what is asked for to a `Plan`: a model or config, with factors to grow by or a target to reach.
 
-Reads names, shapes and configs, never weights. Knows layouts; what follows from a growth is `planning`'s.
+Reads names, shapes and configs, never weights. Knows layouts; what follows from a growth is the theory's.
 """
 
 from __future__ import annotations
@@ -12,45 +12,32 @@ from fractions import Fraction
 from pathlib import Path
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from mupscale.calls import Call
-from mupscale.dims import wide_sizes
 from mupscale.errors import GrowthError
-from mupscale.filling import check_memory
-from mupscale.layout import (
-    DEPTH,
-    Family,
-    Layout,
+from mupscale.layout.base import DEPTH, Layout
+from mupscale.layout.by_shape import layout_by_shape
+from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
+from mupscale.layout.inference.family import Family, part_of
+from mupscale.layout.inference.modules import layout_by_running
+from mupscale.layout.known import family_of, folds_for
+from mupscale.models.calls import Call
+from mupscale.models.contents import state_tensors, tie_, tie_names, unwrapped
+from mupscale.models.copying import copied, doubled
+from mupscale.models.drawing import drawn_like
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import (
+    PreTrainedConfig,
     class_name,
-    family_of,
-    float64,
-    folds_for,
-    growth_asked,
-    growth_between,
-    growth_factor,
-    layout_by_running,
-    layout_by_shape,
     own_config,
-    part_of,
     shapes,
     skeleton,
     transformers_config,
-    widen,
 )
-from mupscale.models import (
-    copied,
-    doubled,
-    drawn_like,
-    plain_surroundings,
-    state_tensors,
-    tie_,
-    tie_names,
-    unwrapped,
-)
-from mupscale.planning import MANIFEST, Plan, builder
-from mupscale.precision import Float64
-from mupscale.proof import Proof, prove, prove_modules
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.notation.dims import wide_sizes
+from mupscale.operators.filling import check_memory
+from mupscale.proof.proof import Proof, prove, prove_modules
+from mupscale.theory.manifest import MANIFEST, Plan, builder
 
 
 def plan(
@@ -71,7 +58,7 @@ def plan(
         axes: growth by named axis, such as ``{"d_ff": 3}``; overrides ``width`` where both name an axis.
         to: the wide config or module to reach, instead of factors.
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
-            `mupscale.axes`.
+            `mupscale.notation.axes`.
         inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
             from a run, with no need of hints, and the growth is proved before it is used. With ``to`` also
             for transformers models, where no tiny one of the class can be made.

@@ -13,21 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from mupscale.axes import Axes, duplicate, sum_copies
-from mupscale.calls import Call, result_tensors
-from mupscale.consistency import held_otherwise
-from mupscale.deviations import deviation, grown_call, grown_outputs, spread, watch
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError, one_line
 from mupscale.growth import grow
-from mupscale.layout import example_inputs, transformers_config
-from mupscale.lockstep import paired_optimizers
-from mupscale.models import SameChance, copied, doubled, plain_surroundings, state_tensors, unwrapped
-from mupscale.operators import operator_named
-from mupscale.planning import Plan
-from mupscale.precision import Float64
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.chance import SameChance
+from mupscale.models.contents import state_tensors, unwrapped
+from mupscale.models.copying import copied, doubled
+from mupscale.models.inputs import example_inputs
+from mupscale.models.precision import Float64
+from mupscale.models.skeletons import transformers_config
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.notation.axes import Axes, duplicate, sum_copies
+from mupscale.notation.dims import Dim
+from mupscale.operators.catalogue import operator_named
+from mupscale.proof.consistency import held_otherwise
+from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
+from mupscale.proof.lockstep import paired_optimizers, train_step
+from mupscale.theory.manifest import Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.
@@ -285,12 +288,8 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -
         for step in range(steps):
             losses = []
             for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
-                optimizer.zero_grad()
                 with SameChance(step):
-                    loss = _loss(model, own)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses.append(loss.item())
+                    losses.append(train_step(model, optimizer, own, _loss))
             worst = max(worst, abs(losses[0] - losses[1]))
     return worst
 
@@ -310,6 +309,10 @@ def _loss(model: nn.Module, call: Call) -> Tensor:
 
 
 def _is_causal(model: nn.Module) -> bool:
+    if transformers_config(model) is None:
+        return False
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     return type(model) in {*MODEL_FOR_CAUSAL_LM_MAPPING.values()}
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import tyro
+from mupscale.study.demo import DemoConfig, demo
+from mupscale.study.warmstart import WarmstartConfig
 
 from conftest import TRAINING, tiny_llama
 from mupscale import GrowthError
@@ -14,8 +16,6 @@ from mupscale.growth import grow_checkpoint
 from mupscale.planner import plan
 from mupscale.study import commands
 from mupscale.study.data.corpus import DataConfig
-from mupscale.study.demo import DemoConfig, demo
-from mupscale.study.warmstart import WarmstartConfig
 
 SHORT = [
     "--steps",

@@ -1,22 +1,29 @@
-"""The procedure on tiny models: every stage, resumed, stacked or not, with diverged and pruned points."""
+"""The engine on tiny models: every kind of sweep, resumed, stacked or not, with diverged and pruned points."""
 
+import itertools
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Trainer
 
 from mupscale import GrowthError
 from mupscale.cli import main
+from mupscale.study.files import locating
+from mupscale.study.runs.history import History
+from mupscale.study.runs.lab import Lab
 from mupscale.study.runs.models import small_llama
-from mupscale.study.tune.driver import Job, dry, summarize, tune
-from mupscale.study.tune.procedure import selected
-from mupscale.study.tune.results import transfer
-from mupscale.study.tune.worker import Worker
+from mupscale.study.runs.training import train
+from mupscale.study.work.driver import Job, estimate, run
+from mupscale.study.work.results import collect
+from mupscale.study.work.worker import Worker
 
 STUDY = """\
 seeds = 2
@@ -69,11 +76,20 @@ def study(tmp_path):
     return write
 
 
+def lab_of(board):
+    return Lab(board.budget, board.trained)
+
+
 def work(job, *, stack=1, said=None):
-    lab, board = job.open()
     lines = [] if said is None else said
-    Worker(lab, board, selected(board.sweeps, job.stages), stack=stack, say=lines.append).work()
-    return summarize(lab, board)
+    with locating(job.file):
+        board = job.open()
+        Worker(lab_of(board), board, stack=stack, say=lines.append).work()
+        return collect(board)
+
+
+def some(job, *sweeps, **more):
+    return replace(job, sweeps=sweeps, **more)
 
 
 @pytest.fixture(scope="module")
@@ -110,26 +126,26 @@ def test_the_whole_procedure(finished):
     grow = sweep(results, "grow-32")["best"]["point"]
     for row in sweep(results, "grown-64")["points"]:
         assert row["point"]["noise"] == grow["noise"]
-        assert sorted(row["lengths"]) == [8, 16]
-        assert row["lengths"][16] == row["loss"] < row["lengths"][8]
+        short, long = row["lengths"]
+        assert (short["steps"], long["steps"]) == (8, 16)
+        assert long["loss"] == row["loss"] < short["loss"]
     assert {row["point"]["lr"] for row in sweep(results, "grown-64")["points"]} == {0.004, grow["lr"]}
     assert all(
         len(row["losses"]) == 2 and row["spread"] > 0 for s in results["sweeps"] for row in s["points"]
     )
-    assert results["final"]["tuned"]["scratch_loss"] == sweep(results, "fresh-128")["best"]["loss"]
     # 2 rates, 2 + 2 base models, 4 points, and 2 seeds at each rate of the last stage.
     assert len(said) == 2 + 2 + 2 + 4 + 2 * len(losses(results, "grown-64")) + 2 * len(
         losses(results, "fresh-128")
     )
     again = []
-    assert work(job, said=again) == results
+    assert {**work(job, said=again), "seconds": 0} == {**results, "seconds": 0}
     assert again == []
 
 
 def test_costs_are_those_of_the_runs(finished):
     """FLOPs by sweep: of one step, times the steps that were really trained; as the dry run foretells."""
     job, _, results = finished
-    foretold = {row["sweep"]: row["flops"] for row in dry(job)}
+    foretold = {row["sweep"]: row["flops"] for row in estimate(job)}
     scratch, large = sweep(results, "scratch-32"), sweep(results, "fresh-128")
     assert scratch["flops"] == scratch["flops_per_step"] * 2 * 2 * 8
     grown = sweep(results, "grown-64")
@@ -137,11 +153,6 @@ def test_costs_are_those_of_the_runs(finished):
     steps = (16 - 3) + 3 + 2
     assert grown["flops"] == grown["flops_per_step"] * steps * 2 * len(grown["points"])
     assert grown["flops_per_step"] == large["flops_per_step"]
-    tuned = results["tuned"]
-    assert tuned["flops"] == sum(
-        sweep(results, name)["flops"] for name in ("scratch-32", "base-32", "grow-32")
-    )
-    assert tuned["share_of_large_run"] == tuned["flops"] / (large["flops_per_step"] * 16)
     for name in ("scratch-32", "base-32", "base-64", "grow-32"):
         assert sweep(results, name)["flops"] == foretold[name]
 
@@ -151,7 +162,7 @@ def test_a_stack_finds_what_separate_runs_find(study, optimizer):
     text = STUDY.replace("[training]", f'[training]\noptimizer = "{optimizer}"')
     alone, together = (
         work(
-            Job(file=study(text, name).file, out=study(text, name).out, stages=("scratch", "base", "grow")),
+            some(study(text, name), "scratch-32", "base-32", "base-64", "grow-32"),
             stack=stack,
         )
         for name, stack in (("alone", 1), ("together", 8))
@@ -173,20 +184,22 @@ def test_grown_runs_begin_where_the_base_model_ended(finished):
 
 def test_what_is_fresh_has_the_size_that_mup_gives_it_from_the_narrowest(study):
     """Noise that was tuned at n would otherwise be √(N/n) times too strong at N."""
-    lab, board = study().open()
-    stage = lab.study.grow
-    work(Job(file=study().file, out=study().out, stages=("scratch", "base")))
-    name = "model.layers.0.mlp.gate_proj.weight"
+    job = study()
+    work(some(job, "scratch-32", "base-32", "base-64"))
+    board = job.open()
+    lab, name = lab_of(board), "model.layers.0.mlp.gate_proj.weight"
+    grow = board.study.sweeps["grow-32"]
     for width in (32, 64):
         pure, noisy = (
-            lab.grown(
-                stage, width, {"lr": 0.004, "noise": noise, "noise_kind": "gaussian"}, 0
+            lab.begin(
+                replace(grow, source=f"base-{width}", name=f"grow-{width}"),
+                {"lr": 0.004, "noise": noise, "noise_kind": "gaussian"},
+                0,
             ).model.get_parameter(name)
             for noise in (0, 1.0)
         )
-        fresh = lab.workload.fresh(2 * width, 0).get_parameter(name)
+        fresh = lab.workload.fresh(lab.workload.size(2 * width), 0).get_parameter(name)
         assert (noisy - pure).std().item() == pytest.approx(fresh.std().item(), rel=0.05)
-    assert board.about == lab.workload.data.about
 
 
 def test_growth_does_not_draw_the_numbers_that_the_model_began_with(study):
@@ -196,12 +209,11 @@ def test_growth_does_not_draw_the_numbers_that_the_model_began_with(study):
         .replace("layers = 1", "layers = 2")
     )
     job = study(text)
-    work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
-    lab, _ = job.open()
+    work(some(job, "scratch-32", "base-32"))
+    board = job.open()
+    lab, grow = lab_of(board), board.study.sweeps["grow-32"]
     noise = {"lr": 0.004, "noise": 1.0, "noise_kind": "gaussian"}
-    pure, noisy = (
-        lab.grown(lab.study.grow, 32, {**noise, "noise": n}, 0).model.body[1].weight for n in (0, 1.0)
-    )
+    pure, noisy = (lab.begin(grow, {**noise, "noise": n}, 0).model.body[1].weight for n in (0, 1.0))
     began = lab.workload.fresh(32, 0).body[1].weight
     drawn = (noisy - pure)[: len(began)]
     assert abs(torch.corrcoef(torch.stack([drawn.flatten(), began.flatten()]))[0, 1]) < 0.1
@@ -210,9 +222,9 @@ def test_growth_does_not_draw_the_numbers_that_the_model_began_with(study):
 def test_the_base_models_optimizer_is_read_as_it_was_trained(study):
     """With its own weight decay, whatever that of growth is; the carried state is its, scaled."""
     job = study(STUDY.replace("noise = [0, 1.0]", "weight_decay = 0.0"))
-    work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
-    lab, _ = job.open()
-    run = lab.grown(lab.study.grow, 32, {"lr": 0.004}, 0)
+    work(some(job, "scratch-32", "base-32"))
+    board = job.open()
+    run = lab_of(board).begin(board.study.sweeps["grow-32"], {"lr": 0.004}, 0)
     assert {group["weight_decay"] for group in run.optimizer.param_groups} == {0.0}
     assert all(state["exp_avg_sq"].any() for state in run.optimizer.state.values())
 
@@ -221,7 +233,7 @@ def test_a_diverged_point_is_the_worst_and_no_crash(study):
     text = STUDY.replace("lr = [0.004, 0.008]", "lr = [0.008, 1e30]").replace(
         "[training]", "[training]\nmax_grad_norm = 0.0"
     )
-    results = work(Job(file=study(text).file, out=study(text).out, stages=("scratch",)))
+    results = work(some(study(text), "scratch-32"))
     assert losses(results, "scratch-32")[("lr", 1e30),] == math.inf
     states = [row["state"] for row in sweep(results, "scratch-32")["points"]]
     assert states == ["complete", "diverged"]
@@ -259,7 +271,7 @@ pruner = "median"
 steps = 8
 """
     )
-    job = Job(file=study(text).file, out=study(text).out, stages=("scratch", "base", "grow"))
+    job = some(study(text), "scratch-32", "base-32", "base-64", "grow-32")
     grow = sweep(work(job, stack=stack), "grow-32")
     assert grow["finished"]
     assert len(grow["points"]) == 8
@@ -299,112 +311,268 @@ noise = [0.5, 1]
 steps = 20
 """
     results = work(study(text), stack=4)
-    assert results["final"]["tuned"]["scratch_loss"] < 2.2
-    checked = work(Job(file=study(text).file, out=study(text).out, check_transfer=True), stack=4)
-    assert checked["transfer"]["width_ratio"] == 2
+    assert sweep(results, "fresh-32")["best"]["loss"] < 2.2
+    checked = work(some(study(text), check_transfer=True), stack=4)
+    assert [row["width"] for row in checked["sweeps"] if row["begin"] == "grow"] == [32, 16]
     assert losses(checked, "grow-8") == losses(results, "grow-8")  # shared, not repeated
 
 
 def test_a_stage_alone_needs_those_before(study):
     job = study()
-    with pytest.raises(
-        GrowthError, match=r"base-32 needs scratch-32: run that stage, too \(--stages scratch\)"
-    ):
-        work(Job(file=job.file, out=job.out, stages=("base",)))
-    with pytest.raises(GrowthError, match="stage 'groww': expected some of scratch, base, grow, final"):
-        work(Job(file=job.file, out=job.out, stages=("groww",)))
-    work(Job(file=job.file, out=job.out, stages=("scratch",)))
-    results = work(Job(file=job.file, out=job.out, stages=("base",)))
+    with pytest.raises(GrowthError, match="base-32 needs scratch-32, which is not finished: run it, too"):
+        work(some(job, "base-32", "base-64"))
+    with pytest.raises(GrowthError, match="sweep 'groww': expected some of scratch-32, base-32"):
+        work(some(job, "groww"))
+    work(some(job, "scratch-32"))
+    results = work(some(job, "base-32", "base-64"))
     assert sweep(results, "base-64")["finished"]
-    assert results["final"] is None
+    assert not sweep(results, "fresh-128")["finished"]
 
 
 def test_a_study_with_other_settings_is_not_mixed_with_the_old(study):
     job = study()
-    work(Job(file=job.file, out=job.out, stages=("scratch",)))
+    work(some(job, "scratch-32"))
     study(STUDY.replace("batch_size = 4", "batch_size = 8"))
     with pytest.raises(
         GrowthError,
         match=r"study/scratch-32: was begun with other settings \(settings.config.batch_size was 4, now 8\)",
     ):
-        work(Job(file=job.file, out=job.out, stages=("scratch",)))
+        work(some(job, "scratch-32"))
 
 
 def test_another_narrow_width_is_another_study(study):
     """Its learning rates are said as another model's."""
     text = STUDY.replace("large = 64\ncheck = [32, 64]", "large = 64\ncheck = [64, 128]")
     job = study(text)
-    work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+    work(some(job, "scratch-32", "base-64"))
     study(text.replace("narrow = 32", "narrow = 64"))
     with pytest.raises(
         GrowthError, match=r"base-64: was begun with other settings \(settings\.narrow was 32, now 64\)"
     ):
-        work(Job(file=job.file, out=job.out, stages=("scratch", "base")))
+        work(some(job, "scratch-32", "base-64"))
 
 
 def test_another_config_under_the_same_name_is_another_study(study, tmp_path):
     small_llama(32, 1, vocab_size=300, positions=64).save_pretrained(tmp_path / "own")
     job = study(STUDY.replace('family = "llama"\nlayers = 1', 'config = "own/config.json"'))
-    work(Job(file=job.file, out=job.out, stages=("scratch",)))
+    work(some(job, "scratch-32"))
     small_llama(32, 2, vocab_size=300, positions=64).save_pretrained(tmp_path / "own")
     with pytest.raises(
         GrowthError, match=r"scratch-32: was begun with other settings \(settings\.model_config was"
     ):
-        work(Job(file=job.file, out=job.out, stages=("scratch",)))
+        work(some(job, "scratch-32"))
 
 
 def test_the_transfer_check_needs_a_grid(study):
     text = STUDY.replace("noise = [0, 1.0]", 'noise = [0, 1.0]\nsampler = "tpe"\ntrials = 4')
     with pytest.raises(GrowthError, match=r"\[grow\] sampler: the transfer check needs the same points"):
-        work(Job(file=study(text).file, out=study(text).out, check_transfer=True))
+        work(some(study(text), check_transfer=True))
 
 
-def grow_sweep(width, table):
-    points = [
-        {"point": {"lr": lr, "noise": noise}, "loss": loss, "state": "complete"}
-        for (lr, noise), loss in table.items()
-    ]
-    best = min(points, key=lambda row: row["loss"])
-    return {"width": width, "to": 2 * width, "points": points, "best": {**best, "spread": 0.0}, "at_edge": []}
+# ---- other kinds of sweeps ---------------------------------------------------------------------------------
+
+LINE = """\
+growth_seed = 0
+
+[model]
+family = "llama"
+layers = 1
+
+[data]
+vocab_size = 300
+max_bytes = 200000
+
+[training]
+batch_size = 4
+block_size = 32
+warmup_steps = 2
+eval_every = 4
+eval_blocks = 8
+log_every = 2
+
+[sweep.narrow]
+width = 32
+parametrization = "standard"
+steps = 8
+seeds = 1
+lr = 0.008
+
+[sweep.grown]
+from = "narrow"
+growth = 2
+lengths = [0.5, 8]
+steps = 16
+try = { lr = [0.002, 0.004], operator = ["duplicate", "zero_pad"] }
+seeds = 3
+search_seeds = 1
+verify = true
+
+[sweep.continued]
+begin = "continue"
+from = "narrow"
+steps = 8
+lr = 0.004
+seeds = 1
+
+[sweep.scratch]
+width = 64
+after = "narrow"
+steps = 8
+lengths = [1.0]
+constant = true
+lr = 0.008
+match = "grown"
+seeds = 2
+"""
 
 
-def test_transfer_is_judged_by_factor_and_regret():
-    narrow = grow_sweep(32, {(1, 1): 1.0, (2, 1): 1.1, (4, 1): 1.2})
-    same = grow_sweep(128, {(1, 1): 0.902, (2, 1): 0.9, (4, 1): 1.0})
-    found = transfer([same, narrow])
-    assert found["factor"] == {"lr": 2, "noise": 1}
-    assert found["regret"] == pytest.approx(0.902 / 0.9 - 1)
-    assert found["width_ratio"] == 4
-    assert found["transfers"]
-    far = transfer([narrow, grow_sweep(128, {(1, 1): 0.902, (2, 1): 0.91, (4, 1): 0.9})])
-    assert far["factor"]["lr"] == 4
-    assert not far["transfers"]
-    dear = transfer([narrow, grow_sweep(128, {(1, 1): 0.95, (2, 1): 0.9, (4, 1): 1.0})])
-    assert not dear["transfers"]
-    gone = transfer([narrow, grow_sweep(128, {(1, 1): math.inf, (2, 1): 0.9, (4, 1): 1.0})])
-    assert gone["regret"] == math.inf
-    assert not gone["transfers"]
-    assert transfer([narrow]) is None
-    lost = {**same, "width": 256, "best": None}
-    assert transfer([narrow, same, lost])["diverged"] == [256]
-    assert not transfer([narrow, same, lost])["transfers"]
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    path = tmp_path_factory.mktemp("line") / "line.toml"
+    path.write_text(LINE)
+    job = Job(file=path, out=path.with_suffix(""))
+    return job, work(job)
+
+
+def test_all_seeds_may_grow_one_model(line):
+    """Each on text of its own, and only the first tries every point."""
+    _, results = line
+    grown = sweep(results, "grown")
+    seeds = {tuple(row["point"].values()): row["seeds"] for row in grown["points"]}
+    best = tuple(grown["best"]["point"].values())
+    assert seeds == {point: [0, 1, 2] if point == best else [0] for point in seeds}
+    assert len(seeds) == 4
+    assert grown["seeds"] == 3
+    chosen = next(row for row in grown["points"] if len(row["seeds"]) == 3)
+    assert len(set(chosen["losses"])) == 3
+    assert (grown["done"], grown["total"]) == (6, 6)
+
+
+def test_growing_is_verified_where_asked(line):
+    _, results = line
+    for row in sweep(results, "grown")["points"]:
+        assert row["equality"]["equal"] == (row["point"]["operator"] == "duplicate")
+    assert sweep(results, "scratch")["points"][0]["equality"] is None
+
+
+def test_what_is_continued_goes_on_with_model_optimizer_and_text(line):
+    job, results = line
+    board = job.open()
+    lab, continued = lab_of(board), board.study.sweeps["continued"]
+    run = lab.begin(continued, {"lr": 0.004}, 0)
+    narrow = sweep(results, "narrow")["points"][0]
+    assert sweep(results, "continued")["points"][0]["curve"][0][1] == pytest.approx(narrow["loss"], abs=1e-6)
+    assert run.config.skip_blocks == 8 * 4
+    assert {float(state["step"]) for state in run.optimizer.state.values()} == {8.0}
+
+
+def test_a_constant_run_is_kept_beside_its_cooldown(line):
+    _, results = line
+    scratch = sweep(results, "scratch")
+    row = scratch["points"][0]
+    assert row["curve"][-1][0] == scratch["lengths"][-1] == row["lengths"][-1]["steps"]
+    assert row["curve"][-1][1] != row["loss"] == row["lengths"][-1]["loss"]
+    # One more length: the FLOPs of a grown run and of the narrow one before it.
+    narrow, grown = sweep(results, "narrow"), sweep(results, "grown")
+    assert scratch["lengths"][-1] == round(
+        (narrow["run_flops"] + grown["run_flops"]) / scratch["flops_per_step"]
+    )
+
+
+def test_lengths_that_leave_one_run_end_as_runs_of_their_own(line, tmp_path):
+    """Up to its cooldown a run does not depend on its length, and loses no step of it."""
+    job, results = line
+    grown = sweep(results, "grown")
+    board = job.open()
+    lab, source = lab_of(board), board.study.sweeps["grown"]
+    row = grown["points"][0]
+    for end in row["lengths"]:
+        begun = lab.begin(source, row["point"], 0)
+        config = replace(begun.config, steps=end["steps"])
+        history = train(
+            begun.model,
+            lab.workload.data,
+            tmp_path / str(end["steps"]),
+            config,
+            plan=begun.plan,
+            optimizer=begun.optimizer,
+        )
+        assert history.final_loss == pytest.approx(end["losses"][0], abs=1e-6)
+
+
+def test_a_checkpoint_is_grown_as_a_sweep_s_run_is(line, tmp_path):
+    """Of the narrow model's settings nothing is lost: the same study on its checkpoint finds the same losses."""
+    job, results = line
+    shutil.copytree(job.out / "narrow", tmp_path / "narrow")
+    text = LINE[: LINE.index("[sweep.narrow]")] + '[sweep.narrow]\nbegin = "checkpoint"\n'
+    text += LINE[LINE.index("[sweep.grown]") - 1 : LINE.index("[sweep.continued]")]
+    text = text.replace('family = "llama"\nlayers = 1', 'checkpoint = "narrow"')
+    (tmp_path / "own.toml").write_text(text)
+    own = work(Job(file=tmp_path / "own.toml", out=tmp_path / "own"))
+    assert losses(own, "grown") == pytest.approx(losses(results, "grown"), abs=1e-6)
+    narrow, before = sweep(own, "narrow"), sweep(results, "narrow")
+    for key in ("run_flops", "flops", "best", "steps", "width", "parameters"):
+        assert narrow[key] == before[key], key
+
+
+def test_sizes_are_recorded_on_the_way(study):
+    text = (
+        LINE[: LINE.index("[sweep.continued]")]
+        .replace("verify = true", "record = 4")
+        .replace("lengths = [0.5, 8]\n", "")
+    )
+    job = study(text, "recorded")
+    rows = sweep(work(job), "grown")["points"]
+    norms = rows[0]["norms"]
+    assert {kind for _, kind, *_ in norms} == {"activation", "weight", "gradient"}
+    assert {step for step, *_ in norms} == {0, 4, 8, 12, 15}
+    assert ("model.layers.*.mlp", "activation") in {(name, kind) for _, kind, name, *_ in norms}
+
+
+def test_a_killed_run_goes_on_where_it_was(study, monkeypatch):
+    job = study(LINE[: LINE.index("[sweep.grown]")].replace("log_every = 2", "save_every = 2"), "cut")
+    steps = itertools.count()
+    step = Trainer.training_step
+
+    def dies(*args, **kwargs):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        work(job)
+    assert sweep(work(job), "narrow")["finished"]
+    assert next(steps) == 5 + 1 + 4  # from the checkpoint at step 4 on
+    assert History.load(job.out / "narrow").steps == 8
 
 
 # ---- processes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_killed_five_times_it_repeats_nothing_and_ends_with_the_same_table(study, tmp_path):
-    calm = tune(study(), jobs=1)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_killed_five_times_it_repeats_nothing_and_ends_with_the_same_table(study, workers):
+    calm = run(study(), jobs=1)
     job = study(name="killed")
-    command = [sys.executable, "-m", "mupscale", "tune", str(job.file), "--jobs", "2", "--out", str(job.out)]
+    command = [
+        sys.executable,
+        "-m",
+        "mupscale",
+        "tune",
+        str(job.file),
+        "--jobs",
+        str(workers),
+        "--out",
+        str(job.out),
+    ]
     known = set()
 
     def done():
-        _, board = job.open()
+        board = job.open()
         return {
             (s.name, t.number, t.datetime_complete)
-            for s in board.sweeps
+            for s in board.selected
             if board.is_open(s)
             for t in board.queue(s).results()
         }
@@ -421,7 +589,7 @@ def test_killed_five_times_it_repeats_nothing_and_ends_with_the_same_table(study
         now = done()
         assert known <= now  # what was done is still there, as it was
         known = now
-    killed = tune(job, jobs=2)
+    killed = run(job, jobs=workers)
     for name in ("scratch-32", "grow-32", "grown-64", "fresh-128"):
         assert losses(killed, name) == pytest.approx(losses(calm, name), abs=1e-6)
     assert known <= done()
@@ -434,7 +602,7 @@ def test_the_command_line(study, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "report.html" in out
     assert (tmp_path / "study" / "report.html").is_file()
-    assert (tmp_path / "study" / "trials.csv").is_file()
+    assert (tmp_path / "study" / "runs.csv").is_file()
     assert main(["tune", str(job.file), "--check-transfer", "--jobs", "2", "--json"]) in (0, 1)
 
 

@@ -21,10 +21,10 @@ from optuna.trial import TrialState
 from queue_worker import finish_grid, wait_for
 
 from mupscale.errors import GrowthError
-from mupscale.study.tune import queue as queue_module
-from mupscale.study.work.queue import LEASE, Queue, open_storage
 from mupscale.study.spec.space import Choices, Range, at_edge, grid, read_knob
-from mupscale.study.tune.spec import Search
+from mupscale.study.spec.sweeps import Search
+from mupscale.study.work import queue as queue_module
+from mupscale.study.work.queue import LEASE, Queue, open_storage
 
 RATES = {"lr": Choices((0.1, 0.2, 0.3))}
 ELSEWHERE = {"host": "another machine", "pid": 1, "since": 0.0, "beat": 0}

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from queue_worker import PATIENCE, finish_grid, wait_for
 
-from mupscale.study.work.queue import Queue, open_storage
 from mupscale.study.spec.space import Choices
-from mupscale.study.tune.spec import Search
+from mupscale.study.spec.sweeps import Search
+from mupscale.study.work.queue import Queue, open_storage
 
 psycopg = pytest.importorskip("psycopg")
 pytestmark = pytest.mark.slow

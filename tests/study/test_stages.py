@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mupscale.study.stages import read_stages
 from transformers import AutoModelForCausalLM
 
 import mupscale
 from conftest import tiny_llama
 from mupscale import GrowthError
 from mupscale.cli import main
-from mupscale.study.stages import read_stages
 from mupscale.study.runs.training import saved_checkpoints
 
 STAGES = ["1:30", "2:40", "2:20"]

@@ -1,16 +1,18 @@
 """A study file: what is read, and that every complaint names the file, the line and the field."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from mupscale import GrowthError
+from mupscale.study.files import locating, read_study
+from mupscale.study.runs.budget import Budget
+from mupscale.study.runs.lab import noise_of
 from mupscale.study.runs.models import small_llama
-from mupscale.study.tune.runs import noise_of
+from mupscale.study.runs.workload import load_workload
 from mupscale.study.spec.space import Choices, Range
-from mupscale.study.tune.study_file import read_study
-from mupscale.study.tune.workload import load_workload
 
 STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))
 
@@ -60,24 +62,189 @@ def written(tmp_path, text):
     return path
 
 
-def test_what_is_read(tmp_path):
+def loaded(path):
+    study = read_study(path)
+    with locating(path):
+        budget = Budget(study, load_workload(study))
+        budget.check()
+        return budget.workload
+
+
+def test_the_tables_of_tune_are_sweeps(tmp_path):
     study = read_study(written(tmp_path, GOOD))
-    assert (study.name, study.seeds, study.widths.growth) == ("study", 2, 2)
-    assert study.scratch.space == {"lr": Choices((0.004, 0.008))}
-    assert study.grow.space["lr"] == Range(0.001, 0.01, True)
-    assert study.grow.space["warmup_steps"] == Choices((1, 4))
-    assert study.grow.points == 5
-    assert study.base.steps == study.scratch.steps
-    assert study.final_lengths == [10, 20]
-    assert study.config(study.final).cooldown_fraction == 0.5
-    assert study.config(study.grow, lr=0.5, seed=3).lr == 0.5
+    sweeps = study.sweeps
+    assert [*sweeps] == ["scratch-32", "base-32", "base-64", "grow-32", "grown-64", "fresh-128"]
+    assert study.name == "study"
+    assert sweeps["scratch-32"].tried == {"lr": Choices((0.004, 0.008))}
+    assert {sweep.seeds for sweep in sweeps.values()} == {(0, 1)}
+    grow = sweeps["grow-32"]
+    assert grow.tried["lr"] == Range(0.001, 0.01, True)
+    assert grow.tried["warmup_steps"] == Choices((1, 4))
+    assert (grow.points, grow.source, grow.growth) == (5, "base-32", 2)
+    assert {name: sweeps[name].take for name in ("base-32", "base-64")} == {
+        name: {"lr": "scratch-32"} for name in ("base-32", "base-64")
+    }
+    assert sweeps["base-32"].steps == sweeps["scratch-32"].steps
+    grown, fresh = sweeps["grown-64"], sweeps["fresh-128"]
+    assert study.ends(grown) == [10, 20]
+    assert grown.take == dict.fromkeys(("lr", "noise", "warmup_steps"), "grow-32")
+    assert (fresh.width, fresh.after, study.ends(fresh)) == (128, "base-64", [20])
+    assert study.config(grown, steps=20).cooldown_fraction == 0.5
+    assert study.config(grow, lr=0.5, seed=3).lr == 0.5
+    assert [question["ask"] for question in study.questions] == ["tuned", "cost", "saving", "points"]
+
+
+def test_the_transfer_check_asks_every_width(tmp_path):
+    text = GOOD.replace('sampler = "tpe"\ntrials = 5', "").replace(
+        "{ low = 0.001, high = 0.01, log = true }", "[0.001, 0.01]"
+    )
+    study = read_study(written(tmp_path, text), check_transfer=True)
+    assert [*study.sweeps] == ["scratch-32", "base-64", "base-32", "grow-64", "grow-32"]
+    assert {"ask": "transfer", "of": ["grow-32", "grow-64"]} in study.questions
+
+
+SWEEPS = """\
+[data]
+vocab_size = 300
+max_bytes = 200000
+
+[training]
+batch_size = 4
+block_size = 32
+warmup_steps = 2
+
+[sweep.narrow]
+width = 32
+tokens_per_parameter = 0.05
+try = { lr = [0.004, 0.008] }
+
+[sweep.grown]
+from = "narrow"
+growth = 2
+lengths = [0.02, 0.05]
+lr = 0.002
+try = { noise = [0.5, 1.0] }
+seeds = 2
+
+[sweep.scratch]
+width = [64, 128]
+after = "narrow"
+steps = 40
+lengths = [0.5, 40]
+match = "grown"
+take = { lr = "narrow" }
+search_seeds = 1
+
+[[question]]
+ask = "saving"
+of = "grown"
+against = "scratch-64"
+"""
+
+
+def test_sweeps_of_one_s_own(tmp_path):
+    study = read_study(written(tmp_path, SWEEPS))
+    assert [*study.sweeps] == ["narrow", "grown", "scratch-64", "scratch-64+", "scratch-128", "scratch-128+"]
+    assert study.model.width == 32
+    grown, more = study.sweeps["grown"], study.sweeps["scratch-64+"]
+    assert (grown.begin, grown.seeds) == ("grow", (0, 1))
+    assert grown.tried == {"lr": Choices((0.002,)), "noise": Choices((0.5, 1.0))}
+    assert (more.extends, more.seeds, more.take) == ("scratch-64", (1, 2), {"lr": "scratch-64"})
+    assert study.by_seed(grown)
+    assert study.by_seed(study.sweeps["narrow"])  # its models are needed
+    budget = Budget(study, load_workload(study))
+    budget.check()
+    parameters = {
+        name: budget.workload.parameters(budget.size(study.sweeps[name])) for name in ("narrow", "grown")
+    }
+    assert budget.lengths(study.sweeps["narrow"]) == [round(0.05 * parameters["narrow"] / 128)]
+    assert budget.lengths(grown) == [round(ratio * parameters["grown"] / 128) for ratio in (0.02, 0.05)]
+    # One more length: what a grown model has cost with all that came before it.
+    cost = budget.cost(grown) / budget.step_flops(study.sweeps["scratch-64"])
+    assert budget.lengths(study.sweeps["scratch-64"]) == sorted({20, 40, round(cost)})
+
+
+def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
+    study = read_study(written(tmp_path, SWEEPS))
+    budget = Budget(study, load_workload(study))
+    seen = budget.steps(study.sweeps["narrow"]) * 4
+    assert budget.stream(study.sweeps["narrow"], 1) == (1, 0)
+    assert budget.stream(study.sweeps["grown"], 1) == (1, seen)
+    assert budget.stream(study.sweeps["scratch-64"], 1) == (1, seen)
+    one = read_study(
+        written(tmp_path, SWEEPS.replace("try = { lr = [0.004, 0.008] }", "lr = 0.004\nseeds = 1"))
+    )
+    budget = Budget(one, load_workload(one))
+    mine = budget.steps(one.sweeps["grown"]) * 4
+    # All seeds go on in the one run's stream, each in a part of its own.
+    assert budget.stream(one.sweeps["grown"], 1) == (0, seen + mine)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "said"),
+    [
+        ('from = "narrow"', 'from = "narow"', "[sweep.grown] from", "no such sweep; expected one of narrow"),
+        (
+            "growth = 2",
+            "growth = 2\nwidth = 64",
+            "[sweep.grown] growth",
+            "expected one of growth, width and to",
+        ),
+        ("growth = 2\n", "", "[sweep.grown] growth", "how wide it becomes"),
+        ("lengths = [0.02, 0.05]", "", "[sweep.grown] steps", "missing"),
+        ("seeds = 2", "seeds = 4", "[sweep.grown] seeds", "seed 3 has no run in narrow, which has 3"),
+        (
+            "growth = 2",
+            "growth = 2\nbegin = 'shrink'",
+            "[sweep.grown] begin",
+            "expected one of scratch, grow",
+        ),
+        (
+            "growth = 2\nlengths = [0.02, 0.05]\nlr = 0.002\ntry = { noise = [0.5, 1.0] }",
+            "begin = 'continue'\ngrowth = 2\nsteps = 30\nlr = 0.002",
+            "[sweep.grown] growth",
+            "keeps its size",
+        ),
+        ('take = { lr = "narrow" }', 'take = { noise = "narrow" }', "[sweep.scratch] noise", "unknown"),
+        ('take = { lr = "narrow" }', 'take = { eps = "narrow" }', "[sweep.scratch] lr", "missing"),
+        ("try = { noise", "try = { nois", "[sweep.grown] nois", "did you mean noise?"),
+        ("lr = 0.002", "", "[sweep.grown] lr", "missing"),
+        ("lengths = [0.5, 40]", "lengths = [0.5, -1]", "[sweep.scratch] lengths", "expected shares"),
+        (
+            "steps = 40",
+            "steps = 40\ntokens_per_parameter = 1",
+            "[sweep.scratch] tokens_per_parameter",
+            "leave one out",
+        ),
+        ('ask = "saving"', 'ask = "savings"', "[question]", "did you mean saving?"),
+        ('of = "grown"', 'of = "grow"', "[question]", "did you mean grown?"),
+        ("[sweep.narrow]", "[sweep.narrow]\nwidth = 32\n[swep.narrow]", "swep", "did you mean sweep?"),
+    ],
+)
+def test_each_mistake_in_a_sweep_is_one_line_with_its_place(tmp_path, old, new, place, said):
+    text = SWEEPS.replace(old, new, 1)
+    assert text != SWEEPS
+    with pytest.raises(GrowthError) as caught:
+        read_study(written(tmp_path, text))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.match(rf"{re.escape(str(tmp_path))}/study\.toml:\d+: {re.escape(place)}: ", message), message
+    assert said in message
+
+
+def test_sweeps_that_need_each_other_are_refused(tmp_path):
+    text = SWEEPS.replace("try = { lr = [0.004, 0.008] }", 'take = { lr = "grown" }')
+    with pytest.raises(GrowthError, match=r"\[sweep\.\w+\] from: it needs itself"):
+        read_study(written(tmp_path, text))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_studies_in_the_box_are_in_order(path):
     study = read_study(path)
-    assert study.widths.check
-    assert study.grow.points > 1
+    assert study.questions
+    tables = tomllib.loads(path.read_text())
+    if "widths" in tables:
+        assert read_study(path, check_transfer=True).questions
 
 
 def test_there_is_a_cpu_and_a_paper_size_of_each():
@@ -115,12 +282,11 @@ def test_there_is_a_cpu_and_a_paper_size_of_each():
         ("noise = [0, 1.0]", 'noise = [1]\noperator = ["zero_pad"]', "[grow] noise", "zero_pad"),
         ("noise = [0, 1.0]", 'operator = "stack"', "[grow] operator", "deeper"),
         ("noise = [0, 1.0]", 'optimizer_state = ["old"]', "[grow] optimizer_state", "carried, fresh"),
-        ("trials = 5", "trials = 5\n[base]\nseeds = 1", "[base] seeds", "each of 2 seeds grows a model"),
         ("trials = 5", "trials = -5", "[grow] trials", "at least 1"),
         ("trials = 5", "", "[grow] trials", "needs a number of trials"),
         ('sampler = "tpe"', 'sampler = "sobol"', "[grow] sampler", "grid, random, tpe"),
         ('sampler = "tpe"', "", "[grow] trials", "a grid tries every point"),
-        ("lengths = [0.5, 1]", "lengths = [0.5, 2]", "[final] lengths", "up to 1"),
+        ("lengths = [0.5, 1]", "lengths = [0.5, 2]", "[final] lengths", "a run of 2 steps"),
         ("cooldown_fraction = 0.5", "cooldown_fraction = 5", "[final] cooldown_fraction", "expected 0 to 1"),
         ("steps = 20", "steps = 2", "[final] steps", "do not fit into"),
         (
@@ -192,7 +358,7 @@ def test_a_file_that_is_not_toml_names_line_and_column(tmp_path):
 def test_what_only_data_and_models_show_has_its_place_too(tmp_path, old, new, place, said):
     text = GOOD.replace(old, new, 1).replace("check = [32, 64]\n", "")
     with pytest.raises(GrowthError) as caught:
-        load_workload(read_study(written(tmp_path, text)))
+        loaded(written(tmp_path, text))
     message = str(caught.value)
     assert re.search(rf"study\.toml:\d+: {re.escape(place)}: ", message), message
     assert said in message
@@ -203,7 +369,7 @@ def test_a_resnet_looks_at_images(tmp_path):
         "[data]", '[data]\nsource = "letter"'
     )
     with pytest.raises(GrowthError, match=r"\[data\] source: letter: a table; a ResNet looks at images"):
-        load_workload(read_study(written(tmp_path, text)))
+        loaded(written(tmp_path, text))
 
 
 def test_noise_of_knobs():
@@ -216,25 +382,25 @@ def test_muon_needs_hidden_matrices(tmp_path):
         "[data]", '[data]\nsource = "digits"'
     )
     with pytest.raises(GrowthError, match=r"\[training\] optimizer: muon: classifiers are trained with sgd"):
-        load_workload(read_study(written(tmp_path, text.replace("batch_size = 4", 'optimizer = "muon"'))))
+        loaded(written(tmp_path, text.replace("batch_size = 4", 'optimizer = "muon"')))
 
 
 def test_a_gpt2_widens_its_heads_where_their_number_is_given(tmp_path):
     text = GOOD.replace('family = "llama"', 'family = "gpt2"\nheads = 4')
-    workload = load_workload(read_study(written(tmp_path, text)))
-    config = workload.plan(64, 128).config
+    workload = loaded(written(tmp_path, text))
+    config = workload.plan(workload.size(64), workload.size(128)).config
     assert (config.n_embd, config.n_head, config.n_embd // config.n_head) == (128, 4, 32)
-    assert workload.empty(64).config.n_embd == 64
+    assert workload.empty(workload.size(64)).config.n_embd == 64
     with pytest.raises(GrowthError, match=r"\[model\] heads: only a GPT-2's heads can widen"):
         read_study(written(tmp_path, GOOD.replace("layers = 1", "layers = 1\nheads = 4")))
     with pytest.raises(GrowthError, match=r"\[widths\] narrow: 32: expected a multiple of heads, 3"):
-        load_workload(read_study(written(tmp_path, text.replace("heads = 4", "heads = 3"))))
+        loaded(written(tmp_path, text.replace("heads = 4", "heads = 3")))
 
 
 def test_a_model_may_be_a_config_of_its_own(tmp_path):
     small_llama(32, 1, vocab_size=300, positions=64).save_pretrained(tmp_path / "own")
     text = GOOD.replace('family = "llama"', 'config = "own/config.json"')
-    workload = load_workload(read_study(written(tmp_path, text)))
-    assert workload.empty(64).config.hidden_size == 64
+    workload = loaded(written(tmp_path, text))
+    assert workload.empty(workload.size(64)).config.hidden_size == 64
     with pytest.raises(GrowthError, match=r"\[widths\] narrow: 16, but own/config\.json is 32 wide"):
-        load_workload(read_study(written(tmp_path, text.replace("narrow = 32", "narrow = 16"))))
+        loaded(written(tmp_path, text.replace("narrow = 32", "narrow = 16")))

@@ -19,7 +19,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mupscale.errors import GrowthError
-from mupscale.layout import Layout, family_of, skeleton
+from mupscale.layout.base import Layout
+from mupscale.layout.known import family_of
+from mupscale.models.skeletons import skeleton
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

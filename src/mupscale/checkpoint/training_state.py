@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from mupscale.errors import GrowthError
 from mupscale.optim.carry import grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
-from mupscale.optim.registry import rule_of_state
-from mupscale.optim.rules import Rule
-from mupscale.planning import Plan
+from mupscale.theory.manifest import Plan
+from mupscale.theory.registry import rule_of_state
+from mupscale.theory.rules import Rule
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from mupscale.axes import Axes
 from mupscale.errors import GrowthError
+from mupscale.notation.axes import Axes
 
 DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
 

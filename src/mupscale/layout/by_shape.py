@@ -11,32 +11,19 @@ from fractions import Fraction
 
 from torch import nn
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Layout
-from mupscale.models import persistent_buffers, state_tensors, tie_names
+from mupscale.models.contents import persistent_buffers, state_tensors, tie_names
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim
 
 # The dim of ``weight`` that the forward pass sums over; None: an elementwise gain or a lookup.
 _CONTRACTED: dict[type[nn.Module], int | None] = {
-    nn.Linear: 1,
-    nn.Conv1d: 1,
-    nn.Conv2d: 1,
-    nn.Conv3d: 1,
-    nn.ConvTranspose1d: 0,
-    nn.ConvTranspose2d: 0,
-    nn.ConvTranspose3d: 0,
-    nn.Embedding: None,
-    nn.LayerNorm: None,
-    nn.RMSNorm: None,
-    nn.GroupNorm: None,
-    nn.BatchNorm1d: None,
-    nn.BatchNorm2d: None,
-    nn.BatchNorm3d: None,
-    nn.InstanceNorm1d: None,
-    nn.InstanceNorm2d: None,
-    nn.InstanceNorm3d: None,
-    nn.PReLU: None,
+    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), 1),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), 0),
+    **dict.fromkeys((nn.Embedding, nn.PReLU, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm), None),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), None),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), None),
 }
 
 

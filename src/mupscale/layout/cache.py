@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 
 def cache_folder() -> Path:
@@ -25,13 +24,13 @@ def cache_folder() -> Path:
 @cache
 def _measured_by() -> str:
     """The code that measures and proves, and the libraries that the models come from."""
+    import transformers
+
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    parts = sorted(
-        path for part in ("*.py", "models/*.py", "layout/**/*.py", "o*/*.py") for path in package.glob(part)
-    )
-    for path in parts:
-        digest.update(path.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in ("cli", "study", "checkpoint"):
+            digest.update(path.read_bytes())
     return f"{digest.hexdigest()} {transformers.__version__} {torch.__version__}"
 
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.family import Family
-from mupscale.layout.inference.fields import NO_WIDTH, Path, times, value_at, with_fields
-from mupscale.layout.models import shapes, skeleton
+from mupscale.layout.inference.fields import NO_WIDTH, NOTES, Path, times, value_at, with_fields
+from mupscale.models.skeletons import PreTrainedConfig, shapes, skeleton
 
 
 def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:
@@ -108,19 +106,16 @@ def _derived(family: Family, layout: Layout, path: Path) -> int | None:
     return None
 
 
-def _deeper(config: PreTrainedConfig, factor: Fraction) -> dict[tuple[str, ...], Any]:
+def _deeper(config: PreTrainedConfig, factor: Fraction) -> dict[Path, Any]:
     """The fields of a model of more layers; what is said layer by layer is repeated."""
     if factor == 1:
         return {}
     layers = config.num_hidden_layers
     wanted = int(layers * factor)
-    own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    lists: dict[tuple[str, ...], Any] = {
-        (key,): (list(value) * (wanted // layers + 1))[:wanted]
-        for key, value in config.to_dict().items()
-        if isinstance(value, list | tuple) and len(value) == layers
+    return {
+        path: (list(value) * (wanted // layers + 1))[:wanted] if isinstance(value, list | tuple) else wanted
+        for path, value in _layer_fields(config).items()
     }
-    return {(own,): wanted, **lists}
 
 
 def growth_between(
@@ -137,11 +132,10 @@ def growth_between(
         )
     # With the narrow sizes put into both, nothing may differ.
     paths = {*(p for law in family.laws.values() for p in law.powers), *family.along}
-    depth = {(key,): value for (key,), value in _layer_fields(narrow).items()}
     sizes = {path: value_at(narrow, path) for path in paths}
-    back = with_fields(wide, sizes | depth).to_dict()
+    back = with_fields(wide, sizes | _layer_fields(narrow)).to_dict()
     for key, value in with_fields(narrow, sizes).to_dict().items():
-        if key not in _CONFIG_NOTES and back.get(key) != value:
+        if key not in NOTES | {"architectures"} and back.get(key) != value:
             raise GrowthError(
                 f"config field {key!r}: {value!r} in the narrow model, "
                 f"{back.get(key)!r} in the wide; only widths may grow"
@@ -153,7 +147,8 @@ def growth_between(
     return {axis: Fraction(wide_sizes[axis], size) for axis, size in layout.sizes.items()}
 
 
-def _layer_fields(config: PreTrainedConfig) -> dict[tuple[str], Any]:
+def _layer_fields(config: PreTrainedConfig) -> dict[Path, Any]:
+    """The number of layers, and what is said layer by layer."""
     layers = getattr(config, "num_hidden_layers", None)
     own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     return {
@@ -161,14 +156,3 @@ def _layer_fields(config: PreTrainedConfig) -> dict[tuple[str], Any]:
         for key, value in config.to_dict().items()
         if key == own or (isinstance(value, list | tuple) and len(value) == layers)
     }
-
-
-# Fields that say nothing about the function.
-_CONFIG_NOTES = {
-    "architectures",
-    "dtype",
-    "transformers_version",
-    "_name_or_path",
-    "use_cache",
-    "initializer_range",
-}

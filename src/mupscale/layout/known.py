@@ -7,16 +7,15 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from mupscale.errors import GrowthError
 from mupscale.layout.base import Fold, Layout
 from mupscale.layout.cache import remembered
 from mupscale.layout.inference.family import Family, part_of
+from mupscale.layout.inference.fields import NOTES
 from mupscale.layout.inference.folding import folds_of
 from mupscale.layout.inference.measuring import infer
-from mupscale.layout.models import is_stock, model_class
-from mupscale.layout.tiny import tiny
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.skeletons import PreTrainedConfig, is_stock, model_class
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -38,18 +37,7 @@ _families: dict[str, Family] = {}  # of this process
 
 
 def _key(config: PreTrainedConfig) -> dict[str, Any]:
-    return {k: v for k, v in config.to_dict().items() if k not in _NOTES}
-
-
-_NOTES = {
-    "dtype",
-    "transformers_version",
-    "_name_or_path",
-    "use_cache",
-    "initializer_range",
-    "id2label",
-    "label2id",
-}
+    return {k: v for k, v in config.to_dict().items() if k not in NOTES | {"id2label", "label2id"}}
 
 
 def folds_for(family: Family, layout: Layout, growth: Mapping[str, Fraction]) -> dict[str, tuple[Fold, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -46,13 +45,7 @@ class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         np.random.set_state(self._before[1])
         random.setstate(self._before[2])
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
         self.calls += 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mupscale.errors import GrowthError
-from mupscale.layout import DEPTH
+from mupscale.layout.base import DEPTH
 from mupscale.operators.noise import Noise
-from mupscale.planning import Plan
+from mupscale.theory.manifest import Plan
 
 
 @dataclass(frozen=True)

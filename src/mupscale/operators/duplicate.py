@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mupscale.axes import Axes, duplicate
-from mupscale.dims import Growth, Sizes
+from mupscale.notation.axes import Axes, duplicate
+from mupscale.notation.dims import Growth, Sizes
 
 
 def duplicate_scaled(

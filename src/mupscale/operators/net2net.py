@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim, Factor, Growth, Row, Sizes
 from mupscale.errors import GrowthError
-from mupscale.layout import Fold
+from mupscale.layout.base import Fold
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim, Factor, Growth, Row, Sizes
 from mupscale.operators.noise import generator_of
 
 

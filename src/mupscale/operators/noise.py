@@ -30,9 +30,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mupscale.axes import Copies, oppose_copies_, subtract_copy_mean_
 from mupscale.errors import GrowthError
-from mupscale.planning import Scaling
+from mupscale.notation.axes import Copies, oppose_copies_, subtract_copy_mean_
+from mupscale.theory.scaling import Scaling
 
 # Entries in one block of random numbers, before it is rounded up to whole groups of copies. Part of the
 # format: another value draws other noise from the same seed.

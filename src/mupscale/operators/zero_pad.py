@@ -13,10 +13,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from mupscale.axes import pad
-from mupscale.dims import Growth, Sizes
 from mupscale.errors import GrowthError
-from mupscale.planning import Scaling
+from mupscale.notation.axes import pad
+from mupscale.notation.dims import Growth, Sizes
+from mupscale.theory.scaling import Scaling
 
 DEFAULT_SHRINK = 0.4
 

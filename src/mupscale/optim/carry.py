@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.axes import Axes, pad
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError
-from mupscale.layout import DEPTH
-from mupscale.operators import duplicate_scaled, operator_named
+from mupscale.layout.base import DEPTH
+from mupscale.models.sharding import local, placed_like, whole
+from mupscale.notation.axes import Axes, pad
+from mupscale.notation.dims import Dim
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.duplicate import duplicate_scaled
 from mupscale.optim.groups import merge_groups
-from mupscale.optim.registry import rule_for
-from mupscale.optim.rules import Rule
 from mupscale.optim.together import Together
-from mupscale.planning import Plan, Scaling
-from mupscale.sharding import local, placed_like, whole
+from mupscale.theory.manifest import Plan
+from mupscale.theory.registry import rule_for
+from mupscale.theory.rules import Rule
+from mupscale.theory.scaling import Scaling
 
 
 def carry_optimizer(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mupscale.planning import Plan
-from mupscale.sharding import local, whole
+from mupscale.models.sharding import local, whole
+from mupscale.theory.manifest import Plan
 
 
 @torch.no_grad()

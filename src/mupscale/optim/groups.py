@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mupscale.errors import GrowthError
-from mupscale.optim.registry import rule_for
-from mupscale.planning import Plan
+from mupscale.theory.manifest import Plan
+from mupscale.theory.registry import rule_for
 
 
 def param_groups(

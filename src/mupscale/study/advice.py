@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.tables import count
+from mupscale.theory.tables import count
 
 # Hoffmann et al. 2022, Approach 3.
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28

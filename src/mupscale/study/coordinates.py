@@ -4,18 +4,17 @@ Under μP the entries of every hidden activation, and the change that a step mak
 the model gets wider (Yang et al. 2021, arXiv 2203.03466, Appendix D.1). Widths are trained for a few steps
 from fresh weights, and the mean absolute value of each module's output is followed over width.
 
-Knows models and the core; nothing of pictures.
+Knows models, the core, and how a picture is drawn.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
+import matplotlib
 import numpy as np
 import torch
 from rich.progress import Progress
@@ -23,9 +22,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.optim import optimizer_names
+from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.runs.norms import watch_activations
-from mupscale.tables import collapse
+from mupscale.theory.registry import optimizer_names
+from mupscale.theory.tables import collapse
 
 PARAMETRIZATIONS = {
     "standard": "standard parametrization: the model's own initialization, one learning rate",
@@ -238,10 +238,39 @@ def verdicts(found: Sequence[Slope], check: CheckConfig) -> list[str]:
     return lines
 
 
-def write_csv(coordinates: Sequence[Coordinate], path: Path) -> None:
-    """Every number, a row each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(coordinates[0])))
-        writer.writeheader()
-        writer.writerows(asdict(c) for c in coordinates)
+def picture(coordinates: Sequence[Coordinate], found: Sequence[Slope]) -> Plot:
+    """Mean absolute outputs after the last step over width, a panel each parametrization; seeds are averaged.
+
+    Lines that grow or vanish with width are drawn thick; the legend says the slope. Its rows are all numbers.
+    """
+    last, modules = max(c.step for c in coordinates), list(dict.fromkeys(c.module for c in coordinates))
+    colours = dict(zip(modules, matplotlib.colormaps["tab20"](np.linspace(0, 1, len(modules))), strict=True))
+    sizes: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for c in coordinates:
+        if c.step == last:
+            sizes[c.parametrization, c.module][c.width].append(c.mean_abs)
+    panels: dict[str, list[Line]] = defaultdict(list)
+    for slope in found:
+        by_width = sizes[slope.parametrization, slope.module]
+        line = Line(
+            name=f"{slope.module} ({slope.slope:+.2f})",
+            curve=[[width, float(np.mean(values))] for width, values in sorted(by_width.items())],
+            colour=colours[slope.module],
+            marker="o",
+            width=1.2 if slope.verdict == "keeps its size" else 2.6,
+        )
+        panels[PARAMETRIZATIONS[slope.parametrization].split(":")[0]].append(line)
+    plot = draw(
+        "coordinates",
+        panels,
+        columns=("width", "mean_abs"),
+        x="width, times the narrow model",
+        y=f"mean absolute output after {last} steps",
+        caption="Level lines: the size of what a module computes does not depend on the width.",
+        values=True,
+        log_y=True,
+        same_scale=True,
+        legend_title="module (slope)",
+        panel_size=(5.2, 6.8),
+    )
+    return replace(plot, rows=[asdict(c) for c in coordinates])

@@ -16,10 +16,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedConfig
 
-from mupscale.axes import Axes
-from mupscale.dims import Dim, Row
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.inference.fields import (
@@ -32,8 +29,11 @@ from mupscale.layout.inference.fields import (
     size_fields,
     value_at,
 )
-from mupscale.layout.tiny import tiny
-from mupscale.models import persistent_buffers, tie_names
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.contents import persistent_buffers, tie_names
+from mupscale.models.skeletons import PreTrainedConfig
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim, Row
 
 
 @dataclass(frozen=True)
@@ -287,12 +287,7 @@ class Family:
 
     def growth_of(self, factors: Mapping[Path, Fraction]) -> dict[str, Fraction]:
         """By how much every axis grows when fields do."""
-        return {
-            axis: math.prod(
-                (factors.get(p, Fraction(1)) ** e for p, e in law.powers.items()), start=Fraction(1)
-            )
-            for axis, law in self.laws.items()
-        }
+        return {axis: _product(factors, law.powers) for axis, law in self.laws.items()}
 
     def growth_of_layers(self, layout: Layout, growth: Mapping[str, Fraction]) -> dict[str, Fraction]:
         """The growth of axes that layers have in sizes of their own: of ``d_ff_768`` that of ``d_ff``."""
@@ -326,11 +321,12 @@ class Family:
                 f"no config of {self.model_type} grows {wish} and nothing else: {', '.join(bound)}; "
                 "grow what follows from the same fields, too"
             )
-        behind = {
-            path: math.prod((factors.get(p, Fraction(1)) ** e for p, e in powers.items()), start=Fraction(1))
-            for path, powers in self.along.items()
-        }
+        behind = {path: _product(factors, powers) for path, powers in self.along.items()}
         return factors | {path: factor for path, factor in behind.items() if factor != 1}
+
+
+def _product(factors: Mapping[Path, Fraction], powers: Mapping[Path, int]) -> Fraction:
+    return math.prod((factors.get(p, Fraction(1)) ** e for p, e in powers.items()), start=Fraction(1))
 
 
 def _of_stage(dim: Dim, n: int, here: Mapping[str, int], sized: Callable[[str, int], str]) -> Dim:

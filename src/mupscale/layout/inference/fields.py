@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from mupscale.layout.base import DEPTH
-from mupscale.layout.models import quiet, shapes, worked_out
 from mupscale.layout.tiny_sizes import canonical
+from mupscale.models.skeletons import PreTrainedConfig, quiet, shapes, transformers_config, worked_out
 
 Path = tuple[str, ...]
 
@@ -39,6 +37,8 @@ NO_WIDTH = {
     "labels": "the number of classes is not a width",
     DEPTH: "depth is not a width",
 }
+# Fields that say nothing about the function.
+NOTES = {"dtype", "transformers_version", "_name_or_path", "use_cache", "initializer_range"}
 _AXIS = {
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",
@@ -169,7 +169,7 @@ def _stated(config: PreTrainedConfig) -> dict[str, Any]:
     for field in worked_out(config):
         del fields[field]
     for name in fields:
-        if isinstance(sub := vars(config).get(name), PreTrainedConfig):
+        if (sub := transformers_config(vars(config).get(name))) is not None:
             fields[name] = _stated(sub)
     return fields
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedConfig
 
-from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inputs import HIDDEN_STATES, example_inputs
-from mupscale.layout.models import model_class, quiet
-from mupscale.models import persistent_buffers
-from mupscale.precision import Float64, float64
+from mupscale.layout.flow.trace import Trace, trace
+from mupscale.models.contents import persistent_buffers
+from mupscale.models.inputs import HIDDEN_STATES, example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import PreTrainedConfig, model_class, quiet
 
 
 def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:
@@ -31,13 +29,7 @@ def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:
 class _QuickDraws(TorchFunctionMode):
     """Draw in float32, which takes a tenth of the time: random weights need no more digits."""
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_) and args[0].dtype == torch.float64:
             drawn = torch.empty(args[0].shape, dtype=torch.float32, device=args[0].device)
             return args[0].copy_(func(drawn, *args[1:], **(kwargs or {})))

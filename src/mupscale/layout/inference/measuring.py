@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 import numpy as np
-from transformers import PreTrainedConfig
 
 from mupscale.errors import GrowthError, one_line
+from mupscale.layout.flow.structure import counterparts, leaves, pairs, written
+from mupscale.layout.flow.trace import Trace
+from mupscale.layout.flow.units import Conflict, Unit
 from mupscale.layout.inference.family import Family, Law, part_of
 from mupscale.layout.inference.fields import (
     NO_WIDTH,
@@ -30,11 +32,8 @@ from mupscale.layout.inference.fields import (
 )
 from mupscale.layout.inference.instance import run
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.structure import counterparts, leaves, pairs, written
-from mupscale.layout.inference.trace import Trace
-from mupscale.layout.inference.units import Conflict, Unit
-from mupscale.layout.models import shapes
-from mupscale.layout.tiny import tiny
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.skeletons import PreTrainedConfig, shapes
 
 
 def infer(config: PreTrainedConfig) -> Family:

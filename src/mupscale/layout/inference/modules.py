@@ -8,19 +8,19 @@ from fractions import Fraction
 
 from torch import nn
 
-from mupscale.axes import Axes
-from mupscale.calls import Call
-from mupscale.dims import Dim
 from mupscale.errors import GrowthError, one_line
 from mupscale.layout.base import Layout
+from mupscale.layout.flow.ones import show_ones
+from mupscale.layout.flow.structure import leaves, pairs, sizes_of, written
+from mupscale.layout.flow.trace import Trace, trace
+from mupscale.layout.flow.units import Conflict, Unit, size_of
+from mupscale.layout.inference.constants import folds
 from mupscale.layout.inference.folding import said_as_folds
-from mupscale.layout.inference.ones import show_ones
-from mupscale.layout.inference.scales import folds
-from mupscale.layout.inference.structure import leaves, pairs, sizes_of, written
-from mupscale.layout.inference.trace import Trace, trace
-from mupscale.layout.inference.units import Conflict, Unit, size_of
-from mupscale.models import state_tensors, tie_names
-from mupscale.precision import Float64, float64
+from mupscale.models.calls import Call
+from mupscale.models.contents import state_tensors, tie_names
+from mupscale.models.precision import Float64, float64
+from mupscale.notation.axes import Axes
+from mupscale.notation.dims import Dim
 
 
 def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[Layout, dict[str, Fraction]]:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mupscale.errors import GrowthError
-from mupscale.layout import transformers_config
+from mupscale.models.skeletons import transformers_config
 from mupscale.study.data.corpus import Document, appearing, digest, read_corpus
 from mupscale.study.data.stream import Batch, Data
 from mupscale.study.spec.recipe import TrainConfig

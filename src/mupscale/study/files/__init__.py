@@ -5,6 +5,7 @@ Knows what a file may say; nothing of how anything is trained.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mupscale.study.files.sweeps import read_sweeps
@@ -34,6 +35,8 @@ def read_study(path: Path, *, check_transfer: bool = False) -> Study:
         elif check_transfer:
             raise FieldError("", "widths", "the transfer check is for files in the tables of `mupscale tune`")
         study = read_sweeps(tables, path, places)
+        if places is not None:
+            study = replace(study, width_at=("widths", "narrow"))
         for sweep in study.sweeps.values():
             study.check_ends(sweep, study.ends(sweep))
         return study

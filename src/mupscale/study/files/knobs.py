@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from mupscale.errors import GrowthError
-from mupscale.operators import Noise, operator_named
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.noise import Noise
 from mupscale.optim.carry import state_is_padded
 from mupscale.study.files.toml import is_whole, typed
 from mupscale.study.spec.recipe import TrainConfig

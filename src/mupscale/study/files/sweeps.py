@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from mupscale.errors import GrowthError
 from mupscale.study.files.knobs import (
     SHARED,
     TRAINING,
@@ -157,7 +158,7 @@ def _sweep(
         raise FieldError(table, "take", "expected { knob = 'sweep' }")
     only_known(table, take, knobs)
     if begin != "checkpoint" and "lr" not in space and "lr" not in take:
-        raise FieldError(table, "try", "no lr; expected the learning rates to try, as the narrow model's")
+        raise FieldError(table, "lr", "missing; expected the learning rates to try, as the narrow model's")
     search = table_as(Search, table, {key: values[key] for key in _SEARCH if key in values})
     check_search(table, search, space)
     seeds = _seeds(table, values["seeds"]) if "seeds" in values else seeds
@@ -292,5 +293,8 @@ def _questions(
         tables = [{"ask": "tuned", "of": tried}, {"ask": "cost"}, {"ask": "points", "of": tried}]
     found = [{k: named(v) if k in ("of", "against") else v for k, v in table.items()} for table in tables]
     for question in found:
-        check(question, names)
+        try:
+            check(question, names)
+        except GrowthError as error:
+            raise FieldError("question", "", str(error)) from None
     return tuple(found)

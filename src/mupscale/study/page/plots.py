@@ -1,25 +1,31 @@
-"""Pictures of a comparison, and the numbers behind each beside it.
+"""Pictures: lines with bands, in panels side by side; and the numbers that each shows.
 
-Knows matplotlib (its objects, never its global state) and the results of `mupscale.study.warmstart`.
+Knows matplotlib (its objects, never its global state); nothing of studies.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Okabe & Ito's palette: told apart by colour-blind readers and in grey print.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
-
-Row = dict[str, float | int | str | None]
+BLUE, ORANGE, GREEN, LIGHT_BLUE = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", LIGHT_BLUE, "#E69F00", "#7F7F7F", "#000000", "#882255", "#999933")
+STYLES = ("-", "--", ":", "-.")
+MOST_TICKS = 10
+Curve = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Plot:
 
     name: str
     figure: Figure
-    rows: Sequence[Row]
+    rows: Sequence[Mapping[str, Any]]
     caption: str
 
     def save(self, folder: Path) -> Path:
@@ -48,173 +54,178 @@ class Plot:
         return path
 
 
-def all_plots(results: dict[str, Any]) -> list[Plot]:
-    """Every picture of a comparison, in the order of the report."""
-    return [loss_over_steps(results), loss_over_flops(results), loss_by_length(results)]
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What is drawn in one colour.
+
+    Attributes:
+        name: in the CSV; and in the legend, unless ``label`` says otherwise (empty: not there).
+        curve: its points: x, y, and where there is a band, its lowest and highest.
+        style: of the line; without one, the points stand alone, with bars instead of a band.
+        star: mark the lowest point.
+        failed: values of x at which there is nothing but failure: a × at the top.
+        more: further columns of the CSV, a value each point.
+    """
+
+    name: str
+    curve: Curve
+    label: str | None = None
+    colour: Any = BLUE
+    style: str = "-"
+    marker: str = ""
+    width: float = 1.6
+    star: bool = False
+    failed: Sequence[float] = ()
+    more: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def draw(self, axes: Axes, place: int) -> None:
+        """Put it on the axes, as the line of this number."""
+        x, y, *band = np.transpose(self.curve)
+        label = self.name if self.label is None else self.label
+        look = {"color": self.colour, "label": label or "_", "linestyle": self.style, "linewidth": self.width}
+        look |= {"marker": self.marker, "markersize": 4.5}
+        if band and not self.style:
+            axes.errorbar(x, y, yerr=[y - band[0], band[1] - y], elinewidth=1, capsize=2.5, **look)
+        else:
+            axes.plot(x, y, **look)
+            if band:
+                axes.fill_between(x, *band, color=self.colour, alpha=0.15, linewidth=0)
+        if self.star:
+            best = y.argmin()
+            shape: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "zorder": 5}
+            axes.plot(x[best], y[best], color=self.colour, **shape)
+        if self.failed:  # an empty line would stretch the layout to the figure's corner
+            top, at = [0.985 - 0.035 * place] * len(self.failed), axes.get_xaxis_transform()
+            axes.plot(self.failed, top, color=self.colour, marker="x", linestyle="", transform=at)
 
 
-def loss_over_steps(results: dict[str, Any]) -> Plot:
-    """Held-out loss over optimizer steps: the grown model, and from scratch for every length tried."""
-    figure, axes = canvas("optimizer steps of the wide model", "held-out loss (nats per token)")
-    rows: list[Row] = []
-    for run in _by_prominence(results):
-        curve = _measured(run["curve"])
-        rows += [{"run": run["name"], "step": p["step"], "held_out_loss": p["held_out_loss"]} for p in curve]
-        _line(axes, [p["step"] for p in curve], [p["held_out_loss"] for p in curve], run)
-    narrow = results["narrow"]["final_loss"]
-    if narrow is not None:
-        axes.axhline(narrow, color=GREY, linewidth=1, linestyle=":")
-        axes.annotate("narrow model, end of its training", (0.32, narrow), xycoords=("axes fraction", "data"),
-                      xytext=(0, -3), textcoords="offset points", ha="left", va="top",
-                      color=GREY, fontsize=8)  # fmt: skip
-    _loss_scale(axes, results)
-    axes.set_xlim(left=0)
-    _legend(axes)
-    caption = (
-        "Lower is better. The grown model starts where the narrow one stopped; the same architecture from "
-        "scratch starts at chance. The drop at the end of each run is the learning rate's cooldown, which "
-        "all runs have."
-    )
-    return Plot("loss_over_steps", figure, rows, caption)
+def draw(
+    name: str,
+    panels: Mapping[str, Sequence[Line]],
+    *,
+    columns: tuple[str, str],
+    x: str,
+    y: str,
+    caption: str,
+    values: bool = False,
+    log_y: bool = False,
+    zoom: float | None = None,
+    same_scale: bool = False,
+    legend: str = "below",
+    legend_title: str = "",
+    panel_size: tuple[float, float] = (7.0, 4.6),
+) -> Plot:
+    """A picture of lines.
 
-
-def loss_over_flops(results: dict[str, Any]) -> Plot:
-    """Held-out loss over compute, the narrow model's training counted in before the grown one's."""
-    figure, axes = canvas("training compute (FLOPs)", "held-out loss (nats per token)")
-    rows: list[Row] = []
-    spent = results["narrow"]["flops"] or 0
-    lines = [(run, spent if run["kind"] == "grown" else 0) for run in _by_prominence(results)]
-    if results["narrow"]["curve"]:
-        narrow = {
-            **results["narrow"],
-            "kind": "narrow",
-            "name": "narrow model",
-            "label": "narrow model",
-            "curve": results["narrow"]["curve"],
+    Args:
+        name: stem of its files.
+        panels: lines by the title of their panel.
+        columns: what x and y are called in the CSV.
+        x, y: what they are called on the axes.
+        caption: what to read; what the limits cut off is added.
+        values: x takes few values on a logarithmic scale; otherwise it is an amount, from 0.
+        log_y: y is logarithmic.
+        zoom: cut off what is that many times as far above a line's lowest point as its median is.
+        same_scale: draw all panels over one range of y.
+        legend: ``below`` each panel, or ``right`` of the last.
+        panel_size: in inches.
+    """
+    figure, all_axes = canvas(len(panels), width=panel_size[0] * len(panels), height=panel_size[1])
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
+        for place, line in enumerate(lines):
+            line.draw(axes, place)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(x)
+        if log_y:
+            axes.set_yscale("log")
+        if zoom is not None:
+            axes.set_ylim(*_valley(lines, zoom))
+        below = -0.15
+        if values:
+            below = value_axis(
+                axes, {at for line in lines for at in (*(p[0] for p in line.curve), *line.failed)}
+            )
+        else:
+            axes.set_xlim(left=0)
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5), useMathText=True)
+        look: dict[str, Any] = {
+            "frameon": False,
+            "fontsize": 8.5,
+            "title": legend_title,
+            "title_fontsize": 8.5,
         }
-        lines.insert(0, (narrow, 0))
-    for run, before in lines:
-        curve = [p for p in _measured(run["curve"]) if p["flops"] + before > 0]
-        flops = [p["flops"] + before for p in curve]
-        rows += [
-            {"run": run["name"], "flops": x, "of_which_narrow": before, "held_out_loss": p["held_out_loss"]}
-            for p, x in zip(curve, flops, strict=True)
-        ]
-        _line(axes, flops, [p["held_out_loss"] for p in curve], run)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(9.0, 9.0)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    _loss_scale(axes, results)
-    _legend(axes)
-    caption = "The same losses over the compute spent. "
-    if results["narrow"]["flops"]:
-        caption += (
-            "The grown model pays for the narrow one's training first: its curve starts where that one ends."
-        )
-    else:
-        caption += "What the narrow model's training cost is not known, and not counted."
-    return Plot("loss_over_flops", figure, rows, caption)
-
-
-def loss_by_length(results: dict[str, Any]) -> Plot:
-    """Final loss against the length of training from scratch, and the grown model's as the mark to reach."""
-    figure, axes = canvas("steps of the whole run, cooldown included", "final held-out loss (nats per token)")
-    grown = next(run for run in results["runs"] if run["kind"] == "grown")
-    best = [run for run in results["runs"] if run["kind"] == "scratch" and run["best"]]
-    best.sort(key=lambda run: run["steps"])
-    others = [run for run in results["runs"] if run["kind"] == "scratch" and not run["best"]]
-    axes.plot([r["steps"] for r in best], [r["final_loss"] for r in best],
-              color=ORANGE, marker="o", label="from scratch, better learning rate")  # fmt: skip
-    if others:
-        axes.plot([r["steps"] for r in others], [r["final_loss"] for r in others],
-                  color=ORANGE, marker="x", linestyle="", alpha=0.5, label="the other rates")  # fmt: skip
-    axes.plot([grown["steps"]], [grown["final_loss"]], color=BLUE, marker="D", linestyle="", label="grown")
-    axes.axhline(grown["final_loss"], color=BLUE, linewidth=1, linestyle="--")
-    axes.set_xscale("log")  # as the crossing is interpolated
-    axes.set_xticks(sorted({run["steps"] for run in results["runs"]}))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    reach = results["savings"]["scratch_steps_to_reach_grown"]
-    if reach["bound"] == "interpolated":
-        axes.plot(
-            [reach["steps"]] * 2,
-            [grown["final_loss"], axes.get_ylim()[0]],
-            color=GREY,
-            linewidth=1,
-            linestyle=":",
-        )
-        axes.annotate(f"{reach['steps']:.0f} steps", (reach["steps"], grown["final_loss"]),
-                      xytext=(5, 5), textcoords="offset points", color=GREY, fontsize=9)  # fmt: skip
-    axes.legend(frameon=False, fontsize=9)
-    rows: list[Row] = [
-        {"run": r["name"], "steps": r["steps"], "flops": r["flops"], "final_loss": r["final_loss"]}
-        for r in [grown, *best, *others]
+        labels = axes.get_legend_handles_labels()[1]
+        if legend == "below" and labels:
+            look |= {"ncols": 2 if max(map(len, labels)) < 6 * panel_size[0] else 1}
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), **look)
+        elif labels and axes is all_axes[-1]:
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), **look)
+    all_axes[0].set_ylabel(y)
+    if same_scale:
+        low, high = zip(*(axes.get_ylim() for axes in all_axes), strict=True)
+        for axes in all_axes:
+            axes.set_ylim(min(low), max(high))
+    shown = zip(all_axes, panels.values(), strict=True)
+    if any(point[1] > axes.get_ylim()[1] for axes, lines in shown for line in lines for point in line.curve):
+        caption += " What is far above the rest is cut off at the top."
+    rows = [
+        {
+            "panel": title,
+            "line": line.name,
+            **dict(zip((*columns, "lowest", "highest"), (*point, None, None), strict=False)),
+        }
+        | {key: among[i] for key, among in line.more.items()}
+        for title, lines in panels.items()
+        for line in lines
+        for i, point in enumerate(line.curve)
     ]
-    caption = (
-        "Each point is a whole run with its own cooldown. Where the line of the runs from scratch crosses "
-        "the dashed line, training from scratch has caught up with the grown model."
-    )
-    return Plot("loss_by_length", figure, rows, caption)
+    return Plot(name, figure, rows, caption)
 
 
-# ---- shared ------------------------------------------------------------------------------------------------
-
-
-def canvas(x: str, y: str) -> tuple[Figure, Axes]:
-    """An empty figure with one pair of axes, named."""
-    figure, (axes,) = panels(1)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
-
-
-def panels(count: int, *, width: float = 7.0, height: float = 4.3) -> tuple[Figure, list[Axes]]:
-    """An empty figure with pairs of axes side by side. Width and height are the whole figure's, in inches."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+def canvas(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """An empty figure with pairs of axes side by side; its size is in inches."""
+    figure = Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
     all_axes = list(figure.subplots(1, count, squeeze=False)[0])
     for axes in all_axes:
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure, all_axes
 
 
-def _by_prominence(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Faint lines first, so that the ones that matter lie on top."""
-    return sorted(results["runs"], key=lambda run: (run["kind"] == "grown", run["best"], -run["steps"]))
-
-
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], run: dict[str, Any]) -> None:
-    if run["kind"] == "grown":
-        axes.plot(x, y, color=BLUE, linewidth=2.4, label=_label(run))
-    elif run["kind"] == "narrow":
-        axes.plot(x, y, color=GREEN, linewidth=1.6, label=_label(run))
-    elif run["best"]:
-        styles = ["-", "--", "-.", ":"]
-        axes.plot(x, y, color=ORANGE, linewidth=1.8, linestyle=styles[run["length"] % 4], label=_label(run))
+def value_axis(axes: Axes, values: Collection[float]) -> float:
+    """Make x logarithmic with the values tried as ticks, 0 left of the others; return where a legend fits."""
+    positive = [value for value in values if value > 0]
+    if len(positive) < len(values):
+        axes.set_xscale("symlog", base=2, linthresh=min(positive, default=1), linscale=0.5)
     else:
-        axes.plot(x, y, color=ORANGE, linewidth=0.8, alpha=0.35)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    if len(values) <= MOST_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(sorted(values)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    if len(values) <= 4:
+        return -0.15
+    axes.tick_params("x", rotation=45)
+    return -0.22
 
 
-def _measured(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [p for p in curve if p["held_out_loss"] is not None]
+def _valley(lines: Sequence[Line], zoom: float) -> tuple[float, float]:
+    """Limits of y, from the lowest to where one stops to care: divergence or chance would flatten it.
+
+    Of points that stand alone, without a star, all are shown.
+    """
+    ends = []
+    for line in lines:
+        _, best, low, high = min(line.curve, key=lambda point: point[1])
+        losses = [point[1] for point in line.curve]
+        span = max(median(losses) - best, high - best) if line.style or line.star else math.inf
+        ends += [low, min(max(losses), best + zoom * span)]
+    room = 0.08 * (max(ends) - min(ends)) or 0.05
+    return min(ends) - room, max(ends) + room
 
 
-def _loss_scale(axes: Axes, results: dict[str, Any]) -> None:
-    """From below the best loss to somewhat above the grown model's start; chance level would flatten it."""
-    losses = sorted(p["held_out_loss"] for run in results["runs"] for p in _measured(run["curve"]))
-    grown = next(run for run in results["runs"] if run["kind"] == "grown")
-    best, start = losses[0], _measured(grown["curve"])[0]["held_out_loss"]
-    axes.set_ylim(best - 0.05 * start, min(losses[-1] + 0.05 * start, 1.6 * start))
-
-
-def _legend(axes: Axes) -> None:
-    """The most prominent line, drawn last, is named first."""
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9)
-
-
-def _label(run: dict[str, Any]) -> str:
-    return f"{run['label']}: {run['final_loss']:.3f}"
+def gradual(count: int) -> list[Any]:
+    """Colours for ordered things, dark to bright."""
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, count)))

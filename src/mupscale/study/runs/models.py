@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mupscale.checkpoint.reader import Checkpoint
@@ -78,3 +85,8 @@ def load_checkpoint(path: Path) -> PreTrainedModel:
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except Exception as error:  # whatever a broken file makes the reader raise
         raise GrowthError(f"{path}: transformers cannot load it ({one_line(error)})") from None
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that lies beside a model; None where there is none."""
+    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None

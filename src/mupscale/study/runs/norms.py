@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from mupscale.tables import collapse
+from mupscale.theory.tables import collapse
 
 Sizes = tuple[float, float]
 

@@ -23,11 +23,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
-from mupscale.planning import MANIFEST
 from mupscale.study.data.stream import Data, collate
 from mupscale.study.runs.history import HISTORY_FILE, History, Point, curve_of, write_json
 from mupscale.study.runs.progress import ShowProgress, quiet
 from mupscale.study.spec.recipe import SCHEDULER, TrainConfig, build_optimizer
+from mupscale.theory.manifest import MANIFEST
 
 RUN_FILE = "run.json"
 

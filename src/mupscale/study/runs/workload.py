@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.layout import skeleton
+from mupscale.models.skeletons import skeleton
 from mupscale.planner import from_first
 from mupscale.study.data.corpus import text_from_hub
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
 from mupscale.study.data.stream import Data
 from mupscale.study.data.tokens import END_OF_TEXT, load_tokens
 from mupscale.study.runs import networks
-from mupscale.study.runs.models import fresh_model, read_config, small_llama
+from mupscale.study.runs.models import fresh_model, read_config, read_tokenizer, small_llama
 from mupscale.study.spec.sweeps import FieldError, Study
 
 HUB = "hub:"
@@ -91,7 +91,8 @@ class Workload:
         """A model from scratch: under μP relative to the narrowest, or as its own code draws it."""
         if standard and isinstance(size, PreTrainedConfig):
             return fresh_model(size, seed)
-        return mupscale.init_(self.empty(size), self.relative(size), seed=seed)
+        model: nn.Module = mupscale.init_(self.empty(size), self.relative(size), seed=seed)
+        return model
 
     def empty(self, size: Size) -> nn.Module:
         """A model whose weights are yet to be set."""
@@ -158,9 +159,8 @@ def _data(study: Study, cache: Path | None) -> Data:
             path = study.file.parent / about.source
         if study.model.file is not None:
             folder = study.file.parent / study.model.file
-            if (folder / "tokenizer.json").is_file():
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-            elif study.model.checkpoint is not None:
+            tokenizer = read_tokenizer(folder)
+            if tokenizer is None and study.model.checkpoint is not None:
                 said = f"{folder}: no tokenizer.json; the text must be encoded with the model's own tokenizer"
                 raise FieldError("model", "checkpoint", said)
         return load_tokens(
@@ -188,7 +188,7 @@ def _source(study: Study, data: Data) -> tuple[int, PreTrainedConfig | Callable[
             raise FieldError("model", key, str(error)) from None
         if model.width not in (None, config.hidden_size):
             said = f"{model.width}, but {model.file} is {config.hidden_size} wide"
-            raise FieldError("model", "width", said)
+            raise FieldError(*study.width_at, said)
         return config.hidden_size, config
     width = model.width
     assert width is not None  # of the narrowest sweep, if not said
@@ -197,12 +197,11 @@ def _source(study: Study, data: Data) -> tuple[int, PreTrainedConfig | Callable[
             raise FieldError("data", "source", f"{study.data.source}: a table; a ResNet looks at images")
         return width, partial(_network, model.family, model.layers, data.shape)
     if model.heads is not None and width % model.heads:
-        raise FieldError("model", "width", f"{width}: expected a multiple of heads, {model.heads}")
+        raise FieldError(*study.width_at, f"{width}: expected a multiple of heads, {model.heads}")
     heads = 2 if model.family == "llama" else 1  # a Llama here has two queries to a key
     if model.heads is None and width % (heads * model.head_dim):
         raise FieldError(
-            "model",
-            "width",
+            *study.width_at,
             f"{width}: expected a multiple of {heads * model.head_dim}, so many whole heads (head_dim "
             f"{model.head_dim})",
         )

@@ -16,7 +16,7 @@ from transformers import Trainer
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.layout import transformers_config
+from mupscale.models.skeletons import transformers_config
 from mupscale.optim import Together
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.operators import DEFAULT_SHRINK
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.space import Choices, Space, grid
 
@@ -219,6 +219,7 @@ class Study:
         title: of the report.
         growth_seed: growth of seed i draws from this plus i.
         skip_blocks: of every stream of data, that no run sees.
+        width_at: table and key of the narrowest width.
         questions: what is asked, in the order of the report: `mupscale.study.questions.ask` takes each.
     """
 
@@ -232,6 +233,7 @@ class Study:
     questions: tuple[Mapping[str, Any], ...] = ()
     growth_seed: int = GROWTH_SEED
     skip_blocks: int = 0
+    width_at: tuple[str, str] = ("model", "width")
 
     def config(self, sweep: Sweep, **values: Any) -> TrainConfig:
         """The settings of a run of a sweep; ``steps`` must be among the values where it names none."""
@@ -285,7 +287,8 @@ class Study:
                 try:
                     config = self.config(sweep, **changes, steps=steps)
                 except GrowthError as error:
-                    key = "lengths" if sweep.branches else "steps"
+                    own = "warmup_steps" in sweep.tried
+                    key = "warmup_steps" if own else "lengths" if sweep.branches else "steps"
                     raise FieldError(sweep.table, key, f"a run of {steps} steps: {error}") from None
                 if sweep.branches and not 0 < config.cooldown_steps < steps:
                     said = f"{config.cooldown_fraction:g} of {steps} steps are {config.cooldown_steps}; "

@@ -18,7 +18,7 @@ from mupscale.study.spec.space import at_edge
 from mupscale.study.spec.sweeps import Sweep
 from mupscale.study.work.board import Board
 from mupscale.study.work.queue import Queue
-from mupscale.tables import plan_rows
+from mupscale.theory.tables import scaling_rows
 
 Row = dict[str, Any]
 SeedRuns = dict[str, Any]
@@ -45,9 +45,17 @@ def collect(board: Board) -> Row:
         "narrow": workload.narrow,
         "training": dict(study.training),
         "sweeps": sweeps,
-        "plans": {name: plan_rows(_growth(board, study.sweeps[name])) for name in planned},
+        "plans": {name: scaling_rows(_growth(board, study.sweeps[name]).params) for name in planned},
         "questions": [dict(question) for question in study.questions],
+        "seconds": sum(_seconds(board, sweep) for sweep in study.sweeps.values()),
     }
+
+
+def _seconds(board: Board, sweep: Sweep) -> float:
+    """Spent by workers on what is finished."""
+    if sweep.begin == "checkpoint" or not board.is_open(sweep):
+        return 0.0
+    return float(sum(trial.user_attrs["seconds"] for trial in board.queue(sweep).results()))
 
 
 def _growth(board: Board, sweep: Sweep) -> mupscale.Plan:
@@ -193,6 +201,7 @@ def _point(
         "losses": losses,
         "seeds": [run["seed"] for run in runs],
         "curve": _mean_curve([run["curve"] for run in runs]),
+        "curve_end": _mean([run["curve"][-1][1] if run["curve"] else None for run in runs]),
         "lengths": [
             {"steps": steps, **_mean(ends := [dict(run["ends"])[steps] for run in runs]), "losses": ends}
             for steps in lengths

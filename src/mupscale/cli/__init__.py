@@ -1,0 +1,97 @@
+"""The command line: ``mupscale``. Arguments in, text out; all else is the library's.
+
+Exit status: 0 done; 1 it ran and the answer is no; 2 bad usage or input, one line on standard error.
+
+Knows what every command takes and prints. Must not import torch or transformers before a command runs, so
+that help and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import Any
+
+import tyro
+
+import mupscale
+from mupscale.cli import growing, studying, training
+from mupscale.cli.terminal import quiet_libraries
+from mupscale.errors import GrowthError
+
+
+def _quietly(command: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> int:
+        quiet_libraries()
+        return command(*args, **options)
+
+    return run
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "plan": growing.plan,
+    "grow": growing.grow,
+    "verify": growing.verify,
+    "hparams": growing.hparams,
+    "train": _quietly(training.train),
+    "study": _quietly(studying.study),
+    "tune": _quietly(studying.tune),
+    "compare": _quietly(studying.compare),
+    "coord-check": _quietly(studying.coord_check),
+    "advise": studying.advise,
+    "demo": _quietly(studying.demo),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        if given == ["--version"]:
+            print(f"mupscale {mupscale.__version__}")
+            return 0
+        return _parse(given)()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (GrowthError, OSError) as error:
+        print(f"mupscale: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mupscale: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: list[str]) -> Callable[[], int]:
+    """The command to run, with its arguments bound.
+
+    Raises:
+        GrowthError: the arguments are not as they should be.
+    """
+
+    def bind(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+        return functools.wraps(command)(lambda *args, **kwargs: functools.partial(command, *args, **kwargs))
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(  # type: ignore[no-any-return]
+                {name: bind(command) for name, command in COMMANDS.items()},
+                prog="mupscale",
+                description="Grow a small trained network into the wide one: exactly, with its optimizer, "
+                "and with every hyperparameter scaled.",
+                args=argv,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        # One line, out of the box that it is drawn in.
+        text = re.sub(r"\x1b\[[0-9;]*m|\u256d.*|[\u2500-\u257f]", " ", said.getvalue())
+        raise GrowthError(" ".join(text.split())) from None

@@ -1,0 +1,244 @@
+"""`mupscale plan`, `grow`, `verify` and `hparams`: read arguments, call the library, print.
+
+Arguments are checked before torch and transformers are imported.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich import progress
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+import mupscale
+from mupscale.cli.names import DTYPES, OPERATORS, OPTIMIZERS, SHRINK
+from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
+from mupscale.errors import GrowthError
+
+Source = Annotated[
+    Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
+]
+Destination = Annotated[Positional[Path], arg(metavar="DST", help="checkpoint directory of the wide model")]
+Width = Annotated[int | None, arg(help="grow d_model, d_ff and the number of heads by this factor")]
+AxisFactors = Annotated[tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1")]
+To = Annotated[Path | None, arg(help="a wide config.json to reach, or its folder, instead of factors")]
+Json = Annotated[bool, arg(help="print one JSON object")]
+
+
+def plan(
+    source: Source, /, *, width: Width = None, axes: AxisFactors = (), to: To = None, json: Json = False
+) -> int:
+    """Show what becomes of every parameter and its hyperparameters when a checkpoint grows. Writes nothing.
+
+    Example: mupscale plan narrow --width 2 --axes d_ff=3
+    """
+    made = _planned(source, width, axes, to)
+    if json:
+        from mupscale.theory.tables import scaling_rows
+
+        print_json({"rows": scaling_rows(made.params), "inexact": made.inexact, **made.to_dict()})
+    else:
+        print_table(made.table)
+    return 0
+
+
+def grow(
+    source: Source,
+    destination: Destination,
+    /,
+    *,
+    width: Width = None,
+    axes: AxisFactors = (),
+    to: To = None,
+    operator: Annotated[
+        str, arg(help=f"{', '.join(OPERATORS)}; the first keeps the function, the second takes any size")
+    ] = "duplicate",
+    noise: Annotated[
+        str,
+        arg(
+            help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
+            "spectral, hadamard, interpolate, paired), fresh:1 for zero_pad, paired:10 (dB) for hyperclone"
+        ),
+    ] = "default",
+    shrink: Annotated[
+        tuple[str, ...],
+        arg(help="λ of zero_pad: a number, and PATTERN=NUMBER for parameters, as '*.mlp.*=0.6'"),
+    ] = (SHRINK,),
+    seed: Annotated[int, arg(help="of the noise")] = 0,
+    dtype: Annotated[str | None, arg(help=f"store as {', '.join(DTYPES)}; default: as it is")] = None,
+    max_shard_size: Annotated[str, arg(help="largest weight file")] = "5GB",
+    overwrite: Annotated[bool, arg(help="replace DST")] = False,
+    no_optimizer: Annotated[bool, arg(help="leave optimizer.pt and the training state behind")] = False,
+    carry_optimizer: Annotated[
+        bool, arg(help="with zero_pad: pad optimizer.pt, too, instead of starting fresh")
+    ] = False,
+    allow_nonfinite: Annotated[bool, arg(help="let NaN and infinity in the weights through")] = False,
+    json: Json = False,
+) -> int:
+    """Grow a checkpoint into a wider one that computes the same, with its optimizer where there is one.
+
+    DST appears whole or not at all, and loads with stock transformers. --operator zero_pad reaches any larger
+    size, with a fresh optimizer, and does not keep the function.
+
+    Example: mupscale grow narrow wide --width 2
+    """
+    if no_optimizer and carry_optimizer:
+        raise GrowthError("--no-optimizer and --carry-optimizer: choose one")
+    if dtype is not None and dtype not in DTYPES:
+        raise GrowthError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    made = _planned(source, width, axes, to)
+    import torch
+
+    from mupscale.growth import grow_checkpoint
+    from mupscale.theory.manifest import MANIFEST
+
+    console = Console(stderr=True)
+    columns = (
+        *(progress.TextColumn("growing"), progress.BarColumn(), progress.DownloadColumn()),
+        *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("growing", total=None)
+        grow_checkpoint(
+            source,
+            destination,
+            made,
+            operator=operator,
+            noise=noise,
+            shrink=shrink,
+            seed=seed,
+            dtype=getattr(torch, dtype) if dtype else None,
+            max_shard_size=max_shard_size,
+            optimizer=False if no_optimizer else carry_optimizer or None,
+            overwrite=overwrite,
+            allow_nonfinite=allow_nonfinite,
+            progress=lambda done, total: bar.update(task, completed=done, total=max(done, total)),
+        )
+    written = json_module.loads((destination / MANIFEST).read_text())
+    if json:
+        print_json({"destination": str(destination), **{k: v for k, v in written.items() if k != "plan"}})
+    else:
+        print_text(made.describe())
+        carried = (
+            "with its optimizer" if written["optimizer"] else "weights only: no optimizer.pt was carried"
+        )
+        how = f"{operator}, shrink {written['shrink']}" if "shrink" in written else operator
+        print_text(f"wrote {destination} ({how}, noise {written['noise']}, {carried})")
+        print_text(f"next: mupscale verify {source} {destination}")
+    return 0
+
+
+def verify(
+    source: Source,
+    destination: Destination,
+    /,
+    *,
+    steps: Annotated[int, arg(help="also train pure copies side by side for so many steps")] = 0,
+    json: Json = False,
+) -> int:
+    """Check, in float64, that DST computes what SRC computes; exit status 1 where it does not.
+
+    Example: mupscale verify narrow wide --steps 5
+    """
+    quiet_libraries()
+    from mupscale.checkpoint.reader import Checkpoint
+    from mupscale.operators.catalogue import operator_named
+    from mupscale.operators.noise import Noise
+    from mupscale.theory.manifest import MANIFEST, Plan
+
+    narrow, wide = Checkpoint(source), Checkpoint(destination)
+    known = (destination / MANIFEST).is_file()
+    made = Plan.load(destination, last_growth=True) if known else mupscale.plan(narrow.config, to=wide.config)
+    manifest = json_module.loads((destination / MANIFEST).read_text()) if known else {}
+    operator, noise = manifest.get("operator", "duplicate"), Noise.parse(manifest.get("noise"))
+    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator)
+    if json:
+        print_json(report.to_dict())
+    else:
+        print_text(str(report))
+        if not operator_named(operator).copies_evenly:
+            print_text(f"{operator}: {operator_named(operator).summary}")
+        elif not report.equal and noise is not None and not noise.keeps_function:
+            print_text(f"{noise} noise changes the function; balanced noise keeps it")
+    return 0 if report.equal else 1
+
+
+def hparams(
+    destination: Destination,
+    /,
+    *,
+    optimizer: Annotated[str, arg(help=f"one of {', '.join(OPTIMIZERS)}")] = "adamw",
+    lr: Annotated[float, arg(help="learning rate of the narrow model")],
+    weight_decay: Annotated[float, arg(help="weight decay of the narrow model")] = 0.0,
+    eps: Annotated[float | None, arg(help="eps of the narrow model; default: torch's")] = None,
+    trainer_split: Annotated[
+        bool, arg(help="no decay on norms and biases, as transformers.Trainer splits them")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Say what the narrow model's hyperparameters become, group by group, for a model that mupscale grew.
+
+    Example: mupscale hparams wide --optimizer adamw --lr 3e-3 --weight-decay 0.1
+    """
+    if optimizer not in OPTIMIZERS:
+        raise GrowthError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
+    if not 0 < lr < float("inf") or not 0 <= weight_decay < float("inf"):
+        raise GrowthError(f"lr {lr} and weight decay {weight_decay}: expected positive numbers")
+    quiet_libraries()
+    from transformers import Trainer
+
+    from mupscale.models.skeletons import skeleton
+    from mupscale.theory.manifest import Plan
+    from mupscale.theory.registry import optimizer_names
+    from mupscale.theory.tables import groups_table
+
+    made = Plan.load(destination)
+    assert made.config is not None
+    wide = skeleton(made.config)
+    decay = Trainer.get_decay_parameter_names(None, wide) if trainer_split else None
+    values: dict[str, Any] = {"weight_decay": weight_decay} | ({"eps": eps} if eps is not None else {})
+    only = mupscale.hidden_matrices(made) if optimizer == "muon" else None
+    groups = mupscale.param_groups(
+        wide, made, optimizer_names()[optimizer], lr=lr, decay=decay, only=only, **values
+    )
+    if json:
+        rows = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+        print_json({"optimizer": optimizer, "lr": lr, "groups": rows})
+    else:
+        print_text(f"{optimizer} at the narrow model's lr {lr:g}; {made.describe()}")
+        print_table(lambda axes: groups_table(groups))
+        if only is not None:
+            print_text("Muon takes the hidden matrices; the rest goes to AdamW (--optimizer adamw)")
+    return 0
+
+
+def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | None) -> mupscale.Plan:
+    factors = parse_axes(axes)
+    quiet_libraries()
+    from mupscale.checkpoint.reader import Checkpoint
+
+    wide = Checkpoint.read_config(to) if to is not None else None
+    return mupscale.plan(Checkpoint(source).config, width=width, axes=factors, to=wide)
+
+
+def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
+    """Growth by axis from words such as `d_ff=3`; None for no words.
+
+    Raises:
+        GrowthError: a word is not NAME=WHOLE NUMBER.
+
+    Example:
+        >>> parse_axes(["d_ff=3", "kv_heads=1"])
+        {'d_ff': 3, 'kv_heads': 1}
+    """
+    axes = {}
+    for pair in pairs:
+        name, _, factor = pair.partition("=")
+        if not (name and factor.isdecimal()):
+            raise GrowthError(f"--axes {pair}: expected NAME=FACTOR with a whole factor, such as d_ff=3")
+        axes[name] = int(factor)
+    return axes or None

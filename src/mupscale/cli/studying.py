@@ -1,0 +1,495 @@
+"""The commands of studies: `study`, `tune`, `compare`, `demo`; `coord-check` and `advise`.
+
+Knows what they take and print. What is heavy is imported when a command runs. With `json`, exactly one object
+goes to standard output; progress and words go to standard error.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mupscale.errors import GrowthError
+
+if TYPE_CHECKING:
+    from mupscale.study.spec.recipe import TrainConfig
+
+StudyFile = Annotated[Positional[Path], arg(metavar="STUDY.toml", help="what is trained, swept and asked")]
+Out = Annotated[Path | None, arg(help="folder for models and results; default: STUDY, without .toml")]
+Storage = Annotated[
+    str | None, arg(help="Optuna storage URL that many machines share; default: a journal file in the folder")
+]
+Jobs = Annotated[int | None, arg(help="worker processes; default: one for each CPU core, or one on a GPU")]
+Stack = Annotated[int | None, arg(help="small runs to train at once in a process; default: 4, on a GPU 16")]
+OneWorker = Annotated[bool, arg(help="be one more worker of a study that runs elsewhere; no report")]
+DryRun = Annotated[bool, arg(help="print the runs and what they would cost, and stop")]
+Json = Annotated[bool, arg(help="print one JSON object")]
+Text = Annotated[Path | None, arg(help="text file or folder; without it, Python's standard library source")]
+HeldOut = Annotated[float, arg(help="share of the text kept for evaluation")]
+
+STARTS = (
+    "scratch",
+    "duplicate",
+    "duplicate,noise=gaussian:0.3",
+    "zero_pad",
+    "zero_pad,shrink=1",
+    "hyperclone",
+    "net2net",
+)
+
+
+# ---- studies -----------------------------------------------------------------------------------------------
+
+
+def study(
+    file: StudyFile,
+    /,
+    *,
+    out: Out = None,
+    storage: Storage = None,
+    sweeps: Annotated[tuple[str, ...], arg(help="only these, and those that they extend; default: all")] = (),
+    jobs: Jobs = None,
+    stack: Stack = None,
+    worker: OneWorker = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> int:
+    """Run a study: sweeps of runs, and questions about them. Ends in report.html, with all numbers beside it.
+
+    Given again, the command goes on: finished trials are never repeated. Exit status 1 where a question that
+    has a yes or no is answered with no.
+
+    Example: mupscale study examples/studies/lr_transfer.toml --dry-run
+    Example: mupscale study examples/studies/lr_transfer.toml
+    Example: mupscale study study.toml --storage postgresql+psycopg://host/db --worker
+    """
+    return run_study(
+        file, out, sweeps, storage=storage, jobs=jobs, stack=stack, worker=worker, dry=dry_run, as_json=json
+    )
+
+
+def tune(
+    study: StudyFile,
+    /,
+    *,
+    out: Out = None,
+    storage: Storage = None,
+    stages: Annotated[
+        tuple[str, ...], arg(help="only some of scratch, base, grow, final; default: all")
+    ] = (),
+    check_transfer: Annotated[
+        bool, arg(help="run the grid of growth at every width of `check`: how far does the optimum move?")
+    ] = False,
+    jobs: Jobs = None,
+    stack: Stack = None,
+    worker: OneWorker = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> int:
+    """Tune growth on a small pair of widths, and use what was found on a large one. Ends in report.html.
+
+    Stages: the learning rate at width n from scratch; base models at n and N; n → k·n over learning rate,
+    noise and other knobs; N → k·N with the best, against k·N from scratch. Given again, the command goes on:
+    finished trials are never repeated. Exit status 1 where --check-transfer finds that the optimum moves.
+
+    Example: mupscale tune examples/studies/llama_cpu.toml --dry-run
+    Example: mupscale tune examples/studies/llama_cpu.toml
+    Example: mupscale tune study.toml --storage postgresql+psycopg://host/db --worker
+    """
+    need_extras()
+    from mupscale.study.files import read_study
+    from mupscale.study.files.tuning import STAGES
+
+    for stage in stages:
+        if stage not in STAGES:
+            raise GrowthError(f"stage {stage!r}: expected some of {', '.join(STAGES)}")
+    found = read_study(study, check_transfer=check_transfer).sweeps.values() if stages else ()
+    return run_study(
+        study,
+        out,
+        tuple(sweep.name for sweep in found if sweep.table in stages),
+        storage=storage,
+        jobs=jobs,
+        stack=stack,
+        worker=worker,
+        dry=dry_run,
+        as_json=json,
+        check_transfer=check_transfer,
+    )
+
+
+def compare(
+    source: Annotated[Positional[Path], arg(metavar="SRC", help="narrow checkpoint directory")],
+    out: Annotated[
+        Positional[Path],
+        arg(metavar="OUT", help="folder for the study.toml that is run, and its report"),
+    ],
+    /,
+    *,
+    widths: Annotated[tuple[int, ...], arg(help="growth of d_model, d_ff and the heads")] = (2, 4),
+    starts: Annotated[
+        tuple[str, ...],
+        arg(
+            help="what to compare: scratch, or OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]; "
+            "operators as in `mupscale grow`. Default: all of them but aki",
+        ),
+    ] = STARTS,
+    lrs: Annotated[tuple[float, ...], arg(help="rates to tune over, times the narrow model's")] = (
+        2.0,
+        1.0,
+        0.5,
+        0.25,
+    ),
+    seeds: Annotated[int, arg(help="repetitions, each with other noise, weights and text")] = 3,
+    steps: Annotated[int, arg(help="steps of the wide model")] = 300,
+    cooldown_fraction: Annotated[float, arg(help="share of the steps in the cooldown")] = 0.2,
+    data: Text = None,
+    held_out: HeldOut = 0.05,
+    lr: Annotated[
+        float | None, arg(help="the narrow model's learning rate; default: as it was trained")
+    ] = None,
+    batch_size: Annotated[
+        int | None, arg(help="sequences in a step; default: as the narrow model was trained")
+    ] = None,
+    block_size: Annotated[int | None, arg(help="tokens in a sequence; default: likewise")] = None,
+    weight_decay: Annotated[float | None, arg(help="AdamW's, of the narrow model; default: likewise")] = None,
+    warmup_steps: Annotated[int | None, arg(help="steps of linear warmup; default: likewise")] = None,
+    jobs: Annotated[int, arg(help="runs side by side, each on one CPU thread; 1 on a GPU")] = 1,
+    json: Json = False,
+) -> int:
+    """Compare growth operators with each other and with μP from scratch: losses, FLOPs to reach, a picture.
+
+    All runs of a width have the same steps, blocks and schedules; each side's learning rate is tuned over the
+    same grid with the first seed. Given again, the command goes on where it stopped.
+
+    Example: mupscale compare narrow comparison --widths 2 4 --starts scratch duplicate zero_pad,shrink=0.4
+    """
+    need_extras()
+    from mupscale.study.files.toml import write_toml
+    from mupscale.study.runs.models import load_checkpoint
+    from mupscale.study.runs.training import training_like
+
+    model = load_checkpoint(source)  # a broken checkpoint should fail before the text is read
+    given = {
+        "lr": lr,
+        "batch_size": batch_size,
+        "block_size": block_size,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+    }
+    settings = training_like(source, steps=steps, **{k: v for k, v in given.items() if v is not None})
+    common = {
+        "lengths": [1.0],
+        "constant": True,
+        "steps": steps,
+        "cooldown_fraction": cooldown_fraction,
+        "try": {"lr": [settings.lr * factor for factor in lrs]},
+        "search_seeds": 1,
+    }
+    sides = [
+        (f"{text}-{width}", {**_start(text), "width": width * model.config.hidden_size})
+        for width in sorted(widths, reverse=True)
+        for text in starts
+    ]
+    names = [name for name, _ in sides]
+    for several, values in (("--starts", starts), ("--widths", widths), ("--lrs", lrs)):
+        if len(set(values)) < len(values):
+            raise GrowthError(f"{several}: {', '.join(map(str, values))}: the same one twice")
+    if min(widths, default=0) < 2:
+        raise GrowthError(f"--widths {widths}: expected whole factors of at least 2")
+    tables = {
+        "title": f"{source.name}: which start for the wide model?",
+        "seeds": seeds,
+        "growth_seed": 0,
+        "model": {"checkpoint": source.absolute()},
+        "data": {"source": data and data.absolute(), "held_out": held_out},
+        "training": training_table(settings),
+        "sweep": {
+            "narrow": {"begin": "checkpoint"},
+            **{name: {**start, **common} for name, start in sides},
+        },
+        "question": [
+            {"ask": "starts", "of": names, "against": [n for n in names if n.startswith("scratch-")]},
+            {"ask": "cost"},
+        ],
+    }
+    write_toml(tables, out / "study.toml")
+    return run_study(out / "study.toml", out, jobs=jobs, stack=1, as_json=json)
+
+
+def _start(text: str) -> dict[str, Any]:
+    """Read ``scratch`` or ``OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]`` as a sweep.
+
+    Raises:
+        GrowthError: an unknown operator, option or value.
+    """
+    from mupscale.operators.catalogue import OPERATORS, operator_named
+    from mupscale.operators.zero_pad import DEFAULT_SHRINK
+
+    operator, *options = text.split(",")
+    if operator == "scratch":
+        if options:
+            raise GrowthError(f"start {text!r}: scratch has no options")
+        return {"begin": "scratch", "after": "narrow"}
+    if operator not in OPERATORS:
+        raise GrowthError(f"start {text!r}: expected scratch or one of {', '.join(OPERATORS)}")
+    given = dict(option.partition("=")[::2] for option in options)
+    if unknown := given.keys() - {"noise", "shrink", "optimizer"}:
+        raise GrowthError(
+            f"start {text!r}: unknown option {min(unknown)!r}; there are noise, shrink, optimizer"
+        )
+    if given.get("optimizer", "fresh") not in ("carried", "fresh"):
+        raise GrowthError(f"start {text!r}: optimizer is carried or fresh")
+    noise = operator_named(operator).noise(given.get("noise", "default"))
+    found: dict[str, Any] = {"from": "narrow", "operator": operator, "noise": str(noise or "none")}
+    if OPERATORS[operator].deepens:
+        raise GrowthError(f"start {text!r}: widths are compared here, and it makes a model deeper")
+    found["optimizer_state"] = given.get("optimizer", "carried" if operator == "duplicate" else "fresh")
+    if "shrink" in given and operator != "zero_pad":
+        raise GrowthError(f"start {text!r}: shrink is for zero_pad")
+    if operator == "zero_pad":
+        try:
+            found["shrink"] = float(given.get("shrink", DEFAULT_SHRINK))
+        except ValueError:
+            said = f"start {text!r}: shrink is {given['shrink']!r}, expected a number"
+            raise GrowthError(said) from None
+    return found
+
+
+def demo(
+    *,
+    out: Annotated[Path, arg(help="folder for everything that it makes")] = Path("demo"),
+    threads: Annotated[int | None, arg(help="CPU threads; default: half of torch's choice")] = None,
+    json: Json = False,
+) -> int:
+    """Train a small language model, grow it to twice the width, and show what that saved. About four minutes.
+
+    Needs no network: the text is the source of Python's standard library. Stopped, it goes on when given
+    again. The study that it runs is copied to OUT/study.toml.
+
+    Example: mupscale demo --out demo
+    """
+    need_extras()
+    import torch
+
+    from mupscale.study.files import DEMO
+
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEMO, out / "study.toml")
+    # With small matrices and anything else running, more threads mostly wait for each other.
+    threads = threads or max(1, torch.get_num_threads() // 2)
+    return run_study(out / "study.toml", out, jobs=1, threads=threads, as_json=json)
+
+
+def run_study(
+    file: Path,
+    out: Path | None,
+    sweeps: tuple[str, ...] = (),
+    *,
+    storage: str | None = None,
+    jobs: int | None = None,
+    stack: int | None = None,
+    threads: int | None = None,
+    worker: bool = False,
+    dry: bool = False,
+    as_json: bool = False,
+    check_transfer: bool = False,
+) -> int:
+    """Run a study file, be a worker of it, or say what it would cost; print what was found."""
+    need_extras()
+    import torch
+
+    from mupscale.study.page import markdown, write
+    from mupscale.study.questions import answers
+    from mupscale.study.runs.progress import make_progress, quiet
+    from mupscale.study.work.driver import Job, estimate, run, work
+
+    on_gpu, cores = torch.cuda.is_available(), os.cpu_count() or 1
+    jobs = jobs if jobs is not None else 1 if on_gpu else cores
+    if jobs < 1 or (stack is not None and stack < 1):
+        raise GrowthError(f"--jobs {jobs}, --stack {stack}: expected at least 1")
+    job = Job(
+        file=file,
+        out=out or file.with_suffix(""),
+        storage=storage,
+        sweeps=sweeps,
+        check_transfer=check_transfer,
+        stack=stack,
+        threads=threads or max(1, cores // jobs),
+    )
+    if dry:
+        with quiet():
+            rows = estimate(job, jobs=jobs)
+        totals = {key: sum(row[key] for row in rows) for key in ("runs", "flops", "seconds")}
+        tell(as_json, {"sweeps": rows, **totals}, _estimate(rows, totals, jobs))
+        return 0
+    if worker:
+        work(job, say)
+        return 0
+    with make_progress() as progress:
+        results = run(job, jobs=jobs, progress=progress)
+    folder = job.out / "transfer" if check_transfer else job.out
+    found = answers(results)
+    report = write(results, found, folder)
+    told = {
+        **{key: value for key, value in results.items() if key not in ("sweeps", "plans", "questions")},
+        "answers": [{"title": answer.title, "passed": answer.passed, **answer.data} for answer in found],
+        "out": str(folder),
+        "report": str(report),
+    }
+    tell(as_json, told, f"{markdown(results, found)}\nPictures and all numbers are in {report}.")
+    return 1 if any(answer.passed is False for answer in found) else 0
+
+
+def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jobs: int) -> str:
+    """What would be run, as a table, and how long it would take."""
+    from mupscale.study.page import Table, markdown_table
+
+    cells = [
+        {**{key: str(value) for key, value in row.items()}, "flops": f"{row['flops']:.2e}"} for row in rows
+    ]
+    total = {"sweep": "all", "width": "", "trials": "", "runs": f"{totals['runs']}", "steps": ""}
+    cells.append({**total, "flops": f"{totals['flops']:.2e}", "seconds": f"{totals['seconds']:.0f}"})
+    return (
+        f"{markdown_table(Table(cells))}\n\nAbout {totals['seconds'] / 60:.0f} minutes with {jobs} "
+        f"worker{'s' * (jobs > 1)}, by a few steps measured here; growing, saving and starting come on top, "
+        "and stacking saves some. A rate that a sweep takes over is tried beside those listed."
+    )
+
+
+# ---- others ------------------------------------------------------------------------------------------------
+
+
+def advise(
+    *,
+    params: Annotated[str, arg(metavar="N", help="parameters of the narrow model, such as 5M")],
+    to: Annotated[str, arg(metavar="N", help="parameters of the wide model")],
+    tokens: Annotated[str, arg(metavar="D", help="tokens to train the wide model on, such as 1.4B")],
+    narrow_tokens: Annotated[
+        str | None, arg(metavar="D", help="what the narrow model saw; default: as many a parameter")
+    ] = None,
+    compare: Annotated[
+        Path | None, arg(help="results.json that `mupscale compare` wrote, to go by your own runs")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Say whether to grow, in how many stages and by how much, with reasons, sources and what is not known.
+
+    Example: mupscale advise --params 5M --to 70M --tokens 1.4B
+    """
+    from mupscale.study.advice import advise as judge
+    from mupscale.study.advice import parse_count
+
+    advice = judge(
+        parse_count(params, "--params"),
+        parse_count(to, "--to"),
+        parse_count(tokens, "--tokens"),
+        narrow_tokens=None if narrow_tokens is None else parse_count(narrow_tokens, "--narrow-tokens"),
+        comparison=compare,
+    )
+    tell(json, advice.to_dict(), str(advice))
+    return 0
+
+
+def coord_check(
+    source: Annotated[
+        Positional[Path], arg(metavar="CONFIG_OR_SRC", help="config.json or checkpoint of the narrow model")
+    ],
+    /,
+    *,
+    widths: Annotated[tuple[int, ...], arg(help="width factors to train")] = (1, 2, 4, 8),
+    optimizer: Annotated[str, arg(help="as `mupscale hparams` takes it")] = "adamw",
+    lr: Annotated[float, arg(help="learning rate of the narrow model")] = 2e-3,
+    steps: Annotated[int, arg(help="steps to train each width")] = 4,
+    seeds: Annotated[int, arg(help="repetitions with other weights and tokens")] = 3,
+    parametrizations: Annotated[tuple[str, ...], arg(help="some of standard, mup, grown")] = (
+        "standard",
+        "mup",
+        "grown",
+    ),
+    out: Annotated[Path, arg(help="folder for the CSV and the picture")] = Path("coord-check"),
+    json: Json = False,
+) -> int:
+    """Train a family of widths for a few steps and see whether any activation's size goes with the width.
+
+    Exit status 1 where a module grows with width under μP or in the grown models (or under the standard
+    parametrization, if that alone is asked for).
+
+    Example: mupscale coord-check narrow --widths 1 2 4 8 --optimizer adamw --lr 2e-3
+    """
+    need_extras()
+    from dataclasses import asdict
+
+    from mupscale.study.coordinates import (
+        CheckConfig,
+        coordinate_check,
+        judged,
+        picture,
+        slopes,
+        verdicts,
+    )
+    from mupscale.study.runs.models import read_config
+    from mupscale.study.runs.progress import make_progress, quiet
+
+    check = CheckConfig(
+        widths=widths,
+        optimizer=optimizer,
+        lr=lr,
+        steps=steps,
+        seeds=seeds,
+        parametrizations=parametrizations,
+    )
+    config = read_config(source)
+    with make_progress() as progress, quiet():
+        coordinates = coordinate_check(config, check, progress=progress)
+    found = slopes(coordinates)
+    picture(coordinates, found).save(out)
+    lines = verdicts(found, check)
+    grows = [s for s in found if s.parametrization in judged(check) and s.verdict == "grows"]
+    result = {
+        "passed": not grows,
+        "verdicts": lines,
+        "slopes": [{**asdict(s), "verdict": s.verdict} for s in found],
+        "csv": str(out / "coordinates.csv"),
+        "picture": str(out / "coordinates.png"),
+    }
+    tell(json, result, "\n".join([*lines, f"Picture and numbers are in {out}."]))
+    return 1 if grows else 0
+
+
+# ---- shared ------------------------------------------------------------------------------------------------
+
+
+def need_extras() -> None:
+    """Raise `GrowthError` where what studies need is not installed."""
+    missing = [name for name in ("accelerate", "matplotlib", "optuna", "psutil") if find_spec(name) is None]
+    if missing:
+        raise GrowthError(
+            f"{' and '.join(missing)} not installed; this command needs: pip install 'mupscale[study]'"
+        )
+
+
+def training_table(settings: TrainConfig) -> dict[str, Any]:
+    """Settings as the table [training] of a study file."""
+    from mupscale.study.files.knobs import TRAINING
+
+    return {key: value for key, value in asdict(settings).items() if key in TRAINING}
+
+
+def tell(as_json: bool, result: Mapping[str, Any], words: str) -> None:
+    """Print a result on standard output: one JSON object, or words."""
+    print(json_module.dumps(result, default=str) if as_json else words)
+
+
+def say(words: str) -> None:
+    """Print words for people beside it, on standard error."""
+    print(words, file=sys.stderr)

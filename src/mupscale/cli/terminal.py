@@ -1,0 +1,35 @@
+"""What goes to the terminal, and what does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def quiet_libraries() -> None:
+    """Import transformers, and say that what it has to tell of itself is not the user's concern."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def print_text(text: str) -> None:
+    Console(highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def print_table(make: Callable[[bool], Table]) -> None:
+    """Print ``make(axes)``; without the wide column of axes on a terminal that is narrower than the table."""
+    from mupscale.theory.tables import FULL_WIDTH
+
+    console = Console(highlight=False)
+    roomy = not console.is_terminal or console.width >= FULL_WIDTH
+    Console(highlight=False, width=max(console.width, FULL_WIDTH) if roomy else None).print(make(roomy))
+
+
+def print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=1))

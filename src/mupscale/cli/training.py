@@ -1,0 +1,234 @@
+"""`mupscale train`.
+
+Knows what the command takes and prints; what is heavy is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from mupscale.cli.studying import (
+    HeldOut,
+    Json,
+    Text,
+    need_extras,
+    run_study,
+    say,
+    tell,
+    training_table,
+)
+from mupscale.errors import GrowthError
+
+if TYPE_CHECKING:
+    from mupscale.study.spec.recipe import TrainConfig
+
+
+def train(
+    out: Annotated[Positional[Path], arg(metavar="OUT", help="checkpoint directory to write")],
+    /,
+    *,
+    config: Annotated[
+        str, arg(help="preset (llama-tiny, llama-small, llama-medium), config.json or its folder")
+    ] = ("llama-tiny"),
+    start: Annotated[
+        Path | None, arg(name="from", help="checkpoint to start from, such as a grown one")
+    ] = None,
+    data: Text = None,
+    vocab_size: Annotated[
+        int, arg(help="entries of the tokenizer that is trained when there is none yet")
+    ] = 1024,
+    held_out: HeldOut = 0.05,
+    steps: Annotated[int, arg(help="optimizer steps")] = 500,
+    stages: Annotated[
+        tuple[str, ...],
+        arg(help="instead of --steps: WIDTH:STEPS of each stage, the first of width 1; or one TOML file"),
+    ] = (),
+    lr: Annotated[
+        float, arg(help="learning rate; of the narrow model where the start is a grown one")
+    ] = 4e-3,
+    batch_size: Annotated[int, arg(help="sequences in a step")] = 16,
+    block_size: Annotated[int, arg(help="tokens in a sequence")] = 128,
+    weight_decay: Annotated[float, arg(help="AdamW's, on all but norms and biases")] = 0.1,
+    warmup_steps: Annotated[int, arg(help="steps of linear warmup")] = 20,
+    cooldown_fraction: Annotated[float, arg(help="share of the steps, at the end, of linear cooldown")] = 0.2,
+    max_grad_norm: Annotated[
+        float, arg(help="clip gradients at this norm, width-invariantly; 0 for never")
+    ] = 1.0,
+    eval_every: Annotated[int, arg(help="steps between evaluations on the held-out text")] = 50,
+    eval_blocks: Annotated[int, arg(help="held-out blocks to evaluate on")] = 128,
+    skip_blocks: Annotated[
+        int | None, arg(help="blocks of text to skip; default: what the start has seen")
+    ] = None,
+    bf16: Annotated[bool, arg(help="compute in bfloat16, weights in float32")] = False,
+    seed: Annotated[int, arg(help="of the fresh weights and the data order")] = 0,
+    fresh_optimizer: Annotated[bool, arg(help="do not go on with the optimizer of the start")] = False,
+    resume: Annotated[bool, arg(help="refuse to begin anew: OUT must hold this run")] = False,
+    overwrite: Annotated[bool, arg(help="replace another run in OUT")] = False,
+    json: Json = False,
+) -> int:
+    """Train a causal language model on text, with transformers.Trainer.
+
+    A run that was cut off goes on when the same command is given again; a finished one is not repeated.
+    Started from a grown checkpoint it takes its parameter groups from the plan there, and goes on with the
+    carried optimizer. With --stages it grows on the way, each stage with fresh text: OUT/stage1, stage2, …
+
+    Example: mupscale train narrow --config llama-tiny --data texts/ --steps 500 --lr 4e-3
+    Example: mupscale train line --config llama-tiny --stages 1:300 2:200 2:100
+    """
+    need_extras()
+    from mupscale.study.runs.models import PRESETS, read_config
+    from mupscale.study.runs.training import RUN_FILE, seen_blocks
+    from mupscale.study.spec.recipe import TrainConfig
+
+    if resume and not (out / ("stage1" if stages else "") / RUN_FILE).is_file():
+        raise GrowthError(f"{out}: holds no run to resume; leave --resume out to begin one")
+    if start is not None and start.resolve() == out.resolve():
+        raise GrowthError(f"{out}: cannot be both the start and the output; choose another directory")
+    if start is None and config not in PRESETS:
+        vocab_size = read_config(Path(config)).vocab_size  # a wrong name fails before the text is read
+    settings = TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        block_size=block_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
+        cooldown_fraction=cooldown_fraction,
+        max_grad_norm=max_grad_norm,
+        eval_every=eval_every,
+        eval_blocks=eval_blocks,
+        seed=seed,
+        bf16=bf16,
+        skip_blocks=skip_blocks if skip_blocks is not None else (seen_blocks(start) if start else 0),
+    )
+    source = {"source": data and data.absolute(), "vocab_size": vocab_size, "held_out": held_out}
+    if stages:
+        return _train_stages(out, stages, config, start, source, settings, fresh_optimizer, overwrite, json)
+    return _train(out, config, start, source, settings, fresh_optimizer, overwrite, json)
+
+
+def _train(
+    out: Path,
+    config: str,
+    start: Path | None,
+    source: Mapping[str, Any],
+    settings: TrainConfig,
+    fresh_optimizer: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    import mupscale
+    from mupscale.study.data.tokens import load_tokens
+    from mupscale.study.runs.models import (
+        PRESETS,
+        fresh_model,
+        load_checkpoint,
+        read_config,
+        read_tokenizer,
+        small_llama,
+    )
+    from mupscale.study.runs.progress import make_progress
+    from mupscale.study.runs.training import train
+    from mupscale.study.spec.recipe import carried_optimizer
+    from mupscale.theory.manifest import MANIFEST
+
+    given = start or (Path(config) if config not in PRESETS else None)
+    tokens = load_tokens(
+        source["source"],
+        vocab_size=source["vocab_size"],
+        held_out=source["held_out"],
+        tokenizer=given and read_tokenizer(given),
+        cache=out / "tokens",
+    )
+    say(f"text: {tokens.about}")
+    plan, optimizer = None, None
+    if start is None:
+        sizes = {"vocab_size": len(tokens.tokenizer), "positions": max(256, settings.block_size)}
+        preset = small_llama(*PRESETS[config], **sizes) if config in PRESETS else None
+        model = fresh_model(preset or read_config(Path(config)), settings.seed)
+        origin: dict[str, Any] = {"config": config}
+    else:
+        model = load_checkpoint(start)
+        plan = mupscale.Plan.load(start) if (start / MANIFEST).is_file() else None
+        if not fresh_optimizer and (start / "optimizer.pt").is_file():
+            optimizer = carried_optimizer(model, settings, plan, start)
+        origin = {"from": str(start), "optimizer_carried": optimizer is not None}
+    with make_progress() as progress:
+        history = train(
+            model,
+            tokens,
+            out,
+            settings,
+            plan=plan,
+            optimizer=optimizer,
+            start=origin,
+            overwrite=overwrite,
+            name=out.name,
+            progress=progress,
+        )
+    if plan is not None and start is not None:
+        shutil.copy(start / MANIFEST, out / MANIFEST)  # a further phase needs the same groups
+    result = {
+        "out": str(out),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": history.steps,
+        "tokens": history.steps * history.tokens_per_step,
+        "flops": history.flops,
+        "first_held_out_loss": history.held_out[0].loss,
+        "final_held_out_loss": history.final_loss,
+    }
+    tell(as_json, result, f"{out}: held-out loss {history.final_loss:.4f} after {history.steps} steps")
+    return 0
+
+
+def _train_stages(
+    out: Path,
+    words: tuple[str, ...],
+    config: str,
+    start: Path | None,
+    source: Mapping[str, Any],
+    settings: TrainConfig,
+    fresh_optimizer: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Write a study of all stages to OUT/study.toml, and run it."""
+    from mupscale.study.files.stages import line, read_stages
+    from mupscale.study.files.toml import write_toml
+    from mupscale.study.runs.models import PRESETS
+
+    first: dict[str, Any] = {"begin": "scratch", "parametrization": "standard"}
+    if start is not None:
+        state = "fresh" if fresh_optimizer or not (start / "optimizer.pt").is_file() else "carried"
+        first = {"begin": "continue", "from": "start", "optimizer_state": state}
+    stages, file = line(read_stages(words), first, settings.lr), out / "study.toml"
+    if start is not None:
+        model: dict[str, Any] = {"checkpoint": start.absolute()}
+        stages["sweep"] = {"start": {"begin": "checkpoint"}, **stages["sweep"]}
+    elif config in PRESETS:
+        width, layers = PRESETS[config]
+        model = {"family": "llama", "width": width, "layers": layers}
+    else:
+        model = {"config": Path(config).absolute()}
+    tables = {
+        "title": f"{out.name}: {len(words)} stages",
+        "seeds": [settings.seed],
+        "growth_seed": 0,
+        "skip_blocks": settings.skip_blocks,
+        "model": model,
+        "data": source,
+        "training": training_table(settings),
+        **stages,
+    }
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    write_toml(tables, file)
+    if overwrite and before != file.read_text(encoding="utf-8"):
+        (out / "trials.journal").unlink(missing_ok=True)
+        for stage in out.glob("stage*/"):
+            shutil.rmtree(stage)
+    return run_study(file, out, jobs=1, as_json=as_json)

@@ -1,0 +1,162 @@
+"""`Grower`: any tensor of the wide model by name, from the plan and one of the operators.
+
+Knows plans, operators and fresh laws; nothing of modules or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mupscale.errors import GrowthError
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.duplicate import duplicate_scaled
+from mupscale.operators.fresh import Law, fresh_laws, fresh_value
+from mupscale.operators.net2net import random_copies
+from mupscale.operators.noise import Noise, add_noise_
+from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink, zero_pad
+from mupscale.theory.manifest import Plan, renumbered
+
+ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
+
+
+class Grower:
+    """Grows any tensor of a model by name, as a plan, an operator, a noise and a seed say.
+
+    The result for one name depends on nothing else: tensors can be grown in any order, process or place.
+
+    Args:
+        plan: how to grow.
+        read: gives a tensor of the narrow model by name.
+        operator: one of `mupscale.operators.catalogue.OPERATORS`.
+        noise: ``"default"`` for the operator's own, None for none.
+        shrink: λ of zero_pad, by pattern too (see `mupscale.operators.zero_pad.Shrink`).
+        from_first: the plan from the first model of the line, where this one has itself been grown: what is
+            fresh has the size that μP gives it from there.
+
+    Raises:
+        GrowthError: an unknown operator or noise, or one that does not go with the plan or each other.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        read: Callable[[str], Tensor],
+        *,
+        operator: str = "duplicate",
+        noise: str | Noise | None = "default",
+        shrink: ShrinkLike = DEFAULT_SHRINK,
+        seed: int = 0,
+        from_first: Plan | None = None,
+    ) -> None:
+        self.plan = plan
+        self.from_first = from_first or plan
+        self.operator = operator_named(operator)
+        self.operator.check(plan)
+        self.noise = self.operator.noise(noise)
+        self.shrink = Shrink.parse(shrink)
+        if self.operator.name != "zero_pad" and self.shrink != Shrink():
+            raise GrowthError(f"shrink {self.shrink} is for the operator zero_pad, not for {operator}")
+        self.shrink.check_patterns(tuple(plan.layout.params))
+        self.seed = seed
+        self._read = read
+        # Asked where something fresh is added only, and then once.
+        self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
+
+    def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
+
+        Raises:
+            GrowthError: the name or shape is not the plan's.
+        """
+        wide_name, name = name, self.plan.canonical(name)
+        narrow = self._narrow(name)
+        if self.operator.deepens:
+            silent = self.operator.adds_identity and wide_name != name and self._writes_residual(name)
+            wide = torch.zeros_like(narrow) if silent else narrow.clone()
+        elif self.operator.name == "zero_pad":
+            wide = self._zero_pad(name, narrow)
+        else:
+            wide = self._copies(name, narrow)
+            if self.noise is not None and name in self.plan.layout.params:
+                self._add_noise_(wide, narrow, name, self.noise)
+        return wide.to(dtype or narrow.dtype)
+
+    def _writes_residual(self, name: str) -> bool:
+        """Whether a parameter belongs to a projection whose output is added to the residual stream."""
+        params, weight = self.plan.layout.params, name.rpartition(".")[0] + ".weight"
+        axes = params.get(weight)
+        return (
+            axes is not None
+            and any(dim.contracted for dim in axes.dims)
+            and [axis for dim in axes.dims if not dim.contracted for axis in dim.names] == ["d_model"]
+        )
+
+    def _narrow(self, name: str) -> Tensor:
+        narrow, scaling = self._read(name), self.plan[name]
+        if tuple(narrow.shape) != scaling.shape:
+            raise GrowthError(
+                f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
+                f"found {tuple(narrow.shape)}"
+            )
+        return narrow
+
+    def _copies(self, name: str, narrow: Tensor) -> Tensor:
+        scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
+        if self.operator.copies_evenly:
+            return duplicate_scaled(
+                narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale, offset=scaling.offset
+            )
+        # AKI takes units of the layer above, where that is one of the same kind.
+        above = renumbered(name, 1)[0] if self.operator.name == "aki" else name
+        has_above = above != name and above in layout.params and layout.params[above] == layout.params[name]
+        return random_copies(
+            narrow,
+            scaling.axes,
+            layout.sizes,
+            growth,
+            seed=self.seed,
+            folds=layout.folds.get(name, ()),
+            above=self._narrow(above) if has_above else None,
+        )
+
+    def _add_noise_(self, wide: Tensor, narrow: Tensor, name: str, noise: Noise) -> None:
+        layout, growth, scaling = self.plan.layout, self.plan.growth, self.plan[name]
+        evenly = self.operator.copies_evenly
+        add_noise_(
+            wide,
+            narrow,
+            scaling,
+            scaling.axes.expand_copies(layout.sizes, growth) if evenly else None,
+            noise,
+            seed=self.seed,
+            name=name,
+            fresh_std=lambda: (
+                self._fresh()[name].std * math.sqrt(scaling.fan_in / self.from_first[name].fan_in)
+            ),
+        )
+
+    def _zero_pad(self, name: str, narrow: Tensor) -> Tensor:
+        scaling, law = self.plan[name], self._fresh().get(name)
+        if law is None:
+            raise GrowthError(
+                f"{name}: cannot tell what a fresh one holds; give the module that owns it a "
+                "reset_parameters() method that fills it"
+            )
+        strength = self.noise.strength if self.noise is not None else 0.0
+        fresh = fresh_value(
+            self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength
+        )
+        return zero_pad(
+            narrow,
+            scaling,
+            self.plan.layout.sizes,
+            self.plan.growth,
+            shrink=self.shrink.of(name),
+            fresh=fresh.to(narrow.device),
+            fresh_mean=law.mean,
+        )

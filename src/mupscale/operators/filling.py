@@ -1,0 +1,138 @@
+"""Fill a wide module, in place: the one way for the proof and for `grow`.
+
+In place, so that whatever refers to a parameter (a tie, a Python list, an optimizer) goes on referring to it.
+Knows plans and modules; where the values come from is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.errors import GrowthError
+from mupscale.models.contents import attribute_tensors, is_made_anew, one_memory, persistent_buffers, tie_
+from mupscale.models.copying import gradient_hooks
+from mupscale.theory.manifest import Plan
+
+
+def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str], Tensor]) -> nn.Module:
+    """Make ``wide`` what ``narrow`` grows into: values, ties, dtypes, devices, what is frozen, and modes.
+
+    Args:
+        wide: a module of the wide architecture, with whatever values.
+        grown: gives every tensor of the wide module by name, where the narrow one's is and in its dtype.
+
+    Raises:
+        GrowthError: the two do not hold the same tensors, or not the same ones tied.
+    """
+    tie_(wide, plan.layout.ties)  # those of the narrow model that the wide one's constructor has not made
+    params, buffers = dict(wide.named_parameters()), persistent_buffers(wide)
+    if odd := (params.keys() | buffers.keys()) ^ plan.wide_names.keys():
+        name = min(odd)
+        raise GrowthError(
+            f"{name}: only in the {'plan' if name in plan.wide_names else 'wide module'}; the wide module "
+            "has to be built as the narrow one is, with the same tensors tied"
+        )
+    own = dict(narrow.named_parameters())
+    with torch.no_grad():
+        for name, param in params.items():
+            source = own[plan.canonical(name)]
+            if len(gradient_hooks(source)) > len(gradient_hooks(param)):
+                raise GrowthError(
+                    f"{name}: has a hook on its gradient that the wide module's constructor does not "
+                    "register; take it off, and register one of the wide size after growing"
+                )
+            put_(param, grown(name))
+            param.requires_grad_(source.requires_grad)
+            for key, value in vars(source).items():  # what was marked on the narrow one alone
+                if isinstance(value, bool | int | float | str) and not hasattr(param, key):
+                    setattr(param, key, value)
+        # Buffers are replaced: a constant may be shared with whatever else was built from it.
+        new = {id(buffer): grown(name) for name, buffer in buffers.items()}
+        for module in wide.modules():
+            module._buffers |= {k: new[id(b)] for k, b in module._buffers.items() if id(b) in new}
+        _fill_tables(wide, narrow)
+    _same_modes(wide, narrow)
+    return wide
+
+
+def check_memory(model: nn.Module) -> None:
+    """Refuse a model in which two tensors lie in one memory.
+
+    Raises:
+        GrowthError: names both.
+    """
+    if (pair := one_memory(model)) is not None:
+        raise GrowthError(
+            f"{pair[0]} and {pair[1]}: two tensors in one memory, so that one changes as the other trains, "
+            "which no copy does; make them one parameter (head.weight = embedding.weight), or two (.clone())"
+        )
+
+
+def put_(tensor: nn.Parameter, value: Tensor) -> None:
+    """Let a parameter be another one in value, dtype and device, and remain the same object."""
+    if not tensor.is_meta:
+        tensor.data = value.detach()
+        return
+    attributes = dict(vars(tensor))
+    torch.utils.swap_tensors(tensor, nn.Parameter(value, requires_grad=False))  # type: ignore[no-untyped-call]
+    vars(tensor).update(attributes)
+
+
+def is_architecture(narrow: Tensor, wide: Tensor) -> bool:
+    """Whether a table that no checkpoint holds is the wide architecture's own, and not to be taken over.
+
+    It is where shapes differ, and where all of it is by one factor larger or smaller (√d_model). What was
+    drawn at random or has counted something is taken over, and so are tables that no width changes.
+    """
+    if narrow.shape != wide.shape:
+        return True
+    if not (narrow.is_floating_point() and wide.is_floating_point()) or not narrow.numel():
+        return False
+    a, b = narrow.detach().double().cpu(), wide.detach().double().cpu()
+    at = int(a.abs().argmax())
+    ratio = float(b.flatten()[at] / a.flatten()[at]) if a.flatten()[at] else 0.0
+    return abs(ratio - 1) > 1e-3 and ratio > 0 and torch.allclose(a * ratio, b, rtol=1e-3)
+
+
+def tables(model: nn.Module) -> dict[tuple[str, str], Tensor]:
+    """What no checkpoint holds, by module and attribute: buffers that are not persistent, plain tensors."""
+    names = {id(module): name for name, module in model.named_modules()}
+    stored = {id(buffer) for buffer in persistent_buffers(model).values()}
+    found = {
+        (names[id(m)], key): tensor for m, key, tensor in attribute_tensors(model) if not is_made_anew(m, key)
+    }
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if id(buffer) not in stored:
+            owner, _, leaf = name.rpartition(".")
+            found[owner, leaf] = buffer
+    return found
+
+
+def _fill_tables(wide: nn.Module, narrow: nn.Module) -> None:
+    given = tables(narrow)
+    for (owner, leaf), table in tables(wide).items():
+        if (source := given.get((owner, leaf))) is None:
+            continue
+        source = source.detach()
+        if not is_architecture(source, table):
+            value = source.clone()
+        elif table.is_floating_point() and source.is_floating_point():
+            value = table.detach().to(source.device, source.dtype)
+        else:
+            value = table.detach().to(source.device)
+        module = wide.get_submodule(owner)
+        if leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            vars(module)[leaf] = value
+
+
+def _same_modes(wide: nn.Module, narrow: nn.Module) -> None:
+    """Training or evaluation, module by module: a frozen part may stay in evaluation mode."""
+    wide.train(narrow.training)
+    modes: Mapping[str, bool] = {name: module.training for name, module in narrow.named_modules()}
+    for name, module in wide.named_modules():
+        module.training = modes.get(name, narrow.training)

@@ -1,0 +1,118 @@
+"""What a wide model holds, and how, against what the narrow one holds: ties, tables, dtypes, references.
+
+What it computes is `verification`'s; none of this need show in one run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.models.contents import one_memory, tie_names
+from mupscale.operators.filling import is_architecture, tables
+from mupscale.theory.manifest import Plan
+
+Found = Iterator[tuple[str, str]]  # a module, and what is wrong there
+
+
+def held_otherwise(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None = None
+) -> Found:
+    """Where ``wide`` holds something otherwise than ``narrow`` does, module by module, with what is wrong."""
+    yield from _ties(narrow, wide, plan)
+    if (pair := one_memory(wide)) is not None:
+        yield _at(pair[0], f"lies in one memory with {pair[1]}: one changes as the other trains")
+    yield from _references(narrow, wide)
+    yield from _tables(narrow, wide)
+    yield from _kinds(narrow, wide, plan)
+    if optimizer is not None:
+        yield from _optimized(wide, optimizer)
+
+
+def _ties(narrow: nn.Module, wide: nn.Module, plan: Plan) -> Found:
+    own, theirs = ({**tie_names(m), **{n: n for n, _ in m.named_parameters()}} for m in (narrow, wide))
+    for name, first in own.items():
+        if name in theirs and plan.canonical(theirs[name]) != plan.canonical(first):
+            yield _at(name, f"is {theirs[name]}, but {first} in the narrow model")
+        elif name in theirs and theirs[name] == name != first:
+            yield _at(
+                name, f"is one with {first} in the narrow model, but a parameter of its own in the wide"
+            )
+
+
+def _references(narrow: nn.Module, wide: nn.Module) -> Found:
+    """Lists and dicts whose parameters are the model's own in the narrow one, but not in the wide one."""
+    params = {id(p) for p in narrow.parameters()}, {id(p) for p in wide.parameters()}
+    others = dict(wide.named_modules())
+    for name, module in narrow.named_modules():
+        if name not in others:
+            continue
+        for key, value in vars(module).items():
+            mine = [id(p) in params[0] for p in _parameters_in(value, key)]
+            also = [id(p) in params[1] for p in _parameters_in(vars(others[name]).get(key), key)]
+            if any(mine) and mine != also:
+                yield name, f"{key}: holds parameters that are not, or no longer, the wide model's own"
+
+
+def _parameters_in(value: Any, key: str) -> list[nn.Parameter]:
+    if key in ("_parameters", "_buffers", "_modules") or isinstance(value, nn.Module):
+        return []
+    if isinstance(value, nn.Parameter):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [param for v in values for param in _parameters_in(v, "")]
+
+
+def _tables(narrow: nn.Module, wide: nn.Module) -> Found:
+    others = tables(wide)
+    for (owner, leaf), table in tables(narrow).items():
+        other = others.get((owner, leaf))
+        if other is None or table.is_meta or is_architecture(table, other):
+            continue
+        a, b = table.detach().cpu(), other.detach().cpu()
+        rounding = max((4 * torch.finfo(t.dtype).eps for t in (a, b) if t.is_floating_point()), default=0.0)
+        if not torch.allclose(a.to(torch.complex128), b.to(torch.complex128), rtol=rounding, atol=rounding):
+            yield owner, f"{leaf}: no longer holds what it holds in the narrow model"
+
+
+def _kinds(narrow: nn.Module, wide: nn.Module, plan: Plan) -> Found:
+    """Tensors left behind where the others have the narrow model's dtypes, or are all on one device."""
+    own, theirs = _tensors(narrow), _tensors(wide)
+    pairs = [(n, own[plan.canonical(n)], t) for n, t in theirs.items() if plan.canonical(n) in own]
+    kept = [a.dtype == b.dtype for _, a, b in pairs]
+    if 2 * sum(kept) > len(kept):  # else the wide model has been given another dtype on purpose
+        for name, a, b in pairs:
+            if a.dtype != b.dtype:
+                yield _at(name, f"has dtype {b.dtype}, but {a.dtype} in the narrow model")
+    devices = Counter(b.device for _, _, b in pairs)
+    if len({a.device for _, a, _ in pairs}) == 1 < len(devices):
+        usual = devices.most_common(1)[0][0]
+        for name, _, b in pairs:
+            if b.device != usual:
+                yield _at(name, f"is on {b.device}, but the others are on {usual}")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _optimized(wide: nn.Module, optimizer: torch.optim.Optimizer) -> Found:
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {id(p): name for name, p in wide.named_parameters()}
+    if strange := [p for p in held if id(p) not in names]:
+        yield "the optimizer", f"holds {len(strange)} parameters that are not the wide model's"
+    counts = dict.fromkeys(names, 0)
+    for p in held:
+        counts[id(p)] = counts.get(id(p), 0) + 1
+    for name, p in wide.named_parameters():
+        if p.requires_grad and counts[id(p)] != 1:
+            yield _at(name, f"is held {counts[id(p)]} times by the optimizer; it has to be held once")
+
+
+def _at(name: str, what: str) -> tuple[str, str]:
+    owner, _, leaf = name.rpartition(".")
+    return owner, f"{leaf}: {what}"

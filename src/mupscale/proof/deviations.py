@@ -1,0 +1,87 @@
+"""Two models side by side, module by module: where outputs of the wide one stop being duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
+
+from mupscale.models.calls import Call
+from mupscale.notation.axes import Axes, duplicate
+from mupscale.notation.dims import Dim
+from mupscale.theory.manifest import Plan
+
+
+def spread(tensor: Tensor) -> float:
+    """The standard deviation of the entries; 0 of a single one."""
+    return tensor.std().item() if tensor.numel() > 1 else 0.0
+
+
+def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | None:
+    """How far ``wide`` is from duplicates of ``narrow``, in standard deviations; None where unknown."""
+    changed = [i for i, (n, w) in enumerate(zip(narrow.shape, wide.shape, strict=True)) if n != w]
+    expected = narrow
+    if changed:
+        weights = [plan[n].axes for n in plan.layout.params if n.rpartition(".")[0] == module]
+        dims = [d for axes in weights for d in axes.dims if not d.contracted and d.growth(plan.growth) != 1]
+        fits = [d for d in dims if d.size(plan.layout.sizes) == narrow.shape[changed[0]]]
+        if len(changed) > 1 or not fits:
+            return None
+        axes = Axes(tuple(fits[0] if i in changed else Dim((n,)) for i, n in enumerate(narrow.shape)))
+        expected = duplicate(narrow, axes, plan.layout.sizes, plan.growth)
+        if expected.shape != wide.shape:
+            return None
+    # A fold may scale what lies between the parameters that share it.
+    folds = {1.0, *(plan[name].fold for name in plan.layout.folds)}
+    return min(
+        (wide - fold * expected).abs().max().item() / (fold * expected.std().item() + 1e-30) for fold in folds
+    )
+
+
+def grown_outputs(outputs: list[Tensor], plan: Plan) -> list[Tensor]:
+    """What a wide model should return where a narrow one returns ``outputs``: hidden states have grown."""
+    layout = plan.layout
+    if len(outputs) != len(layout.outputs):
+        return outputs
+    return [_grown(output, axes, plan) for output, axes in zip(outputs, layout.outputs, strict=True)]
+
+
+def grown_call(call: Call, plan: Plan) -> Call:
+    """How to call the wide model: hidden states of another model, which cross-attention reads, have grown."""
+    inputs = {name: axes for name, axes in plan.layout.inputs.items() if name in call.kwargs}
+    return Call(call.args, {**call.kwargs, **{n: _grown(call.kwargs[n], a, plan) for n, a in inputs.items()}})
+
+
+def _grown(tensor: Tensor, axes: Axes, plan: Plan) -> Tensor:
+    """Duplicate what grows; of the other dims, the sizes are those of one call."""
+    dims = zip(axes.dims, tensor.shape, strict=True)
+    axes = Axes(tuple(dim if dim.growth(plan.growth) != 1 else Dim((n,)) for dim, n in dims))
+    return duplicate(tensor, axes, plan.layout.sizes, plan.growth)
+
+
+@contextmanager
+def watch(model: nn.Module, see: Any) -> Iterator[None]:
+    """Call ``see(name, output)`` for every module that owns parameters, in the order of execution."""
+    calls: dict[str, int] = {}
+
+    def hook(name: str) -> Any:
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and not is_batchedtensor(output):
+                calls[name] = calls.get(name, 0) + 1
+                see(f"{name}#{calls[name]}", output.detach().clone())  # some models write into it later
+
+        return after
+
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

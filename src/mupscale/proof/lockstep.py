@@ -1,0 +1,173 @@
+"""Two models trained side by side: the wide one has to stay what the narrow one becomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.errors import GrowthError
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.chance import SameChance
+from mupscale.models.copying import copied
+from mupscale.optim import param_groups
+from mupscale.proof.deviations import grown_call
+from mupscale.theory.manifest import Plan
+
+LOSS_TOLERANCE = 1e-9
+STEPS = 5
+
+Pair = tuple[nn.Module, nn.Module]
+Optimizers = tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+
+_KINDS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+    (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+)
+
+
+def in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
+    """The largest difference of the losses over some steps of AdamW and of SGD, and what is wrong.
+
+    What is random in training is drawn alike in both; where that is not possible, it stands still.
+    """
+    found = _Lockstep(narrow, wide, plan, call, still=False).tried()
+    if found.failure is not None and found.draws:
+        found = _Lockstep(narrow, wide, plan, call, still=True).tried()
+    return found.worst, found.failure
+
+
+@dataclass
+class _Lockstep:
+    narrow: nn.Module
+    wide: nn.Module
+    plan: Plan
+    call: Call
+    still: bool
+    worst: float = 0.0
+    draws: int = 0
+    failure: str | None = None
+
+    def tried(self) -> _Lockstep:
+        """Itself, with what is found out; ends at the first failure."""
+        for kind, values in _KINDS:
+            for slower in (1, 1e2, 1e4, 1e6):  # where the narrow model itself runs away, nothing shows
+                own = values | {"lr": values["lr"] / slower}
+                losses = self._losses(kind, own)
+                if all(abs(loss) <= 1e3 * max(1.0, losses[0][0]) for loss, _ in losses):
+                    break
+            for step, error in enumerate(map(_error, losses)):
+                self.worst = max(self.worst, error)
+                if error <= LOSS_TOLERANCE:
+                    continue
+                rounding = self._rounding(partial(kind, **own), step)
+                told = error > 100 * rounding
+                if step > 1 and not told:
+                    break  # rounding alone does as much to the narrow model: more cannot be told from here
+                self.failure = (
+                    f"outputs agree, but after {step} steps of {kind.__name__} the losses differ by "
+                    f"{error:.3g}, where rounding explains {rounding:.1g}"
+                )
+                if not told:
+                    self.failure += "; give more inputs at once, so that rounding does less"
+                elif self.draws:
+                    self.failure += "; it draws random numbers in training that go by its width"
+                return self
+        return self
+
+    def _losses(self, kind: Any, values: dict[str, Any]) -> list[tuple[float, float]]:
+        """The losses of both before each step."""
+        pair = copied(self.narrow).train(), copied(self.wide).train()
+        optimizers = paired_optimizers(*pair, self.plan, kind, **values)
+        calls = self.call, grown_call(self.call, self.plan)
+        return [self._step(pair, optimizers, calls, step) for step in range(STEPS)]
+
+    def _step(
+        self, pair: Pair, optimizers: Optimizers, calls: tuple[Call, Call], step: int
+    ) -> tuple[float, float]:
+        losses = []
+        for model, optimizer, call in zip(pair, optimizers, calls, strict=True):
+            with SameChance(step, still=self.still) as chance:
+                losses.append(train_step(model, optimizer, call, _loss))
+            self.draws += chance.draws
+        return losses[0], losses[1]
+
+    def _rounding(self, make: Callable[..., torch.optim.Optimizer], steps: int) -> float:
+        """By how much the narrow model's own losses differ when its weights are moved in the last digit.
+
+        A batch norm over few values, which come out as ±1 whatever goes in, blows up rounding without bound.
+        """
+        pair = copied(self.narrow).train(), copied(self.narrow).train()
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for param in pair[1].parameters():
+                if param.requires_grad:
+                    param.mul_(1 + 1e-15 * torch.randn(param.shape, generator=draw, dtype=param.dtype))
+        first, second = (make([p for p in m.parameters() if p.requires_grad]) for m in pair)
+        calls = self.call, self.call
+        return max(_error(self._step(pair, (first, second), calls, step)) for step in range(steps + 1))
+
+
+def _error(losses: tuple[float, float]) -> float:
+    error = abs(losses[0] - losses[1]) / max(1.0, abs(losses[0]))
+    return error if math.isfinite(error) else math.inf
+
+
+def paired_optimizers(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, kind: Any, *, lr: float, **values: Any
+) -> Optimizers:
+    """An optimizer for either model, under which they are to stay in lockstep.
+
+    A gain that is stored as its difference from one decays towards one, and scales without decay only.
+    """
+    decays = {name: not plan[name].offset for name, _ in narrow.named_parameters()}
+    groups = [
+        {
+            "params": [p for name, p in narrow.named_parameters() if decays[name] == decaying],
+            "weight_decay": values.get("weight_decay", 0.0) * decaying,
+        }
+        for decaying in (True, False)
+    ]
+    decaying = [name for name, decay in decays.items() if decay]
+    return (
+        kind([group for group in groups if group["params"]], lr=lr, **values),
+        kind(param_groups(wide, plan, kind, lr=lr, decay=decaying, **values)),
+    )
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    call: Call,
+    loss_of: Callable[[nn.Module, Call], Tensor],
+) -> float:
+    """One step of an optimizer; the loss before it.
+
+    Raises:
+        GrowthError: the model's outputs carry no gradients.
+    """
+    optimizer.zero_grad()
+    loss = loss_of(model, call)
+    if not loss.requires_grad:
+        raise GrowthError(
+            f"{type(model).__name__}: its outputs carry no gradients (it may run under torch.no_grad), so "
+            "that nothing can be proved of its training"
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
+def _loss(model: nn.Module, call: Call) -> Tensor:
+    """A mean over each output, which copies leave as it is, with a different pull on every place."""
+    loss = torch.zeros(())
+    for output in result_tensors(call(model)):
+        places = output if output.ndim else output[None]
+        target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
+        loss = loss + (places - target.reshape(-1, *[1] * (places.ndim - 1))).abs().square().mean()
+    return loss

@@ -1,0 +1,269 @@
+"""Nothing is trusted before it is proved: a tiny model of the family, grown in float64, has to agree.
+
+A layout that inference found is a claim. The proof takes a tiny random model of the same config class and
+flags, grows it through the same code as any other, and compares: outputs to 1e-10, and the losses of some
+steps of AdamW and of SGD in training mode. What holds for it holds for every model of the family, whose code
+is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.errors import GrowthError, one_line
+from mupscale.layout.cache import remembered
+from mupscale.layout.inference.family import part_of
+from mupscale.layout.inference.fields import explicit
+from mupscale.layout.inference.instance import instance, randomize_
+from mupscale.layout.tiny_config import tiny
+from mupscale.models.calls import Call, result_tensors
+from mupscale.models.chance import SameChance
+from mupscale.models.contents import state_tensors
+from mupscale.models.copying import doubled
+from mupscale.models.inputs import example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
+from mupscale.operators.any_tensor import Grower
+from mupscale.operators.filling import fill_
+from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
+from mupscale.proof.lockstep import in_lockstep
+from mupscale.theory.manifest import Plan
+
+TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the tiny model showed.
+
+    Attributes:
+        difference: largest difference of the outputs, relative to their standard deviation where that is
+            above 1.
+        loss_difference: largest difference of the losses over the steps of both optimizers.
+        nonlinear: weights of the tiny model that get no noise: terms that sum to zero over copies change the
+            outputs.
+        failure: what is wrong; None where the growth is proved.
+    """
+
+    difference: float
+    loss_difference: float
+    nonlinear: Sequence[str] = ()
+    failure: str | None = None
+
+
+def prove(
+    config: PreTrainedConfig,
+    growth: Mapping[str, Any],
+    plan: Callable[[PreTrainedConfig], Plan],
+    *,
+    operator: str = "duplicate",
+) -> Proof:
+    """Prove that a growth is exact for the models of a config class and flags, or remember that it was.
+
+    Args:
+        config: of any size.
+        growth: the factor of every axis.
+        plan: makes the plan of the same growth for another config of the family.
+        operator: what grows it; one that adds layers is looked at before training only.
+
+    Raises:
+        GrowthError: it is not exact, or cannot be tried.
+    """
+    small = _still(explicit(tiny(config)))
+    made = plan(small)
+    found = remembered(
+        "proof",
+        [operator, json.loads(small.to_json_string()), made.to_dict()["growth"], made.layout.to_dict()],
+        lambda: vars(_tried(small, made, operator)),
+        keep=is_stock(small),
+    )
+    proof = Proof(**found)
+    if proof.failure is not None:
+        wish = ", ".join(f"{axis} by {factor}" for axis, factor in growth.items())
+        wish += f" with {operator}" * (operator != "duplicate")
+        raise GrowthError(
+            f"{config.model_type}: growing {wish} is not exact, so that nothing is grown: {proof.failure}"
+        )
+    return proof
+
+
+def prove_modules(
+    build_narrow: Callable[[], nn.Module],
+    build_wide: Callable[[], nn.Module],
+    plan: Plan,
+    calls: Sequence[Call],
+) -> Proof:
+    """Prove that a growth is exact for a plain module, on instances of it with random weights.
+
+    What is frozen is trained, too: it may be later.
+
+    Args:
+        calls: inputs to compare outputs on; the last are trained on.
+
+    Raises:
+        GrowthError: it is not exact, or one of them does not run.
+    """
+    with float64(), Float64():
+        narrow, wide = (doubled(build().cpu()).eval() for build in (build_narrow, build_wide))
+    for model in (narrow, wide):
+        for param in model.parameters():
+            param.requires_grad_(param.is_floating_point() or param.is_complex())
+    proof = tried(narrow, wide, plan, calls)
+    if proof.failure is not None:
+        raise GrowthError(
+            f"{type(narrow).__name__}: growing it is not exact, so that nothing is grown: {proof.failure}"
+        )
+    return proof
+
+
+def _still(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config without anything random in training that goes by width: dropout and its kind."""
+    config = copy.deepcopy(config)
+    parts = [
+        config,
+        *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None),
+    ]
+    for part in parts:
+        for key, value in part.to_dict().items():
+            if isinstance(value, float) and re.search("drop|jitter|noise|mask_feature.*prob", key):
+                setattr(part, key, 0.0)
+    return config
+
+
+def _tried(small: PreTrainedConfig, plan: Plan, operator: str) -> Proof:
+    assert plan.config is not None
+    try:
+        narrow, wide = instance(small), instance(plan.config)
+    except Exception as error:  # whatever the model's own code raises
+        raise GrowthError(f"{small.model_type}: no tiny wide model can be made: {one_line(error)}") from error
+    return tried(narrow, wide, plan, [Call.of(example_inputs(narrow, seed=1))], operator)
+
+
+def tried(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call], operator: str = "duplicate"
+) -> Proof:
+    """Randomize ``narrow``, grow it into ``wide``, and compare. Both in float64, changed in place.
+
+    Raises:
+        GrowthError: one of them does not run.
+    """
+    fan_in = {
+        name: math.prod(n for n, d in zip(p.shape, p.axes.dims, strict=True) if d.contracted)
+        for name, p in plan.params.items()
+        if any(d.contracted for d in p.axes.dims)
+    }
+    randomize_(narrow, fan_in)
+    _grow(narrow, wide, plan, operator)
+    loss_difference, nonlinear = 0.0, list[str]()
+    try:
+        with float64(), quiet(), Float64():
+            difference, failure = _at_rest(narrow, wide, plan, calls)
+            if failure is None and operator == "duplicate":
+                loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
+            if failure is None and operator == "duplicate":
+                nonlinear = _under_noise(narrow, wide, plan, calls)
+    except GrowthError:
+        raise
+    except Exception as error:  # whatever the model's own code raises
+        raise GrowthError(f"{type(narrow).__name__}: it does not run: {one_line(error)}") from error
+    return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
+
+
+def _grow(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, operator: str = "duplicate", noisy: Iterable[str] = ()
+) -> None:
+    """Fill ``wide`` from ``narrow`` as `grow` does, with noise in some of its weights, which sums to zero."""
+    state = state_tensors(narrow)
+    pure = Grower(plan, lambda name: state[name].detach(), operator=operator, noise=None)
+    noise = Grower(plan, lambda name: state[name].detach(), noise="balanced:1") if noisy else pure
+    with torch.no_grad():
+        fill_(wide, narrow, plan, lambda name: (noise if name in noisy else pure)(name))
+    for model in (narrow, wide):
+        model.train().eval()  # drops what some keep of their weights between calls in evaluation mode
+
+
+def _at_rest(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]
+) -> tuple[float, str | None]:
+    worst = 0.0
+    for call in calls:
+        error, failure = _outputs(narrow, wide, plan, call)
+        worst = max(worst, error)
+        if failure is not None:
+            return worst, failure
+    return worst, None
+
+
+def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
+    seen: dict[str, Tensor] = {}
+    first: list[str] = []
+
+    def compare(name: str, output: Tensor) -> None:
+        if not first and name in seen and seen[name].ndim == output.ndim:
+            error = deviation(seen.pop(name), output, name.partition("#")[0], plan)
+            if error is not None and not error <= TOLERANCE:
+                first.append(
+                    f"the output of {name.partition('#')[0]} is the first that is no duplicate, "
+                    f"off by {error:.3g} of its standard deviation"
+                )
+
+    with torch.no_grad():
+        with watch(narrow, seen.__setitem__), SameChance(0):
+            outputs = result_tensors(call(narrow))
+        with watch(wide, compare), SameChance(0):
+            wide_outputs = result_tensors(grown_call(call, plan)(wide))
+    if not outputs:
+        raise GrowthError(
+            f"{type(narrow).__name__}: returns no floating-point tensor, so that nothing can be compared"
+        )
+    worst = 0.0
+    for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
+        if expected.shape != grown.shape:
+            return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
+        if not expected.numel():
+            raise GrowthError(
+                f"{type(narrow).__name__}: returns no entries on these inputs; nothing can be compared"
+            )
+        error = (expected - grown).abs().max().item() / max(1.0, spread(output))
+        worst = max(worst, error) if math.isfinite(error) else math.inf
+    if worst <= TOLERANCE:
+        return worst, None
+    return worst, f"outputs differ by {worst:.3g}; " + (
+        first[0] if first else "every module's own output agrees"
+    )
+
+
+def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]) -> list[str]:
+    """The weights that are left out of balanced noise, so that it does not change the outputs.
+
+    Those in which it does so by itself, as they are normalized; and of those that meet each other, as a
+    learned query meets the weight that projects it, so that their terms do not cancel together, the smaller.
+    """
+
+    def keeps(noisy: list[str]) -> bool:
+        _grow(narrow, wide, plan, noisy=noisy)
+        return _at_rest(narrow, wide, plan, calls)[1] is None
+
+    parts: dict[str, list[str]] = {}
+    for name, p in plan.params.items():
+        if p.has_noise and p.fan_in != 1:
+            parts.setdefault(part_of(name), []).append(name)
+    every = [name for names in parts.values() for name in names]
+    if keeps(every):
+        return []
+    linear = [names for names in parts.values() if keeps(names)]
+    noisy = [name for names in linear for name in names]
+    if not keeps(noisy):
+        noisy = []
+        for names in sorted(linear, key=lambda names: -sum(narrow.get_parameter(n).numel() for n in names)):
+            noisy += names if keeps([*noisy, *names]) else []
+    return [name for name in every if name not in noisy]

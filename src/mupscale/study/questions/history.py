@@ -1,0 +1,91 @@
+"""What became of a model on its way: through all stages, right after growing, and in every parameter."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+from mupscale.study.page.parts import Answer, Table, table_of
+from mupscale.study.page.plots import COLOURS, Line, draw
+from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
+from mupscale.study.questions.words import loss_axis, show, show_flops, show_loss
+from mupscale.theory.tables import count
+
+
+def line(results: Row, *, of: Names) -> Answer:
+    """One history through all stages; steps, items and FLOPs are counted through."""
+    heads = ("stage", results["width_word"], "parameters", "steps so far", "FLOPs so far", "loss")
+    cells: list[tuple[str, ...]] = []
+    lines = []
+    steps = items = flops = 0
+    for sweep, colour in zip(sweeps_of(results, of), cycle(COLOURS), strict=False):
+        row, size = best_row(sweep), count(sweep["parameters"])
+        if row is None:
+            break
+        at, stage = [step for step, *_ in row["curve"]], f"stage {len(cells) + 1}"
+        lines.append(
+            Line(
+                name=stage,
+                curve=[[flops + step * sweep["flops_per_step"], *losses] for step, *losses in row["curve"]],
+                label=f"{stage}: {size} parameters, {row['loss']:.3f}",
+                colour=colour,
+                more={
+                    "step": [steps + step for step in at],
+                    "items": [items + step * sweep["items_per_step"] for step in at],
+                },
+            )
+        )
+        steps, items = steps + sweep["steps"], items + sweep["steps"] * sweep["items_per_step"]
+        flops += sweep["steps"] * sweep["flops_per_step"]
+        loss = show_loss(row["loss"], row["spread"])
+        cells.append(
+            (f"{stage}, {sweep['name']}", str(sweep["width"]), size, str(steps), show_flops(flops), loss)
+        )
+    if not cells:
+        return Answer(title="All stages", parts=("No stage has ended yet.",))
+    said = f"After {len(cells)} stages, {steps} steps and {show_flops(flops)} FLOPs the loss is {loss}."
+    plot = draw(
+        "stages",
+        {"": lines},
+        columns=("flops", "loss"),
+        x="training compute, all stages (FLOPs)",
+        y=loss_axis(results),
+        caption="Each stage begins with the FLOPs, and from the model, with which the one before it ended.",
+        zoom=2,
+    )
+    data = {"steps": steps, "items": items, "flops": flops}
+    return Answer(title="All stages", parts=(said, table_of(heads, cells), plot), headline=said, data=data)
+
+
+def equality(results: Row, *, of: Names) -> Answer:
+    """Whether the grown models compute what the narrow ones did."""
+    seen = {sweep["name"]: best_row(sweep) for sweep in sweeps_of(results, of)}
+    found = {name: row["equality"] for name, row in seen.items() if row and row["equality"]}
+    passed = all(one["equal"] for one in found.values()) if found else None
+    said = {
+        True: "No: on held-out data the narrow and the grown model gave the same outputs, up to rounding.",
+        False: "The grown model did not start out equal to the narrow one; unbalanced noise does that.",
+        None: "It was not looked at, or nothing is grown yet.",
+    }[passed]
+    heads = ("sweep", "equal", "largest difference", "outputs vary by")
+    rows = [
+        (name, "yes" if one["equal"] else "no", f"{one['max_abs_diff']:.1e}", f"{one['logits_std']:.2f}")
+        for name, one in found.items()
+    ]
+    return Answer(title="Was anything lost?", parts=(said, table_of(heads, rows)), passed=passed, data=found)
+
+
+def plan(results: Row, *, of: Names) -> Answer:
+    """What became of every parameter."""
+    said = (
+        "Every entry of a weight is copied 'copies' times and multiplied by the weight scale; its gradient "
+        "comes out multiplied by the gradient scale. Learning rates and weight decay are multiplied by the "
+        "last columns, so that the wide model trains as the narrow one did."
+    )
+    plans = {
+        sweep["name"]: results.get("plans", {}).get(sweep["name"], []) for sweep in sweeps_of(results, of)
+    }
+    tables = [
+        Table([{head.replace("_", " "): show(value) for head, value in row.items()} for row in rows], name)
+        for name, rows in plans.items()
+    ]
+    return Answer(title="What became of every parameter", parts=(said, *tables))

@@ -1,0 +1,113 @@
+"""How large do activations, weights and gradients become, over time and over width?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from mupscale.study.page.parts import Answer, table_of
+from mupscale.study.page.plots import Line, Plot, draw, gradual
+from mupscale.study.questions.reading import Names, Row, sweeps_of, with_state
+from mupscale.study.questions.words import show, show_loss
+
+TITLE = "Sizes of activations, weights and gradients"
+# What names end with, a panel each; of models without any of them, the first few names.
+WEIGHTS = ("embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight", "lm_head.weight")
+ENDINGS = {
+    "activation": ("embed_tokens", "self_attn", "mlp", "lm_head"),
+    "weight": WEIGHTS,
+    "gradient": WEIGHTS,
+}
+# Of a panel, by line: size by step or by width.
+Sizes = Mapping[str, Mapping[int, float]]
+
+
+def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
+    """Activations over width, and all sizes over time at the widest, a line for each value of a knob."""
+    recorded = [
+        (row["point"].get(by, sweep["name"]), sweep["width"], row)
+        for sweep in sweeps_of(results, of)
+        for row in with_state(sweep, "complete")
+        if row["norms"]
+    ]
+    if not recorded:
+        return Answer(title=TITLE, parts=("No sizes are recorded yet.",))
+    found: dict[str, dict[int, Row]] = {}
+    for value, width, row in sorted(recorded, key=lambda one: one[:2]):
+        found.setdefault(f"λ = {show(value)}" if by == "shrink" else f"{by} {show(value)}", {})[width] = row
+    word, widths = results["width_word"], sorted({width for _, width, _ in recorded})
+    widest = {name: rows[widths[-1]] for name, rows in found.items() if widths[-1] in rows}
+    plots = [
+        _draw(
+            f"{kind}s_over_time",
+            {
+                end: {name: _mean(row, kind, end) for name, row in widest.items()}
+                for end in _endings(kind, widest)
+            },
+            ("step", "step", f"mean |{kind}|"),
+            f"At {word} {widths[-1]}; means over the seeds and over the layers.",
+        )
+        for kind in ENDINGS
+    ]
+    lowest = {w: min((n for n in found if w in found[n]), key=lambda n: found[n][w]["loss"]) for w in widths}
+    said = "The lowest loss has " + ", ".join(f"{name} at {word} {w}" for w, name in lowest.items()) + "."
+    change = {}
+    if len(widths) > 1:
+        sizes = {
+            end: {
+                name: {w: [*_mean(row, "activation", end).values()][-1] for w, row in rows.items()}
+                for name, rows in found.items()
+            }
+            for end in _endings("activation", widest)
+        }
+        for name in found:
+            change[name] = max(
+                max(lines[name].values()) / min(lines[name].values()) for lines in sizes.values()
+            )
+        factors = ", ".join(f"×{factor:.2g} ({name})" for name, factor in change.items())
+        between = f"From {word} {widths[0]} to {widths[-1]}"
+        said = f"{between}, mean activations at the end change by at most {factors}. {said}"
+        caption = "Where a line is level, the size of what a module computes does not depend on the width."
+        axes = ("width", word, "mean |activation| at the end")
+        plots.insert(0, _draw("activations_over_width", sizes, axes, caption))
+    rows = [
+        [str(w), *(show_loss(mine[w]["loss"], digits=3) if w in mine else "–" for mine in found.values())]
+        for w in widths
+    ]
+    table = table_of([word, *found], rows, "Held-out loss")
+    return Answer(
+        title=TITLE, parts=(said, table, *plots), headline=said, data={"change": change, "lowest": lowest}
+    )
+
+
+def _draw(name: str, panels: Mapping[str, Sizes], axes: tuple[str, str, str], caption: str) -> Plot:
+    column, x, y = axes
+    lines = {
+        title: [
+            Line(name=line, curve=[*points.items()], colour=colour, marker="o" if column == "width" else "")
+            for (line, points), colour in zip(sizes.items(), gradual(len(sizes)), strict=True)
+        ]
+        for title, sizes in panels.items()
+    }
+    look: dict[str, Any] = {
+        "log_y": True,
+        "legend": "right",
+        "panel_size": (3.6, 3.6),
+        "values": column == "width",
+    }
+    return draw(name, lines, columns=(column, "mean_absolute"), x=x, y=y, caption=caption, **look)
+
+
+def _mean(row: Row, kind: str, ending: str) -> dict[int, float]:
+    """Mean absolute size by step, over everything whose name ends so."""
+    found: dict[int, list[float]] = {}
+    for step, what, name, l1, _ in row["norms"]:
+        if what == kind and name.endswith(ending):
+            found.setdefault(step, []).append(l1)
+    return {step: fmean(sizes) for step, sizes in sorted(found.items())}
+
+
+def _endings(kind: str, rows: Mapping[str, Row]) -> list[str]:
+    names = {name: None for row in rows.values() for _, what, name, *_ in row["norms"] if what == kind}
+    return [end for end in ENDINGS[kind] if any(name.endswith(end) for name in names)] or list(names)[:4]

@@ -1,0 +1,190 @@
+"""Does the optimum stay where it is while the width grows?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mupscale.study.page.parts import Answer, Cells, Table
+from mupscale.study.questions.knobs import knob_plots
+from mupscale.study.questions.reading import Row, point_at, sweeps_of, varied
+from mupscale.study.questions.words import show, show_loss, widths
+
+LARGEST_FACTOR = 2.0
+LARGEST_REGRET = 0.005
+
+
+def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence[str] = ()) -> Answer:
+    """How far the optimum moves with width, and what the narrowest one's costs at the widest.
+
+    An optimum passes that moves by at most `LARGEST_FACTOR` and costs at most `LARGEST_REGRET`. Of several
+    lists the last passes if its learning rate moves by no more than that, by less than that of the first,
+    and stands at no edge of what was tried.
+
+    Args:
+        results: of the study.
+        of: sweeps of one grid at several widths; or lists of such, which are compared with each other.
+        names: of these lists.
+    """
+    nested = not isinstance(of[0], str)
+    lists: Sequence[Any] = of if nested else [of]
+    panels = names or [str(i + 1) if nested else "" for i in range(len(lists))]
+    groups = {name: sweeps_of(results, group) for name, group in zip(panels, lists, strict=True)}
+    optima_of = {name: optima([s for s in sweeps if s["finished"]]) for name, sweeps in groups.items()}
+    found = {name: one for name, one in optima_of.items() if one}
+    passed = None
+    if len(found) == len(groups):
+        passed = _stays(list(found.values())) if nested else found[panels[0]]["transfers"]
+    lines = [f"{name}: {_moves(one)}" if name else _moves(one) for name, one in found.items()]
+    figures = [({True: "yes", False: "no", None: "?"}[passed], "does the optimum transfer?")] if lines else []
+    if found and not nested:
+        last = found[panels[0]]["rows"][-1]
+        lines += [_cost(last), {True: "It transfers.", False: "It does not transfer.", None: ""}[passed]]
+        figures += [
+            (show_loss(last["loss"], digits=3), f"best loss at {last['widths']}"),
+            (regret(last), f"at {last['widths']} with the narrowest optimum, above the best loss there"),
+        ]
+    said = " ".join(lines).strip() or "Fewer than two widths are known yet."
+    measure = (
+        f"An optimum counts as transferring if the narrowest one costs at most {LARGEST_REGRET:.1%} of the "
+        f"loss at the widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
+    )
+    return Answer(
+        title="Does the optimum transfer?",
+        parts=(
+            said,
+            "" if nested else measure,
+            *(Table(transfer_rows(one), name) for name, one in found.items()),
+            *knob_plots(results, groups, same_scale=nested),
+        ),
+        headline=said,
+        figures=figures,
+        passed=passed,
+        data=found,
+    )
+
+
+def optima(sweeps: Sequence[Row]) -> Row | None:
+    """The optimum at each width, how far it moved, and what the narrowest one's costs there.
+
+    Returns:
+        ``knobs``: those that varied; ``factor``: by knob with numbers, the ratio of the optima at the
+        narrowest and the widest; ``regret``: the loss at the widest with the narrowest's optimum over the
+        best one there, less 1; ``transfers``: None where the former is not known. None for fewer than two
+        widths.
+    """
+    diverged = [sweep["width"] for sweep in sweeps if not sweep["best"]]
+    sweeps = sorted((s for s in sweeps if s["best"]), key=lambda sweep: sweep["width"])
+    if len(sweeps) < 2:
+        return None
+    chosen, rows = sweeps[0]["best"]["point"], []
+    for sweep in sweeps:
+        there = point_at(sweep, chosen) or {"state": "not tried"}
+        loss = there["loss"] if there["state"] == "complete" else None
+        regret = None if loss is None else loss / sweep["best"]["loss"] - 1
+        seen = {"at_narrowest": loss, "state": there["state"], "regret": regret}
+        rows.append({"widths": widths(sweep), **sweep["best"], "at_edge": sweep["at_edge"], **seen})
+    last, moved = rows[-1], {knob for sweep in sweeps for knob in varied(sweep)} | {"lr"}
+    factor = {k: _ratio(x, last["point"][k]) for k, x in chosen.items() if not isinstance(x, str)}
+    known = diverged or last["state"] in ("complete", "diverged")
+    cheap = last["regret"] is not None and last["regret"] <= LARGEST_REGRET
+    return {
+        "rows": rows,
+        "knobs": [knob for knob in chosen if knob in moved],
+        "width_ratio": sweeps[-1]["width"] / sweeps[0]["width"],
+        "factor": factor,
+        "regret": last["regret"],
+        "diverged": diverged,
+        "transfers": cheap and not diverged and max(factor.values()) <= LARGEST_FACTOR if known else None,
+    }
+
+
+def _stays(found: Sequence[Row]) -> bool:
+    """Whether the last line's rate stays, and better than the first's."""
+    first, last = (one["factor"].get("lr", 1.0) for one in (found[0], found[-1]))
+    edge = any("lr" in row["at_edge"] for row in found[-1]["rows"])
+    better = len(found) == 1 or last < first
+    return last <= LARGEST_FACTOR and better and not edge and not found[-1]["diverged"]
+
+
+def transfer_rows(found: Row) -> list[Cells]:
+    """The optimum at each width, how far it moved, and what the narrowest one's costs there."""
+    first, rows = found["rows"][0], []
+    for row in found["rows"]:
+        moved = [_moved(first["point"][knob], row["point"][knob], knob) for knob in found["knobs"]]
+        rows.append(
+            {
+                "widths": row["widths"],
+                **{f"best {knob}": show(row["point"][knob]) for knob in found["knobs"]},
+                "moved": ", ".join(filter(None, moved)) or ("–" if row is first else "no"),
+                "loss": show_loss(row["loss"], row["spread"]),
+                "at the narrowest optimum": show_loss(row["at_narrowest"])
+                if row["at_narrowest"]
+                else row["state"],
+                "regret": regret(row),
+                "at the edge": ", ".join(row["at_edge"]),
+            }
+        )
+    return rows
+
+
+def regret(row: Row) -> str:
+    """What the narrowest optimum costs at a width, as a share of the best loss there."""
+    if row["regret"] is None:
+        return "diverged" if row["state"] == "diverged" else "–"
+    return f"{row['regret']:.2%}"
+
+
+def _moves(found: Row) -> str:
+    """From where to where the optimum moves."""
+    first, last = found["rows"][0], found["rows"][-1]
+    pairs = {knob: (first["point"][knob], last["point"][knob]) for knob in found["knobs"]}
+    changes = [
+        f"{knob} from {show(before)} to {show(after)}"
+        + (f" ({times})" if (times := _times(before, after)) else "")
+        for knob, (before, after) in pairs.items()
+        if before != after
+    ]
+    kept = [f"{knob} at {show(before)}" for knob, (before, after) in pairs.items() if before == after]
+    text = f"From {first['widths']} to {last['widths']}, {found['width_ratio']:g} times as wide, the optimum "
+    text += f"moved: {', '.join(changes)}" if changes else "stayed where it was"
+    text += f"{'; it kept ' if changes else ': '}{', '.join(kept)}." if kept else "."
+    if at := [f"{', '.join(row['at_edge'])} at {row['widths']}" for row in found["rows"] if row["at_edge"]]:
+        text += f" It stands at the edge of what was tried ({'; '.join(at)}) and may move further."
+    if found["diverged"]:
+        text += f" Every point diverged at {', '.join(map(str, found['diverged']))}."
+    return text
+
+
+def _cost(last: Row) -> str:
+    """What the narrowest optimum gives at the widest."""
+    text, best = f"At {last['widths']} the narrowest optimum", show_loss(last["loss"], last["spread"])
+    if last["regret"] is None:
+        diverged = f"{text} diverged."
+        return (
+            diverged if last["state"] == "diverged" else f"{text} was {last['state']}: its cost is not known."
+        )
+    if last["regret"] == 0:
+        return f"{text} is the best point, too, with loss {best}."
+    return f"{text} gives {last['at_narrowest']:.4f}, the best point {best}: {last['regret']:.2%} more."
+
+
+def _moved(before: Any, after: Any, knob: str) -> str:
+    """How a knob's best value changed; empty where it did not.
+
+    >>> _moved(0.004, 0.002, "lr"), _moved(0, 1.0, "noise"), _moved("gaussian", "balanced", "noise_kind")
+    ('lr ÷2', 'noise 0 → 1', 'noise_kind gaussian → balanced')
+    """
+    return "" if before == after else f"{knob} {_times(before, after) or f'{show(before)} → {show(after)}'}"
+
+
+def _times(before: Any, after: Any) -> str:
+    """×2 or ÷2; empty where there is no ratio."""
+    if any(isinstance(value, str) or value <= 0 for value in (before, after)):
+        return ""
+    return f"×{after / before:.3g}" if after > before else f"÷{before / after:.3g}"
+
+
+def _ratio(a: float, b: float) -> float:
+    return 1.0 if a == b else max(a, b) / min(a, b) if min(a, b) > 0 else math.inf

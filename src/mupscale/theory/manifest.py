@@ -1,0 +1,261 @@
+"""`Plan`: the theory for a whole model, by parameter name, and the file that holds one, ``mupscale.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from mupscale.errors import GrowthError
+from mupscale.layout.base import DEPTH, Layout
+from mupscale.models.skeletons import PreTrainedConfig, config_class, skeleton
+from mupscale.theory.scaling import Scaling
+from mupscale.theory.tables import as_text, collapse, count, scaling_table
+
+MANIFEST = "mupscale.json"
+
+# Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What becomes of every parameter when a model grows. Made by `mupscale.plan`; prints as a table.
+
+    Keyed by parameter name and serializable, so that it survives FSDP, torch.compile and pickling.
+
+    Attributes:
+        layout: the axes of the narrow model.
+        growth: the factor of every axis that grows.
+        narrow_config, config: the narrow and the wide transformers config; None for plain modules.
+        proved: whether even copies were proved to be exact; not so for a plain module without inputs.
+        unproved_because: what the inputs could not show, where a run on them proves nothing.
+    """
+
+    layout: Layout
+    growth: Mapping[str, Fraction]
+    narrow_config: PreTrainedConfig | None = None
+    config: PreTrainedConfig | None = None
+    proved: bool = False
+    unproved_because: str | None = None
+    # How to build a fresh narrow and wide module; not part of the file, nor of equality.
+    build_narrow: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+    build_wide: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def params(self) -> dict[str, Scaling]:
+        """The scaling of every parameter, by fully qualified name."""
+        return {name: Scaling.of(name, self.layout, self.growth) for name in self.layout.params}
+
+    def __getitem__(self, name: str) -> Scaling:
+        """The scaling of a parameter or buffer, by any of its names, also those that wrappers give it.
+
+        Raises:
+            GrowthError: the model has no such tensor.
+        """
+        name = self.canonical(name)
+        return self.params.get(name) or Scaling.of(name, self.layout, self.growth)
+
+    def canonical(self, name: str) -> str:
+        """The narrow model's name of a tensor: of tied ones the first, of a stacked layer the one below."""
+        name = self.unwrapped(name)
+        if not self.layout.knows(name):
+            name = self.wide_names.get(name, name)
+        return self.layout.ties.get(name, name)
+
+    def unwrapped(self, name: str) -> str:
+        """The name of a tensor without what torch.compile, DDP and the like put before it."""
+        if self.layout.knows(name) or name in self.wide_names:
+            return name
+        stripped = ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+        return stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
+
+    def own_name(self, name: str) -> str:
+        """A tensor's name as random numbers go by it: the first of tied ones, a stacked layer its own."""
+        name = self.unwrapped(name)
+        return self.layout.ties.get(name, name)
+
+    @cached_property
+    def wide_names(self) -> dict[str, str]:
+        """Every parameter and buffer of the wide model, with the one of the narrow model that it comes from.
+
+        They have the same names, but for a deeper model's new layers: layer i comes from layer i mod L.
+        """
+        names = (*self.layout.params, *self.layout.buffers)
+        if DEPTH not in self.growth:
+            return {name: name for name in names}
+        depth = self.layout.sizes[DEPTH]
+        wide_depth = depth * self.growth[DEPTH]
+        found = {}
+        for name in names:
+            for first in range(0, math.ceil(wide_depth), depth):
+                wide, layer = renumbered(name, first)
+                if layer is None or layer < wide_depth:
+                    found[wide] = name
+        return found
+
+    @cached_property
+    def inexact(self) -> dict[str, str]:
+        """Axes whose growth even copies cannot express, each with the reason."""
+        fractions = {
+            axis: f"grows by {factor}, but even copies are made a whole number of times"
+            for axis, factor in self.growth.items()
+            if factor.denominator != 1
+        }
+        return fractions | self.not_copied
+
+    @cached_property
+    def not_copied(self) -> dict[str, str]:
+        """Axes whose growth no copies can express, uneven ones neither, each with the reason."""
+        known = self.layout.inexact
+        reasons = {axis: known[axis] for axis in self.growth if axis in known}
+        for axis, factor in self.growth.items():
+            if axis == DEPTH:
+                reasons[axis] = "is no width: only the operator stack makes a model deeper"
+            elif factor < 1:
+                beside = [a for a in self._merged_with(axis) if a != axis]
+                reasons[axis] = (
+                    f"shrinks by {factor}, so that {', '.join(beside)} and it can only be padded as one axis"
+                )
+        return reasons
+
+    def _merged_with(self, axis: str) -> tuple[str, ...]:
+        """The named axes that share a dim with ``axis``, itself among them."""
+        dims = [d for axes in self.layout.params.values() for d in axes.dims if axis in d.names]
+        return tuple(dict.fromkeys(name for dim in dims for name in dim.names))
+
+    def wide_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor of the wide model."""
+        return self[name].wide_shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the scales are there for readers, and computed anew by `from_dict`."""
+        return {
+            "growth": {a: str(g) for a, g in self.growth.items()},
+            "layout": self.layout.to_dict(),
+            "narrow_config": self.narrow_config and self.narrow_config.to_dict(),
+            "config": self.config and self.config.to_dict(),
+            "proved": self.proved,
+            "unproved_because": self.unproved_because,
+            "scales": {
+                name: {"copies": float(p.copies), "weight_scale": p.weight_scale, "grad_scale": p.grad_scale}
+                for name, p in self.params.items()
+            },
+        }
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        narrow, wide = (_config_from_dict(data[key]) for key in ("narrow_config", "config"))
+        return Plan(
+            layout=Layout.from_dict(data["layout"]),
+            growth={a: Fraction(g) for a, g in data["growth"].items()},
+            narrow_config=narrow,
+            config=wide,
+            proved=data.get("proved", False),
+            unproved_because=data.get("unproved_because"),
+            build_narrow=narrow and builder(narrow),
+            build_wide=wide and builder(wide),
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that `to_json` wrote."""
+        return Plan.from_dict(json.loads(text))
+
+    @staticmethod
+    def load(directory: str | Path, *, last_growth: bool = False) -> Plan:
+        """The plan by which a checkpoint directory was grown, from its ``mupscale.json``.
+
+        A model that was grown several times has its hyperparameters relative to the first of the line, which
+        is what one trains by; so that is the plan from there.
+
+        Args:
+            directory: what `mupscale grow` wrote, or `Plan.save`.
+            last_growth: only the last of several growths, to compare with the checkpoint before it.
+
+        Raises:
+            GrowthError: the directory holds no readable manifest.
+        """
+        path = Path(directory) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+            return Plan.from_dict(manifest["plan" if last_growth else "from_first"])
+        except OSError:
+            raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise GrowthError(
+                f"{path}: not a mupscale manifest ({error}); grow the checkpoint again"
+            ) from None
+
+    def save(self, directory: str | Path) -> None:
+        """Write a ``mupscale.json`` beside a checkpoint's weights, so that `load` finds the plan there."""
+        data = self.to_dict()
+        (Path(directory) / MANIFEST).write_text(json.dumps({"plan": data, "from_first": data}, indent=1))
+
+    def describe(self) -> str:
+        """One line: what grows, and how many parameters that makes."""
+        sizes = self.layout.sizes
+        axes = ", ".join(f"{axis} {sizes[axis]} → {int(sizes[axis] * g)}" for axis, g in self.growth.items())
+        narrow = sum(math.prod(p.shape) for p in self.params.values())
+        wide = sum(math.prod(self.params[n].wide_shape) for n in self.wide_names.values() if n in self.params)
+        return f"{axes or 'nothing grows'}: {count(narrow)} → {count(wide)} parameters"
+
+    def table(self, axes: bool = True) -> Table:
+        """The plan as a `rich` table, with or without the axes."""
+        return scaling_table(self.params, title=self.describe(), notes=self._notes(), axes=axes)
+
+    def _notes(self) -> list[str]:
+        """What is to be known of it beside its numbers."""
+        notes = [f"{axis}: {reason}" for axis, reason in self.inexact.items()]
+        if self.inexact and DEPTH not in self.growth:
+            notes.append(
+                "not by even copies, the default: choose other sizes, or grow(..., operator='zero_pad')"
+            )
+        if not self.proved and not self.inexact and self.growth:
+            why = self.unproved_because or "read off shapes alone; plan(..., inputs=x) proves it on a run"
+            notes.append(f"not proved: {why}")
+        for name in dict.fromkeys(collapse(n) for n, p in self.params.items() if not p.linear):
+            notes.append(f"{name}: no noise, which would change the function")
+        for name in dict.fromkeys(collapse(n) for n, p in self.params.items() if p.offset):
+            notes.append(
+                f"{name}: stored as a difference; keep it out of weight decay, which would pull it elsewhere"
+            )
+        return notes
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+
+def renumbered(name: str, shift: int) -> tuple[str, int | None]:
+    """A tensor's name some layers up, and the number of that layer; None for one that is in no layer.
+
+    >>> renumbered("model.layers.3.mlp.up_proj.weight", 1)
+    ('model.layers.4.mlp.up_proj.weight', 4)
+    """
+    number = re.search(r"(?<=\.)\d+(?=\.)", name)
+    if number is None:
+        return name, None
+    layer = int(number[0]) + shift
+    return f"{name[: number.start()]}{layer}{name[number.end() :]}", layer
+
+
+def builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:
+    """What makes the model of a config, on the ``meta`` device."""
+    return lambda: skeleton(config)
+
+
+def _config_from_dict(data: Mapping[str, Any] | None) -> PreTrainedConfig | None:
+    return data and config_class(data).from_dict(dict(data))

@@ -1,0 +1,110 @@
+"""Scalings and parameter groups as tables, for people. Layers that scale alike share a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mupscale.theory.registry import rule_for
+from mupscale.theory.scaling import Scaling
+
+# Columns of text that a plan's table takes with its axes.
+FULL_WIDTH = 152
+
+
+def scaling_rows(params: Mapping[str, Scaling]) -> list[dict[str, Any]]:
+    """One row for every kind of parameter: its axes, m, s, c, and what its hyperparameters are multiplied by.
+
+    Layer numbers become ``*``; ``count`` says how many parameters stand behind a row.
+    """
+    adam, sgd = rule_for(torch.optim.AdamW, {}), rule_for(torch.optim.SGD, {})
+    rows: dict[Any, dict[str, Any]] = {}
+    for name, p in params.items():
+        pattern = collapse(name)
+        row = rows.setdefault(
+            (pattern, p),
+            {
+                "parameter": pattern,
+                "count": 0,
+                "axes": str(p.axes),
+                "copies": float(p.copies),
+                "weight_scale": p.weight_scale,
+                "grad_scale": p.grad_scale,
+                "adam_lr": adam.lr_scale(p),
+                "sgd_lr": sgd.lr_scale(p),
+                "weight_decay": adam.weight_decay_scale(p),
+            },
+        )
+        row["count"] += 1
+    return list(rows.values())
+
+
+def scaling_table(
+    params: Mapping[str, Scaling], *, title: str, notes: Iterable[str], axes: bool = True
+) -> Table:
+    """The rows as a `rich` table, with or without the axes, and notes below it."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table.add_column("parameter", no_wrap=True)
+    if axes:
+        table.add_column(r"axes, \[contracted]", no_wrap=True)
+    for head in ("copies\nm", "weight\ns", "grad\nc", "Adam\nlr ×", "SGD\nlr ×", "AdamW\nwd ×"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in scaling_rows(params):
+        values = (
+            row[k] for k in ("copies", "weight_scale", "grad_scale", "adam_lr", "sgd_lr", "weight_decay")
+        )
+        times = f"  ({row['count']}×)" if row["count"] > 1 else ""
+        notation = [row["axes"].replace("[", r"\[")] if axes else []
+        table.add_row(row["parameter"] + times, *notation, *(f"{v:.4g}" for v in values))
+    if caption := "\n".join(notes):
+        table.caption = caption
+        table.caption_justify = "left"
+    return table
+
+
+def groups_table(groups: Iterable[dict[str, Any]]) -> Table:
+    """Parameter groups as a `rich` table."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for head in ("lr", "lr ×", "weight decay", "eps"):
+        table.add_column(head, justify="right")
+    table.add_column("parameters", overflow="fold")
+    for group in groups:
+        kinds = list(dict.fromkeys(map(collapse, group["param_names"])))
+        values = (group.get(k) for k in ("lr", "lr_scale", "weight_decay", "eps"))
+        table.add_row(*("–" if v is None else f"{v:.4g}" for v in values), ", ".join(kinds))
+    return table
+
+
+def count(n: float) -> str:
+    """A number of parameters or tokens, short.
+
+    >>> count(124_439_808), count(1.4e9)
+    ('124M', '1.4B')
+    """
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if n >= 0.9995 * size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.3g}"
+
+
+def collapse(name: str) -> str:
+    """A parameter's name without its layer number.
+
+    >>> collapse("model.layers.12.mlp.up_proj.weight")
+    'model.layers.*.mlp.up_proj.weight'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text."""
+    console = Console(width=FULL_WIDTH, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()

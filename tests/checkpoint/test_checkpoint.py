@@ -1,0 +1,310 @@
+"""Checkpoint directories on disk: grown, sharded, staged; and every bad input in one clear line."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import mupscale
+from models import CONFIGS, build
+from mupscale import GrowthError
+from mupscale.cli import main
+from mupscale.growth import grow_checkpoint
+from mupscale.operators.catalogue import OPERATORS
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "narrow"
+    build("llama").float().save_pretrained(path)
+    (path / "tokenizer_config.json").write_text('{"a": 1}')
+    (path / "generation_config.json").write_text('{"max_length": 7}')
+    (path / "pytorch_model.bin").write_bytes(b"an old copy")
+    return path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_checkpoint_grows_as_the_module_does(name, tmp_path):
+    narrow = build(name).float()
+    narrow.save_pretrained(tmp_path / "narrow")
+    plan = grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, seed=5)
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    wide = mupscale.grow(narrow, plan, seed=5)
+    for (n, a), (_, b) in zip(stored.named_parameters(), wide.named_parameters(), strict=True):
+        assert torch.equal(a, b), n
+    assert mupscale.Plan.load(tmp_path / "wide").params == plan.params
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_checkpoint_grows_by_any_operator_as_the_module_does(operator, source, tmp_path):
+    growth = {"axes": {"layers": 2}} if operator.startswith("stack") else {"width": 2}
+    options = {"operator": operator, "seed": 5, **({"shrink": 0.7} if operator == "zero_pad" else {})}
+    plan = grow_checkpoint(source, tmp_path / "wide", **growth, **options)
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    wide = mupscale.grow(build("llama").float(), plan, **options)
+    for (n, a), (_, b) in zip(stored.named_parameters(), wide.named_parameters(), strict=True):
+        assert torch.equal(a, b), n
+
+
+def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    names = {p.name for p in (tmp_path / "wide").iterdir()}
+    assert names == {
+        "config.json",
+        "model.safetensors",
+        "mupscale.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    }
+    assert json.loads((tmp_path / "wide/generation_config.json").read_text()) == {"max_length": 7}
+    manifest = json.loads((tmp_path / "wide/mupscale.json").read_text())
+    assert (manifest["operator"], manifest["noise"], manifest["seed"]) == ("duplicate", "balanced:1", 0)
+    assert set(manifest["source"]["sha256"]) == {"model.safetensors"}
+
+
+def test_shards_hold_the_same_tensors_in_stored_dtypes(tmp_path):
+    narrow = build("llama").float()
+    narrow.model.norm.to(torch.bfloat16)
+    narrow.save_pretrained(tmp_path / "narrow", max_shard_size="20KB")
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "one", width=2)
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "many", width=2, max_shard_size="50KB")
+    one = load_file(tmp_path / "one/model.safetensors")
+    shards = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert all(p.stat().st_size < 52_000 for p in shards)
+    many = {n: t for p in shards for n, t in load_file(p).items()}
+    assert many.keys() == one.keys()
+    assert all(torch.equal(many[n], one[n]) for n in one)
+    assert one["model.norm.weight"].dtype == torch.bfloat16
+    AutoModelForCausalLM.from_pretrained(tmp_path / "many")
+
+
+def test_dtype_changes_what_is_stored(source, tmp_path):
+    grow_checkpoint(source, tmp_path / "wide", width=2, dtype=torch.bfloat16)
+    assert {t.dtype for t in load_file(tmp_path / "wide/model.safetensors").values()} == {torch.bfloat16}
+    assert main(["verify", str(source), str(tmp_path / "wide")]) == 0
+
+
+def test_old_gpt2_checkpoints_without_prefix_and_with_masks(tmp_path):
+    narrow = build("gpt2").float()
+    narrow.save_pretrained(tmp_path / "new")
+    old = {
+        n.removeprefix("transformer."): t for n, t in load_file(tmp_path / "new/model.safetensors").items()
+    }
+    old["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
+    (tmp_path / "old").mkdir()
+    save_file(old, tmp_path / "old/model.safetensors")
+    (tmp_path / "old/config.json").write_text((tmp_path / "new/config.json").read_text())
+    grow_checkpoint(tmp_path / "old", tmp_path / "wide", width=2)
+    plan = mupscale.Plan.load(tmp_path / "wide")
+    assert mupscale.verify(narrow, AutoModelForCausalLM.from_pretrained(tmp_path / "wide"), plan)
+
+
+def test_a_tied_readout_that_is_stored_too_must_agree(tmp_path):
+    build("llama_tied").float().save_pretrained(tmp_path / "narrow")
+    file = tmp_path / "narrow/model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file)
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2)
+    assert "lm_head.weight" not in load_file(tmp_path / "wide/model.safetensors")
+    tensors["lm_head.weight"][0] += 1
+    save_file(tensors, file)
+    with pytest.raises(GrowthError, match="differ, but the config ties them"):
+        grow_checkpoint(tmp_path / "narrow", tmp_path / "other", width=2)
+
+
+# ---- bad input: exit status 2 and one line, and no trace of the destination --------------------------------
+
+
+def edit_config(path, **fields):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | fields))
+
+
+def edit_weights(path, change):
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+def poison(tensors):
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+
+
+def truncate(path):
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+BAD = {
+    "no config": (lambda p: (p / "config.json").unlink(), [], "config.json: not found"),
+    "config is not JSON": (lambda p: (p / "config.json").write_text("{"), [], "config.json: not valid JSON"),
+    "unknown family": (
+        lambda p: edit_config(p, model_type="bart2"),
+        [],
+        "model_type 'bart2' is not one that transformers",
+    ),
+    "truncated weights": (truncate, [], "model.safetensors: truncated or corrupt"),
+    "corrupt weights": (
+        lambda p: (p / "model.safetensors").write_bytes(b"\0" * 99),
+        [],
+        "model.safetensors: truncated or corrupt",
+    ),
+    "no weights": (
+        lambda p: (p / "model.safetensors").unlink(),
+        [],
+        "model.safetensors: not found; expected the weights as safetensors (pytorch_model.bin is a pickle",
+    ),
+    "missing tensor": (
+        lambda p: edit_weights(p, lambda t: t.pop("model.norm.weight")),
+        [],
+        "'model.norm.weight' is missing",
+    ),
+    "unknown tensor": (
+        lambda p: edit_weights(p, lambda t: t.update(extra=torch.ones(2))),
+        [],
+        "tensor 'extra' is unknown to the layout",
+    ),
+    "wrong shape": (
+        lambda p: edit_config(p, intermediate_size=49),
+        [],
+        "'model.layers.0.mlp.down_proj.weight' has shape (32, 48), the config says (32, 49)",
+    ),
+    "nan": (
+        lambda p: edit_weights(p, poison),
+        [],
+        "'model.layers.1.mlp.up_proj.weight' holds NaN or infinity",
+    ),
+    "factor below one": (None, ["--width", "0"], "width: cannot grow by 0"),
+    "fractional factor": (
+        None,
+        ["--axes", "d_ff=1.5"],
+        "--axes d_ff=1.5: expected NAME=FACTOR with a whole factor",
+    ),
+    "unknown axis": (None, ["--axes", "dff=2"], "unknown axis 'dff'"),
+    "rotary head_dim": (None, ["--axes", "head_dim=2"], "rotary"),
+    "unknown noise": (None, ["--noise", "loud:1"], "noise 'loud:1': expected none or KIND:STRENGTH"),
+    "unknown operator": (None, ["--operator", "triplicate"], "operator 'triplicate' is unknown"),
+    "unknown dtype": (None, ["--dtype", "int4"], "dtype 'int4': expected one of"),
+    "bad shard size": (
+        None,
+        ["--max-shard-size", "huge"],
+        "max-shard-size 'huge': expected a size such as 5GB",
+    ),
+    "not a number": (None, ["--width", "two"], "Error parsing --width"),
+    "unknown option": (None, ["--widht", "2"], "Unrecognized options: --widht"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_two(case, source, tmp_path, capsys):
+    spoil, options, message = BAD[case]
+    if spoil is not None:
+        spoil(source)
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow"}
+
+
+def test_missing_source(tmp_path, capsys):
+    assert main(["grow", str(tmp_path / "none"), str(tmp_path / "wide"), "--width", "2"]) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_nonfinite_weights_are_let_through_when_asked(source, tmp_path):
+    edit_weights(source, poison)
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", "--allow-nonfinite"]) == 0
+
+
+def test_a_destination_is_replaced_only_when_asked_and_only_a_checkpoint(source, tmp_path, capsys):
+    command = ["grow", str(source), str(tmp_path / "wide"), "--width", "2"]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "exists; choose another destination or add --overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--axes", "d_ff=3"]) == 0
+    assert mupscale.Plan.load(tmp_path / "wide").growth["d_ff"] == 3
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.txt").write_text("years of work")
+    assert main(["grow", str(source), str(tmp_path / "precious"), "--width", "2", "--overwrite"]) == 2
+    assert main(["grow", str(source), str(source), "--width", "2", "--overwrite"]) == 2
+    assert main(["grow", str(source), str(tmp_path), "--width", "2", "--overwrite"]) == 2
+    assert (tmp_path / "precious/thesis.txt").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide", "precious"}
+
+
+def test_a_sentence_transformers_folder_keeps_its_pooling(source, tmp_path, capsys):
+    (source / "modules.json").write_text("[]")
+    (source / "1_Pooling").mkdir()
+    width = json.loads((source / "config.json").read_text())["hidden_size"]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grown = json.loads((tmp_path / "wide/1_Pooling/config.json").read_text())
+    assert grown == pooling | {"word_embedding_dimension": 2 * width}
+    assert (tmp_path / "wide/modules.json").is_file()
+
+    (source / "2_Dense").mkdir()
+    (source / "2_Dense" / "config.json").write_text("{}")
+    (source / "2_Dense" / "model.safetensors").write_bytes(b"")
+    assert main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"]) == 2
+    assert "2_Dense: weights behind the model, which are not grown" in capsys.readouterr().err
+    assert not (tmp_path / "wider").exists()
+
+
+def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(source, tmp_path, monkeypatch):
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    before = (tmp_path / "wide/model.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mupscale.checkpoint.staging.copy_companions", full)
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "3", "--overwrite"]) == 2
+    assert (tmp_path / "wide/model.safetensors").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+def test_a_killed_run_leaves_no_destination_and_can_be_repeated(source, tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from mupscale import growth\n"
+        "from mupscale.checkpoint import staging\n"
+        "staging.copy_companions = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=2)\n"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "wide").exists()
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 0
+    assert main(["verify", str(source), str(tmp_path / "wide")]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}  # nor anything else
+
+
+def test_killed_between_two_renames_the_old_destination_comes_back(source, tmp_path):
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    before = (tmp_path / "wide/model.safetensors").read_bytes()
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from mupscale import growth\n"
+        "rename = pathlib.Path.rename\n"
+        "def once(path, target):\n"
+        "    rename(path, target)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.rename = once\n"
+        "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=3, overwrite=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "wide").exists()
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "3"]) == 2  # it is there again
+    assert (tmp_path / "wide/model.safetensors").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}

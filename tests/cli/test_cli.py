@@ -1,0 +1,189 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mupscale
+from models import CONFIGS, batch, build, loss_of
+from mupscale.cli import COMMANDS, main, names
+from mupscale.operators.catalogue import OPERATORS
+from mupscale.operators.zero_pad import DEFAULT_SHRINK
+from mupscale.theory.registry import optimizer_names
+
+
+@pytest.fixture
+def pair(tmp_path, capsys):
+    build("qwen3_tied").float().save_pretrained(tmp_path / "narrow")
+    assert main(["grow", str(tmp_path / "narrow"), str(tmp_path / "wide"), "--width", "2"]) == 0
+    capsys.readouterr()
+    return str(tmp_path / "narrow"), str(tmp_path / "wide")
+
+
+def run_json(capsys, *argv):
+    status = main([*argv, "--json"])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return status, json.loads(captured.out)
+
+
+def test_verify_says_equal_and_after_one_changed_weight_where_not(pair, capsys, tmp_path):
+    status, report = run_json(capsys, "verify", *pair)
+    assert (status, report["equal"]) == (0, True)
+    assert report["max_abs_diff"] < 1e-4 * report["logits_std"]
+    file = tmp_path / "wide/model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] += 0.1
+    save_file(tensors, file)
+    status, report = run_json(capsys, "verify", *pair)
+    assert (status, report["equal"]) == (1, False)
+    assert report["first_deviation"] == "model.layers.1.mlp.down_proj"
+
+
+def test_verify_works_without_a_manifest(pair, capsys, tmp_path):
+    (tmp_path / "wide/mupscale.json").unlink()
+    assert run_json(capsys, "verify", *pair, "--steps", "2")[0] == 0
+
+
+def test_plan_gives_every_row_as_json_and_a_table(pair, capsys):
+    status, plan = run_json(capsys, "plan", pair[0], "--width", "2", "--axes", "d_ff=3")
+    assert status == 0
+    assert plan["growth"] == {"d_model": "2", "d_ff": "3", "kv_heads": "2"}
+    row = next(r for r in plan["rows"] if r["parameter"] == "model.layers.*.mlp.down_proj.weight")
+    assert (row["count"], row["copies"], row["adam_lr"]) == (2, 6, pytest.approx(1 / 3))
+    assert main(["plan", pair[0], "--width", "2"]) == 0
+    assert "(kv_heads q_per_kv head_dim) [d_model]" in capsys.readouterr().out
+
+
+def test_plan_to_a_config_file(pair, capsys, tmp_path):
+    status, plan = run_json(capsys, "plan", pair[0], "--to", str(tmp_path / "wide/config.json"))
+    assert (status, plan["growth"]["d_model"]) == (0, "2")
+
+
+def test_hparams_are_the_groups_of_the_library(pair, capsys):
+    status, result = run_json(
+        capsys, "hparams", pair[1], "--optimizer", "adamw", "--lr", "3e-3", "--weight-decay", "0.1"
+    )
+    assert status == 0
+    group = next(g for g in result["groups"] if "model.layers.0.mlp.up_proj.weight" in g["param_names"])
+    assert (group["lr"], group["weight_decay"], group["lr_scale"]) == (1.5e-3, 0.2, 0.5)
+    assert (
+        main(
+            [
+                "hparams",
+                pair[1],
+                "--lr",
+                "1e-3",
+                "--optimizer",
+                "sgd",
+                "--trainer-split",
+                "--weight-decay",
+                "0.1",
+            ]
+        )
+        == 0
+    )
+    assert main(["hparams", pair[1], "--lr", "1e-3", "--optimizer", "muon"]) == 0
+    assert "the rest goes to AdamW" in capsys.readouterr().out
+    assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "rprop", "--weight-decay", "0.1"]) == 2
+    assert main(["hparams", pair[0], "--lr", "1e-3"]) == 2
+    assert main(["hparams", pair[1], "--lr", "-1"]) == 2
+    assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "lion"]) == 2
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*([command] if command else []), "--help"])
+    assert not exit.value.code
+    assert f"Example: mupscale {command or ''}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_traceback_from_the_shell(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "mupscale", "plan", str(tmp_path / "none"), "--width", "2"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.startswith("mupscale: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_gaussian_noise_is_said_to_change_the_function(pair, capsys, tmp_path):
+    other = str(tmp_path / "noisy")
+    assert main(["grow", pair[0], other, "--width", "2", "--noise", "gaussian:0.5"]) == 0
+    assert main(["verify", pair[0], other]) == 1
+    assert "gaussian:0.5 noise changes the function" in capsys.readouterr().out
+    assert torch.isfinite(load_file(f"{other}/model.safetensors")["model.norm.weight"]).all()
+
+
+def test_zero_pad_reaches_any_larger_config_and_verify_says_by_how_much_it_differs(pair, capsys, tmp_path):
+    narrow, _ = pair
+    config = CONFIGS["qwen3_tied"]()
+    config.hidden_size, config.intermediate_size = 40, 50
+    config.save_pretrained(tmp_path / "target")
+    wide = str(tmp_path / "padded")
+    argv = ["grow", narrow, wide, "--to", str(tmp_path / "target"), "--operator", "zero_pad"]
+    assert main([*argv, "--shrink", "0.4", "*.mlp.*=0.6"]) == 0
+    assert "zero_pad, shrink 0.4 *.mlp.*=0.6, noise fresh:1, weights only" in capsys.readouterr().out
+    assert main(["verify", narrow, wide]) == 1
+    said = capsys.readouterr().out
+    assert "NOT equal: outputs differ by at most" in said
+    assert "compared by their outputs alone" in said
+    assert "zero_pad: shrunk, padded and added to a fresh μP initialization: does not keep" in said
+    assert main(["hparams", wide, "--lr", "1e-3"]) == 0
+    capsys.readouterr()
+    assert main(["grow", narrow, str(tmp_path / "no"), "--to", str(tmp_path / "target")]) == 2
+    assert (
+        "d_model': grows by 5/4, but even copies are made a whole number of times" in capsys.readouterr().err
+    )
+
+
+def test_zero_pad_starts_afresh_unless_the_optimizer_is_asked_for(tmp_path, capsys):
+    narrow = build("llama").float()
+    optimizer = torch.optim.AdamW(narrow.parameters())
+    loss_of(narrow, batch("llama", 0)).backward()
+    optimizer.step()
+    narrow.save_pretrained(tmp_path / "narrow")
+    torch.save(optimizer.state_dict(), tmp_path / "narrow/optimizer.pt")
+    argv = [
+        "grow",
+        str(tmp_path / "narrow"),
+        str(tmp_path / "wide"),
+        "--width",
+        "2",
+        "--overwrite",
+        "--operator",
+    ]
+    assert main([*argv, "zero_pad"]) == 0
+    assert not (tmp_path / "wide/optimizer.pt").exists()
+    assert main([*argv, "zero_pad", "--carry-optimizer"]) == 0
+    state = torch.load(tmp_path / "wide/optimizer.pt", weights_only=True)["state"]
+    before = optimizer.state[narrow.model.embed_tokens.weight]["exp_avg_sq"]
+    assert any(
+        torch.equal(s["exp_avg_sq"][:, :32], before)
+        for s in state.values()
+        if s["exp_avg_sq"].shape == (61, 64)
+    )
+    capsys.readouterr()
+    assert main([*argv, "net2net", "--carry-optimizer"]) == 2
+    assert "operator 'net2net': its copies are uneven" in capsys.readouterr().err
+    assert main([*argv, "zero_pad", "--carry-optimizer", "--no-optimizer"]) == 2
+
+
+def test_the_choices_that_help_shows_are_those_of_the_registries():
+    assert tuple(OPERATORS) == names.OPERATORS
+    # Those of torch: other tests register more.
+    own = [n for n, kind in optimizer_names().items() if kind.__module__.startswith("torch.")]
+    assert tuple(own) == names.OPTIMIZERS
+    assert all(getattr(torch, name).is_floating_point for name in names.DTYPES)
+    assert float(names.SHRINK) == DEFAULT_SHRINK
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mupscale {mupscale.__version__}\n"

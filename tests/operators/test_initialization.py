@@ -1,0 +1,108 @@
+"""The law of a fresh parameter, read off the initializer, and μP from it."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import mupscale
+from models import CONFIGS, PLAIN, make_mlp
+from mupscale import GrowthError
+from mupscale.operators.fresh import fresh_laws
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3_tied", "mlp", "resnet"])
+def test_the_law_that_is_read_off_is_the_one_that_is_drawn(name):
+    torch.manual_seed(0)
+    if name in PLAIN:
+        model, plan = PLAIN[name](1), mupscale.plan(PLAIN[name], width=2)
+    else:
+        model = AutoModelForCausalLM.from_config(CONFIGS[name]())
+        plan = mupscale.plan(model, width=2)
+    laws = fresh_laws(plan)
+    assert laws.keys() >= dict(model.named_parameters()).keys()
+    for n, p in model.named_parameters():
+        law = laws[n]
+        if law.std == 0:
+            assert (p == law.mean).all(), n
+        elif p.numel() > 500:
+            assert p.std().item() == pytest.approx(law.std, rel=0.1), n
+            assert p.mean().item() == pytest.approx(law.mean, abs=5 * law.std / p.numel() ** 0.5), n
+
+
+def test_residual_projections_of_gpt2_are_scaled_by_depth():
+    laws = fresh_laws(mupscale.plan(CONFIGS["gpt2"](), width=2))
+    assert laws["transformer.h.1.mlp.c_proj.weight"].std == pytest.approx(0.02 / 2)
+    assert laws["transformer.h.1.mlp.c_fc.weight"].std == 0.02
+
+
+def test_what_shows_no_law_is_measured():
+    class Truncated(nn.Linear):
+        def reset_parameters(self):
+            nn.init.trunc_normal_(self.weight, mean=0.5, std=0.03)
+            nn.init.zeros_(self.bias)
+
+    law = fresh_laws(mupscale.plan(lambda w: Truncated(30, 40 * w), width=2))["weight"]
+    assert (law.mean, law.std) == pytest.approx((0.5, 0.03), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_tied", "gpt2"])
+def test_init_follows_the_mup_law(name):
+    torch.manual_seed(0)
+    plan = mupscale.plan(CONFIGS[name](), width=4)
+    laws, wide = fresh_laws(plan), AutoModelForCausalLM.from_config(plan.config)
+    mupscale.init_(wide, plan, seed=0)
+    for n, p in wide.named_parameters():
+        scaling, law = plan.params[n], laws[n]
+        if law.std:
+            assert p.std().item() == pytest.approx(law.std * scaling.init_scale, rel=0.05), n
+        else:
+            assert (p == law.mean * scaling.weight_scale).all(), n
+
+
+def test_init_of_a_plain_module_shrinks_hidden_by_root_and_readout_by_width():
+    plan = mupscale.plan(make_mlp, width=16)
+    wide = mupscale.init_(make_mlp(16), plan, seed=1)
+    uniform = 3**-0.5
+    assert wide[0].weight.std().item() == pytest.approx(uniform / 7**0.5, rel=0.05)
+    assert wide[2].weight.std().item() == pytest.approx(uniform / (12 * 16) ** 0.5, rel=0.05)
+    assert wide[4].weight.std().item() == pytest.approx(uniform / 8**0.5 / 16, rel=0.1)
+
+
+def test_init_depends_on_the_seed_alone():
+    plan = mupscale.plan(make_mlp, width=2)
+    a, b, c = (mupscale.init_(make_mlp(2), plan, seed=s)[2].weight for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_a_parameter_without_an_initializer_is_named():
+    class Raw(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.linear = nn.Linear(3, 4 * width)
+            self.offset = nn.Parameter(torch.zeros(3))
+
+    assert fresh_laws(mupscale.plan(Raw, width=2))["offset"].std == 0
+    plan = mupscale.plan(Raw(1), to=Raw(2))
+    with pytest.raises(GrowthError, match=r"offset: .*reset_parameters"):
+        mupscale.init_(Raw(2), plan)
+
+
+def test_fractional_width_ratios_scale_from_scratch():
+    """From d_model 32 to 48: no copies, but μP all the same."""
+    narrow = LlamaConfig(**CONFIGS["llama"]().to_dict())
+    wide_config = LlamaConfig(
+        **narrow.to_dict()
+        | {"hidden_size": 48, "intermediate_size": 72, "num_attention_heads": 6, "num_key_value_heads": 3}
+    )
+    plan = mupscale.plan(narrow, to=wide_config)
+    wide = mupscale.init_(AutoModelForCausalLM.from_config(wide_config), plan)
+    ratio = 2 / 3
+    assert wide.lm_head.weight.std().item() == pytest.approx(0.02 * ratio, rel=0.05)
+    assert wide.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.02 * ratio**0.5, rel=0.05)
+    assert wide.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1.0)
+    rates = {n: g["lr"] for g in groups for n in g["param_names"]}
+    assert rates["model.layers.0.mlp.up_proj.weight"] == pytest.approx(ratio)
+    assert rates["model.embed_tokens.weight"] == 1.0

@@ -1,0 +1,107 @@
+"""The examples run, at a small size, and say what they promise."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import mupscale
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(script, *arguments):
+    command = [sys.executable, EXAMPLES / script, *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+
+
+def test_plain_loop_loses_nothing_by_growing():
+    out = run("plain_loop.py", "--steps", 30, "--wide-steps", 15)
+    before, grown, after = (float(x) for x in re.findall(r"held-out loss ([\d.]+)", out))
+    assert grown == before
+    assert after < before
+
+
+def test_a_checkpoint_of_nanogpt_grows_and_is_one_again(tmp_path):
+    narrow, wide = tmp_path / "ckpt.pt", tmp_path / "wide" / "ckpt.pt"
+    out = run("grow_nanogpt.py", narrow, wide, "--demo", "--narrow-steps", 60, "--steps", 30)
+    assert out.startswith("equal: ") or "\nequal: " in out
+    before, grown, after = (float(x) for x in re.findall(r"held-out loss ([\d.]+)", out))
+    assert grown == before
+    assert after < before
+
+    spec = importlib.util.spec_from_file_location("grow_nanogpt", EXAMPLES / "grow_nanogpt.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    checkpoints = [torch.load(path, weights_only=True) for path in (narrow, wide)]
+    assert checkpoints[1].keys() == checkpoints[0].keys() | {"plan"}
+    assert [c["model_args"]["n_embd"] for c in checkpoints] == [48, 96]
+    assert [c["model_args"]["n_head"] for c in checkpoints] == [2, 4]
+    assert [c["iter_num"] for c in checkpoints] == [60, 90]
+
+    # nanoGPT resumes by its own two groups; under a compiled model it saves longer names.
+    compiled = {"_orig_mod." + name: tensor for name, tensor in checkpoints[1]["model"].items()}
+    model, optimizer = example.load({**checkpoints[1], "model": compiled})
+    assert model.lm_head.weight is model.transformer["wte"].weight
+    assert [len(group["params"]) for group in optimizer.param_groups] == [10, 5]
+    held_out = example.library_source()[950_000:]
+    assert abs(example.held_out_loss(model, held_out, 64) - after) < 1e-3
+
+    # What the example says to add to train.py.
+    plan = mupscale.Plan.from_json(checkpoints[1]["plan"])
+    decay = [name for name, p in model.named_parameters() if p.dim() >= 2]
+    groups = mupscale.param_groups(model, plan, torch.optim.AdamW, lr=1e-3, decay=decay, weight_decay=0.1)
+    loaded, optimizer = optimizer, torch.optim.AdamW(groups)
+    optimizer.state.update(loaded.state)
+    assert {*optimizer.state} == {*model.parameters()}
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {0.5, 1.0}
+
+
+def test_lightning_module_learns():
+    (loss,) = re.findall(r"loss after 12 steps: ([\d.]+)", run("lightning_module.py", "--steps", 12))
+    assert float(loss) < 6.1  # ln 512 = 6.24
+
+
+def test_lr_transfer_prints_tables_or_json(tmp_path):
+    small = ["--d-model", 16, "--widths", 1, 2, "--lrs", 1e-3, 4e-3, 1.6e-2, "--seeds", 1, "--steps", 20]
+    small += ["--block-size", 16, "--batch-size", 4, "--jobs", 1, "--out", tmp_path]
+    small += ["--data", EXAMPLES.parent / "README.md", "--vocab-size", 300]
+    command = [sys.executable, EXAMPLES / "lr_transfer.py", *small]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert ran.returncode in (0, 1), ran.stderr  # so short, either may come out
+    assert "standard parametrization" in ran.stdout
+    assert "μP relative to the narrowest model: the best learning rate goes from" in ran.stdout
+    assert len((tmp_path / "losses.csv").read_text().splitlines()) == 1 + 12
+    assert (tmp_path / "lr_transfer.png").is_file()
+    again = subprocess.run(list(map(str, [*command, "--json"])), capture_output=True, text=True)
+    result = json.loads(again.stdout)
+    assert len(result["trials"]) == 12
+    assert result["passed"] == (ran.returncode == 0) == (again.returncode == 0)
+
+
+def test_shrink_dynamics_makes_a_picture_each_and_a_sentence(tmp_path):
+    small = [
+        "--widths",
+        2,
+        4,
+        "--shrinks",
+        0,
+        1,
+        "--narrow-steps",
+        12,
+        "--steps",
+        6,
+        "--jobs",
+        1,
+        "--out",
+        tmp_path,
+    ]
+    result = json.loads(run("shrink_dynamics.py", *small, "--json"))
+    assert len(result["losses"]) == 4
+    assert "attention outputs overshoot the size they end at by ×" in result["sentence"]
+    pictures = {f"{kind}s_over_time.png" for kind in ("activation", "weight", "gradient")}
+    assert {*pictures, "activations_over_width.png", "losses.csv"} <= {p.name for p in tmp_path.iterdir()}

@@ -1,0 +1,169 @@
+"""Layout × growth → scales: the μP tables, per-axis growth, the plan as a file, and what is refused."""
+
+import json
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, XLNetConfig
+
+import mupscale
+from models import CONFIGS, NAMES, PLAIN, build, make_mlp, plan_source
+from mupscale import GrowthError, Plan
+from mupscale.theory.registry import rule_for
+
+ADAM, SGD = rule_for(torch.optim.AdamW, {}), rule_for(torch.optim.SGD, {})
+LAYER = "model.layers.0."
+
+
+def scales(plan, name):
+    p = plan.params[name]
+    return float(p.copies), p.weight_scale, p.grad_scale, ADAM.lr_scale(p), SGD.lr_scale(p), p.init_scale
+
+
+def test_a_wide_gpt2_may_spell_out_its_d_ff():
+    narrow, wide = CONFIGS["gpt2"](), CONFIGS["gpt2"]()
+    wide.n_embd, wide.n_head, wide.n_inner = 64, 4, 384
+    assert mupscale.plan(narrow, to=wide).growth == {"d_model": 2, "d_ff": 3, "heads": 2}
+
+
+def test_scales_are_the_mup_tables():
+    """Yang et al. 2021, Tables 3 and 8, at width ratio k: (m, s, c, Adam lr, SGD lr, init std)."""
+    k = 4
+    plan = mupscale.plan(CONFIGS["llama"](), width=k)
+    hidden = (k * k, 1 / k, 1 / k, 1 / k, 1, k**-0.5)
+    vector = (k, 1, 1 / k, 1, k, 1)
+    readout = (k, 1 / k, 1, 1 / k, 1 / k, 1 / k)
+    assert scales(plan, LAYER + "self_attn.q_proj.weight") == pytest.approx(hidden)
+    assert scales(plan, LAYER + "mlp.down_proj.weight") == pytest.approx(hidden)
+    assert scales(plan, "model.embed_tokens.weight") == pytest.approx(vector)
+    assert scales(plan, LAYER + "input_layernorm.weight") == pytest.approx(vector)
+    assert scales(plan, "lm_head.weight") == pytest.approx(readout)
+
+
+def test_tied_embeddings_fold_into_the_last_norm():
+    plan = mupscale.plan(CONFIGS["llama_tied"](), width=4)
+    assert plan.params["model.norm.weight"].weight_scale == 0.25
+    assert plan.params[LAYER + "input_layernorm.weight"].weight_scale == 1
+    assert plan["lm_head.weight"] == plan.params["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_planned_and_the_shapes_are_the_wide_models(name):
+    model = build(name)
+    plan = mupscale.plan(plan_source(name, model), width=3)
+    wide = PLAIN[name](3) if name in PLAIN else type(model)(plan.config)
+    assert {n: plan.wide_shape(n) for n in plan.params} == {
+        n: tuple(p.shape) for n, p in wide.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plan_survives_json(name):
+    plan = mupscale.plan(plan_source(name, build(name)), width=2)
+    again = Plan.from_json(plan.to_json())
+    assert again.params == plan.params
+    assert again.layout == plan.layout
+    assert json.loads(again.to_json()) == json.loads(plan.to_json())
+
+
+def test_plan_to_a_wide_config_equals_plan_by_factors():
+    config = CONFIGS["qwen3"]()
+    by_factor = mupscale.plan(config, width=2, axes={"d_ff": 3})
+    assert mupscale.plan(config, to=by_factor.config).params == by_factor.params
+
+
+def test_fractional_ratios_are_planned_but_not_duplicated():
+    narrow, wide = (LlamaConfig(hidden_size=h, num_attention_heads=4, intermediate_size=64) for h in (32, 48))
+    wide.head_dim = 8
+    plan = mupscale.plan(narrow, to=wide)
+    assert plan.growth == {"d_model": Fraction(3, 2)}
+    assert plan.params["lm_head.weight"].weight_scale == pytest.approx(2 / 3)
+    with pytest.raises(GrowthError, match="whole"):
+        mupscale.grow(build("llama"), plan)
+
+
+def test_plan_prints_as_a_table():
+    text = str(mupscale.plan(CONFIGS["gpt2"](), width=2))
+    assert "transformer.h.*.attn.c_attn.weight  (2×)" in text
+    assert "[d_model] (3 heads head_dim)" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mupscale.plan(XLNetConfig(), width=2), "'d_model' of xlnet cannot grow: it is counted by arange"),
+        (lambda: mupscale.plan(CONFIGS["llama"]()), "how much to grow"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), width=0), "width: cannot grow by 0"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"d_ff": Fraction(1, 2)}), "d_ff: cannot grow by 1/2"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"dff": 2}), "unknown axis 'dff': llama has d_model, kv_heads"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"head_dim": 2}), "head_dim.*model.rotary_emb tell its indices apart; grow kv_heads or q_per_kv instead"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"vocab": 2}), "'vocab' of llama cannot grow"),
+        (lambda: mupscale.plan(CONFIGS["gpt2"](), axes={"heads": 2}), "no config of gpt2 grows heads by 2 and nothing else: .*head_dim = n_embd ÷ n_head"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"q_per_kv": 3}), "llama cannot be this wide: .*multiple"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), to=CONFIGS["gpt2"]()), "narrow model is 'llama', the wide 'gpt2'"),
+        (
+            lambda: mupscale.plan(CONFIGS["llama"](), to=LlamaConfig(**{**CONFIGS["llama"]().to_dict(), "rms_norm_eps": 0.1})),
+            "rms_norm_eps.*1e-06.*0.1.*only widths",
+        ),
+        (lambda: mupscale.plan(make_mlp(1)), "plan\\(narrow, to=wide\\)"),
+        (lambda: mupscale.plan(make_mlp), "with width alone"),
+        (lambda: mupscale.plan(make_mlp(1), to=nn.Linear(2, 2)), "not in the (narrow|wide) module"),
+        (lambda: Plan.load("/nonexistent"), "mupscale.json: not found"),
+    ],
+)  # fmt: skip
+def test_impossible_plans_are_refused_with_a_reason(make, message):
+    with pytest.raises(GrowthError, match=message):
+        make()
+
+
+class Flatten(nn.Module):
+    """Shapes cannot show that the head's 4·width inputs are (channels, 2×2 pixels)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3 * width, 2, stride=2)
+        self.scale = nn.Parameter(torch.ones(3 * width, 1, 1))
+        self.head = nn.Linear(12 * width, 5)
+
+    def forward(self, x):
+        return self.head((self.conv(x).tanh() * self.scale).flatten(1))
+
+
+def test_hints_say_what_shapes_cannot():
+    narrow, x = Flatten(1).double(), torch.randn(2, 1, 4, 4).double()
+    with pytest.raises(GrowthError, match=r"scale: grows from \(3, 1, 1\).*hints="):
+        mupscale.plan(narrow, to=Flatten(2))
+    hints = {"scale": "channels 1 1", "head.weight": "5 [channels 4]"}
+    plan = mupscale.plan(narrow, to=Flatten(2), hints=hints)
+    assert mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, x)
+    wrong = mupscale.plan(narrow, to=Flatten(2), hints={"scale": "channels 1 1"})
+    assert not mupscale.verify(narrow, mupscale.grow(narrow, wrong, noise=None), wrong, x)
+    for hint in ("5 [channels 5]", "5", "4 [channels 4]", "5 [channels pixels]"):
+        with pytest.raises(GrowthError, match="hint for 'head.weight'"):
+            mupscale.plan(narrow, to=Flatten(2), hints=hints | {"head.weight": hint})
+    with pytest.raises(GrowthError, match="no such parameter"):
+        mupscale.plan(narrow, to=Flatten(2), hints=hints | {"haed": "5"})
+
+
+def test_planning_a_large_config_allocates_no_weights():
+    config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8,
+                         num_hidden_layers=80, vocab_size=128256)  # fmt: skip
+    plan = mupscale.plan(config, width=2)
+    assert plan.config.hidden_size == 16384
+
+
+def test_layers_of_several_sizes_grow_each_from_its_own():
+    from transformers import Gemma3nTextConfig
+
+    config = Gemma3nTextConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=[24, 24, 40, 40], vocab_size=60, vocab_size_per_layer_input=60, num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8, layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+    )  # fmt: skip
+    plan = mupscale.plan(config, width=2)
+    assert plan.config.intermediate_size == [48, 48, 80, 80]
+    gates = [plan.wide_shape(f"model.layers.{i}.mlp.gate_proj.weight") for i in range(4)]
+    assert gates == [(48, 64), (48, 64), (80, 64), (80, 64)]
