@@ -74,6 +74,7 @@ def sweep(name: str, width: int, parameters: int, curve: list[list[float]], **mo
         "points": [{**point, "lengths": [], "curve": curve}],
         "best": point,
         "at_edge": [],
+        "constant": False,
         **more,
     }
 

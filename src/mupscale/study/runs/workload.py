@@ -90,9 +90,9 @@ class Workload:
     def fresh(self, size: Size, seed: int, *, standard: bool = False) -> nn.Module:
         """A model from scratch: under μP relative to the narrowest, or as its own code draws it."""
         if standard and isinstance(size, PreTrainedConfig):
-            return fresh_model(size, seed)
-        model: nn.Module = mupscale.init_(self.empty(size), self.relative(size), seed=seed)
-        return model
+            model: nn.Module = fresh_model(size, seed)
+            return model
+        return mupscale.init_(self.empty(size), self.relative(size), seed=seed)
 
     def empty(self, size: Size) -> nn.Module:
         """A model whose weights are yet to be set."""

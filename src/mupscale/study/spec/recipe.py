@@ -29,7 +29,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 _LEAST = {
     0: ("weight_decay", "eps", "warmup_steps", "max_grad_norm", "skip_blocks"),
     1: ("steps", "batch_size", "eval_every", "log_every", "eval_blocks", "save_every"),
-    2: ("block_size",),  # a token and the next one
 }
 
 SCHEDULER = "warmup_stable_decay"  # of transformers
@@ -88,7 +87,12 @@ class TrainConfig:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and value < least:
-                    raise GrowthError(f"{name} is {value}, expected at least {least}")
+                    wanted = f"at least {least}" if least else "0 or more"
+                    raise GrowthError(f"{name} is {value}, expected {wanted}")
+        if self.block_size < 2:
+            raise GrowthError(
+                f"block_size is {self.block_size}, expected at least 2: a token and the next one"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise GrowthError(f"betas are {self.betas}, expected two numbers from 0 to below 1")
         if not self.lr > 0:
