@@ -2,32 +2,32 @@
 
     python benchmarks/stacked.py [--members 16] [--width 32] [--steps 50] [--device cpu] [--jobs 2]
 
-The same runs in one process, one after another through the Trainer (`train`), one
-after another through `train_stacked`, and all stacked; then through the Trainer in
-several processes. Prints JSON: seconds of each, how many times faster the stack is, and by how much the final
-held-out losses differ from the Trainer's. Models are built before the clock starts, except in the processes,
-which also load the libraries; the Trainer's runs write their checkpoints, as they always do.
+The same runs in one process, one after another through the Trainer (`mupscale.study.runs.training.train`),
+one after another through `mupscale.study.runs.stacked.train_stacked`, and all stacked; then through the
+Trainer in several processes. Prints JSON: seconds of each, how many times faster the stack is, and by how
+much the final held-out losses differ from the Trainer's. Models are built before the clock starts, except in
+the processes, which also load the libraries; the Trainer's runs write their checkpoints, as they always do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from mupscale.study.trials import run_trials
 from transformers import LlamaConfig, PreTrainedModel
 
-from mupscale.study.data.corpus import DataConfig
-from mupscale.study.data.tokens import Tokens, held_out_blocks, load_tokens, training_blocks
+from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.runs.models import fresh_model, small_llama
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
@@ -66,13 +66,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tokens = load_tokens(DataConfig(max_bytes=400_000, vocab_size=512))
+    tokens = load_tokens(max_bytes=400_000, vocab_size=512)
     model_config = small_llama(args.width, 2, vocab_size=512, positions=64)
     base = TrainConfig(
         steps=args.steps, batch_size=8, block_size=64, warmup_steps=min(10, args.steps // 4), eval_every=25
     )
     configs = [replace(base, lr=1e-3 * 2 ** (i % 4), seed=i) for i in range(args.members)]
-    held_out = held_out_blocks(tokens, base.block_size, base.eval_blocks)
+    held_out = tokens.held_out(base)
 
     def models() -> list[PreTrainedModel]:
         return [fresh_model(model_config, config.seed).to(args.device) for config in configs]
@@ -83,13 +83,7 @@ def main() -> None:
                 model=model,
                 optimizer=build_optimizer(model, config),
                 config=config,
-                train=training_blocks(
-                    tokens,
-                    config.block_size,
-                    start=0,
-                    count=config.steps * config.batch_size,
-                    seed=config.seed,
-                ),
+                train=tokens.training(config),
                 held_out=held_out,
             )
             for model, config in zip(models(), configs, strict=True)
@@ -103,13 +97,13 @@ def main() -> None:
         "trainer": lambda: [by_trainer(tokens, m, c) for m, c in zip(one_by_one, configs, strict=True)],
         "stacks_of_one": lambda: [train_stacked([member])[0][-1].loss for member in alone],
         "stacked": lambda: [curve[-1].loss for curve in train_stacked(together)],
-        "trainer_processes": lambda: list(
-            run_trials(partial(one_trial, tokens, model_config), configs, jobs=args.jobs).values()
-        ),
+        "trainer_processes": lambda: list(pool.map(partial(one_trial, tokens, model_config), configs)),
     }
     losses, seconds = {}, {}
-    for name, run in runs.items():
-        losses[name], seconds[name] = timed(run, args.device)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn, torch.set_num_threads, (1,)) as pool:
+        for name, run in runs.items():
+            losses[name], seconds[name] = timed(run, args.device)
     result: dict[str, Any] = {
         **vars(args),
         "seconds": {name: round(s, 2) for name, s in seconds.items()},

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mupscale
-from mupscale.study.data.corpus import DataConfig
-from mupscale.study.data.tokens import load_tokens, training_blocks
-from mupscale.study.runs.models import preset
+from mupscale.study.data.stream import collate
+from mupscale.study.data.tokens import load_tokens
+from mupscale.study.runs.models import small_llama
+from mupscale.study.spec.recipe import TrainConfig
 
 
 class WideModel(lightning.LightningModule):
@@ -52,8 +53,8 @@ def main() -> None:
     args = parser.parse_args()
 
     lightning.seed_everything(0)
-    tokens = load_tokens(DataConfig(max_bytes=2_000_000, vocab_size=512))
-    plan = mupscale.plan(preset("llama-tiny", vocab_size=512), width=2)
+    tokens = load_tokens(max_bytes=2_000_000, vocab_size=512)
+    plan = mupscale.plan(small_llama(64, 3, vocab_size=512), width=2)
     wide = mupscale.init_(AutoModelForCausalLM.from_config(plan.config), plan, seed=0)
     trainer = lightning.Trainer(
         max_steps=args.steps,
@@ -63,8 +64,9 @@ def main() -> None:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    blocks = training_blocks(tokens, 64, start=0, count=8 * args.steps, seed=0)
-    trainer.fit(WideModel(wide, plan, lr=4e-3, weight_decay=0.1), DataLoader(blocks, batch_size=8))
+    blocks = tokens.training(TrainConfig(steps=args.steps, batch_size=8, block_size=64, warmup_steps=0))
+    data = DataLoader(blocks, batch_size=8, collate_fn=collate)
+    trainer.fit(WideModel(wide, plan, lr=4e-3, weight_decay=0.1), data)
     print(f"loss after {trainer.global_step} steps: {trainer.callback_metrics['loss'].item():.3f}")
 
 

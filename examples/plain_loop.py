@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import mupscale
-from mupscale.study.data.corpus import DataConfig
-from mupscale.study.data.tokens import held_out_blocks, load_tokens, training_blocks
-from mupscale.study.runs.models import preset
+from mupscale.study.data.stream import collate
+from mupscale.study.data.tokens import load_tokens
+from mupscale.study.runs.models import small_llama
+from mupscale.study.spec.recipe import TrainConfig
 
 BATCH, BLOCK, LR = 8, 64, 4e-3
 
@@ -58,13 +59,13 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    tokens = load_tokens(DataConfig(max_bytes=2_000_000, vocab_size=512))
-    count = BATCH * (args.steps + args.wide_steps)
-    data = DataLoader(training_blocks(tokens, BLOCK, start=0, count=count, seed=0), batch_size=BATCH)
-    held_out = DataLoader(held_out_blocks(tokens, BLOCK, 64), batch_size=BATCH)
-    batches = iter(data)
+    tokens = load_tokens(max_bytes=2_000_000, vocab_size=512)
+    steps = args.steps + args.wide_steps
+    both = TrainConfig(steps=steps, batch_size=BATCH, block_size=BLOCK, warmup_steps=0, eval_blocks=64)
+    batches = iter(DataLoader(tokens.training(both), batch_size=BATCH, collate_fn=collate))
+    held_out = DataLoader(tokens.held_out(both), batch_size=BATCH, collate_fn=collate)
 
-    narrow = LlamaForCausalLM(preset("llama-tiny", vocab_size=512))
+    narrow = LlamaForCausalLM(small_llama(64, 3, vocab_size=512))
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1)
     print(f"narrow: {narrow.num_parameters():,} parameters")
     train(narrow, optimizer, batches, args.steps)

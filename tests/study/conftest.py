@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mupscale.study.warmstart import WarmstartConfig, warmstart
 from transformers import LlamaConfig
 
-from mupscale.study.data.corpus import DataConfig
 from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.runs.training import train, training_like
+from mupscale.study.runs.training import train
 from mupscale.study.spec.recipe import TrainConfig
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
@@ -46,7 +44,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokens(text_file: Path) -> Tokens:
-    return load_tokens(DataConfig(path=text_file, vocab_size=300, held_out=0.1))
+    return load_tokens(text_file, vocab_size=300, held_out=0.1)
 
 
 @pytest.fixture
@@ -60,12 +58,8 @@ def training() -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def comparison(tmp_path_factory: pytest.TempPathFactory, tokens: Tokens) -> Path:
-    """A folder with a trained narrow model and its comparison, as the commands leave them."""
-    folder = tmp_path_factory.mktemp("comparison")
-    narrow = replace(TRAINING, steps=40)
-    train(fresh_model(tiny_llama(), 0), tokens, folder / "narrow", narrow)
-    warmstart(
-        folder / "narrow", folder, tokens, training_like(folder / "narrow", steps=20), WarmstartConfig()
-    )
+def narrow(tmp_path_factory: pytest.TempPathFactory, tokens: Tokens) -> Path:
+    """A checkpoint of a trained narrow model."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "narrow"
+    train(fresh_model(tiny_llama(), 0), tokens, folder, replace(TRAINING, steps=40))
     return folder

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,21 +62,42 @@ def test_what_is_assumed_is_said() -> None:
     assert advise(5e6, 10e6, 2e8, narrow_tokens=1e9).head_start > advise(5e6, 10e6, 2e8).head_start
 
 
-def test_own_comparisons_are_quoted(tmp_path: Path) -> None:
-    row = {
-        "width": 2,
-        "start": "duplicate",
-        "tokens": 3e6,
-        "cooldown": 3.0,
-        "saved": 0.6,
-        "saved_counting_narrow": 0.2,
+def sweep(name: str, width: int, parameters: int, curve: list[list[float]], **more: Any) -> dict[str, Any]:
+    point = {"point": {"lr": 0.01}, "state": "complete", "loss": curve[-1][1], "spread": None}
+    return {
+        "name": name,
+        "source": None,
+        "width": width,
+        "parameters": parameters,
+        "flops_per_step": 100,
+        "run_flops": 1000,
+        "points": [{**point, "lengths": [], "curve": curve}],
+        "best": point,
+        "at_edge": [],
+        "constant": False,
+        **more,
     }
-    file = tmp_path / "comparison.json"
-    file.write_text(json.dumps({"table": [row], "narrow": {"parameters": 270_000}}))
+
+
+def test_own_studies_are_quoted(tmp_path: Path) -> None:
+    narrow = sweep("narrow", 16, 270_000, [[0, 5.0, 5.0, 5.0], [10, 4.0, 4.0, 4.0]])
+    scratch = sweep("scratch-32", 32, 1_000_000, [[0, 5.0, 5.0, 5.0], [10, 3.0, 3.0, 3.0]])
+    grown = sweep("duplicate-32", 32, 1_000_000, [[0, 4.0, 4.0, 4.0], [10, 2.0, 2.0, 2.0]], source="narrow")
+    asked = {"ask": "starts", "of": ["duplicate-32", "scratch-32"], "against": ["scratch-32"]}
+    results = {
+        "sweeps": [narrow, scratch, grown],
+        "questions": [asked, {"ask": "cost"}],
+        "width_word": "d_model",
+        "unit": "nats per token",
+    }
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
     said = str(advise(5e6, 10e6, 2e8, comparison=file))
-    assert "duplicate reached the loss from scratch with 60% fewer FLOPs (20% with" in said
+    assert "At d_model 32 duplicate is best: it ends at 2.000" in said
+    assert "reaches scratch at 50% (150%)" in said
+    assert "There the narrow model had 270K parameters" in said
     file.write_text("{}")
-    with pytest.raises(GrowthError, match=r"comparison\.json: not the comparison\.json"):
+    with pytest.raises(GrowthError, match=r"results\.json: not the results\.json"):
         advise(5e6, 10e6, 2e8, comparison=file)
 
 

@@ -6,16 +6,9 @@ import torch
 from transformers import AutoTokenizer
 
 from mupscale import GrowthError
-from mupscale.study.data.corpus import DataConfig
-from mupscale.study.data.tokens import (
-    END_OF_TEXT,
-    Blocks,
-    Tokens,
-    held_out_blocks,
-    load_tokens,
-    training_blocks,
-    training_order,
-)
+from mupscale.study.data.stream import collate, training_order
+from mupscale.study.data.tokens import END_OF_TEXT, Tokens, load_tokens
+from mupscale.study.spec.recipe import TrainConfig
 
 
 def test_tokens_decode_to_the_text(tokens: Tokens, text_file: Path) -> None:
@@ -36,31 +29,34 @@ def test_tokenizer_encodes_what_it_never_saw_and_is_saved_as_any_other(
 
 
 def test_cache_gives_the_same_tokens_and_notices_other_text(tmp_path: Path, text_file: Path) -> None:
-    config = DataConfig(path=text_file, vocab_size=300)
-    first = load_tokens(config, cache=tmp_path)
+    first = load_tokens(text_file, vocab_size=300, cache=tmp_path)
     stored = sorted(tmp_path.glob("tokens-*"))
-    again = load_tokens(config, cache=tmp_path)
+    again = load_tokens(text_file, vocab_size=300, cache=tmp_path)
     assert (first.train_ids == again.train_ids).all()
     assert (first.held_out_ids == again.held_out_ids).all()
     assert len(again.tokenizer) == len(first.tokenizer)
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "one more sentence")
-    load_tokens(DataConfig(path=other, vocab_size=300), cache=tmp_path)
+    load_tokens(other, vocab_size=300, cache=tmp_path)
     assert len(sorted(tmp_path.glob("tokens-*"))) == len(stored) + 1
 
 
-def test_blocks_are_full_and_in_order() -> None:
-    blocks = Blocks(np.arange(23, dtype=np.uint32), 5)
+def test_blocks_are_full_and_in_order(tokens: Tokens) -> None:
+    ids = np.arange(23, dtype=np.uint32)
+    blocks = Tokens(ids, ids, tokens.tokenizer, "numbers").held_out(TrainConfig(block_size=5))
     assert len(blocks) == 4
     assert blocks[1]["input_ids"].tolist() == [5, 6, 7, 8, 9]
     assert torch.equal(blocks[3]["labels"], blocks[3]["input_ids"])
+    assert blocks[0]["labels"].dtype == torch.int64
+    batch, one_by_one = collate(blocks.__getitems__([2, 0])), collate([blocks[2], blocks[0]])
+    assert all(torch.equal(batch[key], one_by_one[key]) for key in ("input_ids", "labels"))
 
 
 def test_too_little_text_is_an_error(tokens: Tokens) -> None:
     with pytest.raises(GrowthError, match="too few for one block of 100000"):
-        training_blocks(tokens, 100_000, start=0, count=1, seed=0)
+        tokens.training(TrainConfig(block_size=100_000))
     with pytest.raises(GrowthError, match=r"held-out text .*too few"):
-        held_out_blocks(tokens, 100_000)
+        tokens.held_out(TrainConfig(block_size=100_000))
 
 
 def test_order_is_one_endless_stream() -> None:
@@ -72,7 +68,7 @@ def test_order_is_one_endless_stream() -> None:
 
 
 def test_held_out_blocks_are_spread_evenly(tokens: Tokens) -> None:
-    everything, some = held_out_blocks(tokens, 16), held_out_blocks(tokens, 16, 5)
+    everything, some = (tokens.held_out(TrainConfig(block_size=16, eval_blocks=n)) for n in (None, 5))
     assert len(some) == 5
     assert torch.equal(some[0]["input_ids"], everything[0]["input_ids"])
     assert torch.equal(some[4]["input_ids"], everything[len(everything) - 1]["input_ids"])

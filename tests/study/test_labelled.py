@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mupscale import GrowthError
-from mupscale.study import labelled
+from mupscale.study.data import labelled
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
-from mupscale.study.data.tokens import collate, training_order
+from mupscale.study.data.stream import collate, training_order
 from mupscale.study.runs.networks import mlp, resnet18
 from mupscale.study.spec.recipe import TrainConfig
 
@@ -98,7 +98,7 @@ def test_bad_input_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("name", "stand_in"), [("covtype", "letter"), ("cifar100", "mnist5k")])
 def test_without_a_network_a_stand_in_is_named(
-    name: str, stand_in: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, stand_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
     import sklearn.datasets
@@ -109,7 +109,7 @@ def test_without_a_network_a_stand_in_is_named(
     monkeypatch.setattr(sklearn.datasets, "fetch_covtype", unreachable)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(GrowthError) as error:
-        load_labelled(name, path=tmp_path)
+        load_labelled(name)
     assert (
         str(error.value) == f"data {name!r}: cannot be read (no route to host); {stand_in!r} needs no network"
     )

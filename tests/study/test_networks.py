@@ -9,7 +9,7 @@ from torch import nn
 
 import mupscale
 from mupscale import GrowthError
-from mupscale.study.data.flops import module_flops
+from mupscale.study.data.flops import training_flops
 from mupscale.study.runs.networks import mlp, resnet18
 
 MLP = partial(mlp, inputs=6, classes=3)
@@ -76,7 +76,7 @@ def test_usual_resnet18_has_the_usual_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == 11_220_132
     batch = {"inputs": torch.empty(1, 3, 32, 32), "labels": torch.zeros(1, dtype=torch.long)}
     # 0.56e9 multiply-adds forward; backward twice that.
-    assert module_flops(network, batch) == pytest.approx(3 * 2 * 0.556e9, rel=0.01)
+    assert training_flops(network, batch) == pytest.approx(3 * 2 * 0.556e9, rel=0.01)
 
 
 def test_bad_input_is_named() -> None:

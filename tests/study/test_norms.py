@@ -1,5 +1,6 @@
 """Sizes of activations, weights and gradients, recorded while a Trainer trains."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers import LlamaConfig
 
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.models import fresh_model
-from mupscale.study.runs.norms import RecordNorms, read_norms, sizes, watch_activations
+from mupscale.study.runs.norms import RecordNorms, sizes, watch_activations
 from mupscale.study.runs.training import train
 from mupscale.study.spec.recipe import TrainConfig
 
@@ -40,13 +41,26 @@ def test_a_trainer_records_every_few_steps_and_the_last(
     plain = train(fresh_model(model_config, 0), tokens, tmp_path / "plain", replace(training, steps=10))
     watched = train(model, tokens, tmp_path / "watched", replace(training, steps=10), callbacks=[norms])
     assert [p.loss for p in watched.train] == [p.loss for p in plain.train]  # watching changes nothing
-    assert {n.step for n in norms.norms} == {0, 4, 8, 9}
-    first = {(n.kind, n.name): (n.l1, n.l2) for n in norms.norms if n.step == 0}
-    for name, expected in start.items():
+    rows = norms.rows()
+    assert {step for step, *_ in rows} == {0, 4, 8, 9}
+    first = {(kind, name): (l1, l2) for step, kind, name, l1, l2 in rows if step == 0}
+    for name, expected in start.items():  # of one layer: each stands for itself
+        name = name.replace("layers.0", "layers.*")
         assert first["weight", name] == pytest.approx(expected)
         assert first["gradient", name][0] > 0
     assert first["activation", "model.embed_tokens"][0] == pytest.approx(
         first["weight", "model.embed_tokens.weight"][0], rel=0.2
     )
-    norms.save(tmp_path / "norms.csv")
-    assert read_norms(tmp_path / "norms.csv") == norms.norms
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_layers_are_told_together_as_their_mean(
+    tokens: Tokens, model_config: LlamaConfig, training: TrainConfig, tmp_path: Path
+) -> None:
+    model_config.num_hidden_layers = 2
+    model, norms = fresh_model(model_config, 0), RecordNorms()
+    first, second = (sizes(layer.mlp.up_proj.weight) for layer in model.model.layers)
+    train(model, tokens, tmp_path, replace(training, steps=1, warmup_steps=0), callbacks=[norms])
+    found = {(kind, name): found for _, kind, name, *found in norms.rows()}
+    mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    assert found["weight", "model.layers.*.mlp.up_proj.weight"] == pytest.approx(mean)

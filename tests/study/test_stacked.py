@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from mupscale.study.comparison import Start, Trial, begin
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -19,12 +18,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 import mupscale
 from models import CONFIGS
 from mupscale import GrowthError
-from mupscale.study.data.tokens import Tokens, held_out_blocks, training_blocks
+from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.history import Point
 from mupscale.study.runs.models import fresh_model
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer
+from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
 
 PLAIN = TrainConfig(
     steps=6, batch_size=4, lr=0.05, warmup_steps=0, cooldown_fraction=0.0, eval_every=4, max_grad_norm=0.0
@@ -119,11 +118,8 @@ def assert_same_weights(found: nn.Module, expected: nn.Module, tolerance: float 
 def language_member(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, config: TrainConfig, tokens: Tokens, **more: Any
 ) -> Member:
-    blocks = training_blocks(
-        tokens, config.block_size, start=0, count=config.steps * config.batch_size, seed=config.seed
-    )
-    held_out = held_out_blocks(tokens, config.block_size, config.eval_blocks)
-    return Member(model=model, optimizer=optimizer, config=config, train=blocks, held_out=held_out, **more)
+    data = {"train": tokens.training(config), "held_out": tokens.held_out(config)}
+    return Member(model=model, optimizer=optimizer, config=config, **data, **more)
 
 
 # ---- the Trainer's runs ------------------------------------------------------------------------------------
@@ -156,12 +152,22 @@ def test_grown_models_go_on_with_their_own_groups_state_and_clipping(
     narrow, config = fresh_model(model_config, 0), replace(training, steps=6, max_grad_norm=0.1)
     train(narrow, tokens, tmp_path, config)
     plan = mupscale.plan(narrow.config, width=2)
-    starts = [Start.parse(text) for text in ("duplicate", "duplicate,noise=none", "zero_pad", "scratch")]
-    trials = [Trial(width=2, start=start, lr_factor=1, seed=i) for i, start in enumerate(starts)]
-    configs = [replace(config, seed=trial.seed) for trial in trials]
+    starts: list[dict[str, Any] | None] = [{}, {"noise": None}, {"operator": "zero_pad"}, None]
+    configs = [replace(config, seed=i) for i in range(len(starts))]
+
+    def begin(how: dict[str, Any] | None, c: TrainConfig) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+        if how is None:
+            wide = mupscale.init_(AutoModelForCausalLM.from_config(plan.config), plan, seed=c.seed)
+        else:
+            wide = mupscale.grow(narrow, plan, seed=c.seed, **how)
+        optimizer = build_optimizer(wide, c, plan)
+        if how is not None and "operator" not in how:
+            saved = carried_optimizer(narrow, c, None, tmp_path)
+            optimizer.state.update(mupscale.carry_optimizer(saved, narrow, wide, plan).state)
+        return wide, optimizer
 
     def started() -> list[tuple[PreTrainedModel, torch.optim.Optimizer]]:
-        return [begin(tmp_path, narrow, plan, t, c) for t, c in zip(trials, configs, strict=True)]
+        return [begin(how, c) for how, c in zip(starts, configs, strict=True)]
 
     curves = train_stacked(
         [

@@ -27,7 +27,6 @@ import mupscale
 from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.optim import Together
-from mupscale.study.data.flops import training_flops
 from mupscale.study.data.labelled import Labelled
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.history import History
@@ -77,7 +76,7 @@ def test_training_learns_and_leaves_a_whole_checkpoint(
     assert history.final_loss < history.held_out[0].loss - 0.3
     assert [p.step for p in history.held_out] == [0, 5, 10, 15, 20]
     assert [p.step for p in history.train] == list(range(1, 21))
-    assert history.flops == 20 * training_flops(model.config, batch_size=4, block_size=16)
+    assert history.flops == 20 * tokens.step_flops(model, training)
     assert History.load(tmp_path) == history
     files = {path.name for path in tmp_path.iterdir()}
     assert files >= {"model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json"}

@@ -378,7 +378,7 @@ def advise(
         str | None, arg(metavar="D", help="what the narrow model saw; default: as many a parameter")
     ] = None,
     compare: Annotated[
-        Path | None, arg(help="comparison.json that `mupscale compare` wrote, to go by your own runs")
+        Path | None, arg(help="results.json that `mupscale compare` wrote, to go by your own runs")
     ] = None,
     json: Json = False,
 ) -> int:

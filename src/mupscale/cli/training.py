@@ -123,15 +123,14 @@ def _train(
     as_json: bool,
 ) -> int:
     import mupscale
-    from mupscale.study.data.corpus import DataConfig
     from mupscale.study.data.tokens import load_tokens
     from mupscale.study.runs.models import (
         PRESETS,
         fresh_model,
         load_checkpoint,
-        preset,
         read_config,
         read_tokenizer,
+        small_llama,
     )
     from mupscale.study.runs.progress import make_progress
     from mupscale.study.runs.training import train
@@ -140,7 +139,9 @@ def _train(
 
     given = start or (Path(config) if config not in PRESETS else None)
     tokens = load_tokens(
-        DataConfig(path=source["source"], vocab_size=source["vocab_size"], held_out=source["held_out"]),
+        source["source"],
+        vocab_size=source["vocab_size"],
+        held_out=source["held_out"],
         tokenizer=given and read_tokenizer(given),
         cache=out / "tokens",
     )
@@ -148,9 +149,8 @@ def _train(
     plan, optimizer = None, None
     if start is None:
         sizes = {"vocab_size": len(tokens.tokenizer), "positions": max(256, settings.block_size)}
-        model = fresh_model(
-            preset(config, **sizes) if config in PRESETS else read_config(Path(config)), settings.seed
-        )
+        preset = small_llama(*PRESETS[config], **sizes) if config in PRESETS else None
+        model = fresh_model(preset or read_config(Path(config)), settings.seed)
         origin: dict[str, Any] = {"config": config}
     else:
         model = load_checkpoint(start)

@@ -25,13 +25,11 @@ E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
 SOURCES = {
     "law": "Hoffmann et al. 2022, arXiv 2203.15556: L(N, D) = 1.69 + 406.4/N^0.34 + 410.7/D^0.28",
     "when": "Mallik et al. 2026, arXiv 2605.13405: growth by 2 is the most reliable; gains are largest below "
-    "20 "
-    "tokens per parameter and shrink beyond; past some factor training from scratch is more efficient",
+    "20 tokens per parameter and shrink beyond; past some factor training from scratch is more efficient",
     "warmstart": "Mallik et al. 2024, arXiv 2411.07340: stage by stage from 5M to 70M parameters, each stage "
     "about doubling them, at 20 and 30 tokens per parameter",
     "stack": "Du et al. 2024, arXiv 2405.15319: by stacking layers, a 7B model reached with 194B tokens the "
-    "loss "
-    "that took 300B from scratch",
+    "loss that took 300B from scratch",
 }
 _RELIABLE_FACTOR = 2.0
 _SATURATED = 20.0
@@ -52,7 +50,7 @@ class Advice:
         narrow_flops: of the narrow model's own training.
         reasons: sentences, each with its source.
         unknown: what this does not know.
-        measured: what the user's own comparison says.
+        measured: what the user's own study says.
     """
 
     verdict: str
@@ -73,7 +71,7 @@ class Advice:
         way = " → ".join(map(count, self.sizes))
         lines = [f"{self.verdict}: {way}" if self.verdict != "train from scratch" else self.verdict, ""]
         for title, sentences in (
-            ("Your own comparison", self.measured),
+            ("Your own study", self.measured),
             ("Why", self.reasons),
             ("What this does not know", self.unknown),
             ("Sources", tuple(f"[{key}] {text}" for key, text in SOURCES.items())),
@@ -137,7 +135,8 @@ def advise(
         narrow, wide: numbers of parameters.
         tokens: the wide model's training budget.
         narrow_tokens: what the narrow model was trained on; None takes as many a parameter as the wide one.
-        comparison: `comparison.json` of the user's own `mupscale compare`.
+        comparison: `results.json` of the user's own `mupscale compare`, or of another study that asks about
+            starts or savings.
 
     Raises:
         GrowthError: the wide model is not larger, or the comparison cannot be read.
@@ -160,61 +159,48 @@ def advise(
         f"From scratch the target costs {scratch:.2g} FLOPs (6·N·D at {ratio:.3g} tokens per parameter); the "
         f"narrow model's own training cost {own:.2g}, {100 * own / scratch:.2g}% of that.",
         f"Grown ×{factor:.3g} in one step, the narrow model's loss is what the target reaches by itself "
-        "after "
-        f"{share:.1%} of its tokens: that is the head start. [law]",
+        f"after {share:.1%} of its tokens: that is the head start. [law]",
         "Published gains can be larger, since a grown model may also learn faster: 35 % fewer tokens with "
-        "layers "
-        "stacked ×4. They can be smaller, too. [stack, when]",
+        "layers stacked ×4. They can be smaller, too. [stack, when]",
     ]
     if factor <= _RELIABLE_FACTOR * 1.5:
-        verdict, sizes = "grow", (narrow, wide)
-        reasons.append(f"×{factor:.3g} is near the factor that was found most reliable, 2. [when]")
+        verdict, way = "grow", (narrow, wide)
+        reasons += [
+            f"×{factor:.3g} is near the factor that was found most reliable, 2. [when]",
+            f"If the narrow model has to be trained for this alone, {own / scratch:.0%} of the cost from "
+            f"scratch has to be set against the {share:.0%}.",
+        ]
     elif stages <= 4 and wide <= _LARGEST_PUBLISHED:
-        verdict = "grow in stages"
-        reasons.append(
+        verdict, way = "grow in stages", sizes
+        reasons += [
             f"×{factor:.3g} at once is beyond the factor that was found reliable; {stages} stages of "
-            f"×{factor ** (1 / stages):.3g} each stay at it, as was done from 5M to 70M. [when, warmstart]"
-        )
+            f"×{factor ** (1 / stages):.3g} each stay at it, as was done from 5M to 70M. [when, warmstart]",
+            f"With every size on the way trained at {ratio:.3g} tokens per parameter from its own head "
+            f"start, all stages together cost {1 - saved:.0%} of training the target from scratch; you get "
+            "the models in between besides. [law]",
+        ]
     else:
-        verdict = "train from scratch"
-        sizes = (narrow, wide)
+        verdict, way = "train from scratch", (narrow, wide)
+        too_large = " and no target that large" if wide > _LARGEST_PUBLISHED else ""
         reasons.append(
             f"×{factor:.3g} would take {stages} stages of about 2, each of them a training run of its own; "
-            "no "
-            f"chain that long{' and no target that large' if wide > _LARGEST_PUBLISHED else ''} has been "
-            f"published. A model of {count(wide / 2)} to {count(wide / 4)} parameters would be worth growing "
-            "from, if you have one. [when, warmstart, stack]"
-        )
-    if verdict == "grow in stages":
-        reasons.append(
-            f"With every size on the way trained at {ratio:.3g} tokens per parameter from its own head "
-            "start, "
-            f"all stages together cost {1 - saved:.0%} of training the target from scratch; you get the "
-            "models "
-            "in between besides. [law]"
-        )
-    if verdict == "grow":
-        reasons.append(
-            f"If the narrow model has to be trained for this alone, {own / scratch:.0%} of the cost from "
-            "scratch "
-            f"has to be set against the {share:.0%}."
+            f"no chain that long{too_large} has been published. A model of {count(wide / 2)} to "
+            f"{count(wide / 4)} parameters would be worth growing from, if you have one. [when, "
+            "warmstart, stack]"
         )
     if ratio > _SATURATED:
         reasons.append(
             f"At {ratio:.3g} tokens per parameter expect less than that: gains shrink beyond {_SATURATED:g}. "
             "[when]"
         )
-        if ratio > 10 * _SATURATED and verdict != "train from scratch":
-            verdict = "train from scratch"
-            sizes = (narrow, wide)
-            reasons.append("So far beyond it, nothing published says that a gain is left.")
+    if ratio > 10 * _SATURATED and verdict != "train from scratch":
+        verdict, way = "train from scratch", (narrow, wide)
+        reasons.append("So far beyond it, nothing published says that a gain is left.")
     unknown = [
         "The law's constants are those of one family of models, tokenizer and text; only ratios are used "
-        "here, "
-        "and those move, too. Your own runs say more: mupscale compare, then --compare comparison.json.",
+        "here, and those move, too. Your own runs say more: mupscale compare, then --compare results.json.",
         "How fast a grown model goes on learning; the law takes it to be as fast as from scratch, and "
-        "operators "
-        "differ in that.",
+        "operators differ in that.",
         "Whether published growth factors count parameters or widths is not said everywhere; parameters are "
         "taken here, the more careful reading.",
     ]
@@ -225,7 +211,7 @@ def advise(
         )
     return Advice(
         verdict=verdict,
-        sizes=sizes,
+        sizes=way,
         head_start=share,
         saved_in_stages=saved,
         scratch_flops=scratch,
@@ -237,40 +223,20 @@ def advise(
 
 
 def _measured(path: Path, ratio: float) -> tuple[str, ...]:
-    """What a comparison found, width by width."""
+    """What a study found of growing, in the words of its own answers."""
+    from mupscale.study.questions import ask  # draws pictures: only where there is something to ask
+
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        rows, narrow = results["table"], results["narrow"]
-        sentences = []
-        for width in sorted({row["width"] for row in rows}):
-            mine = [row for row in rows if row["width"] == width]
-            if not any("saved" in row for row in mine):
-                sentences.append(f"Width ×{width}: nothing from scratch was run beside it.")
-                continue
-            # From scratch itself saves nothing, by definition.
-            grown = [
-                row
-                for row in mine
-                if row["saved"] is not None and not row["start"].startswith("from scratch")
-            ]
-            if not grown:
-                sentences.append(f"Width ×{width}: no start reached the loss from scratch within its budget.")
-                continue
-            best = max(grown, key=lambda row: row["saved"])
-            lowest = min(mine, key=lambda row: row["cooldown"])
-            counting = best["saved_counting_narrow"]
-            with_narrow = "" if counting is None else f" ({counting:.0%} with the narrow model's training)"
-            sentences.append(
-                f"Width ×{width}, {best['tokens'] / 1e6:.3g}M tokens: {best['start']} reached the loss from "
-                f"scratch with {best['saved']:.0%} fewer FLOPs{with_narrow}; the lowest loss after the "
-                f"cooldown had {lowest['start']}."
-            )
-        sentences.append(
-            f"There the narrow model had {count(narrow['parameters'])} parameters; the budget asked about is "
-            f"{ratio:.3g} tokens per parameter."
-        )
-        return tuple(sentences)
+        asked = [question for question in results["questions"] if question["ask"] in ("starts", "saving")]
+        said = [ask(results, question).headline for question in asked]
+        narrow = min(sweep["parameters"] for sweep in results["sweeps"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GrowthError(
-            f"{path}: not the comparison.json that `mupscale compare` writes ({error!r})"
+            f"{path}: not the results.json that `mupscale compare` writes ({error!r})"
         ) from None
+    return (
+        *(said or ["It asks neither which start is best nor what growing saves."]),
+        f"There the narrow model had {count(narrow)} parameters; the budget asked about is {ratio:.3g} "
+        "tokens per parameter.",
+    )

@@ -10,13 +10,14 @@ import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 
 TEXT_SUFFIXES = frozenset(
     {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".json", ".c", ".h", ".cpp", ".js"}
@@ -28,33 +29,6 @@ _NOT_STDLIB = frozenset(
 )
 
 _FILE_BYTES = 4_000_000  # of text from the hub in a file: enough files for a split by files
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to read and how to cut it.
-
-    Attributes:
-        path: a text file or a folder of them (read recursively, by suffix); None reads the source of Python's
-            own standard library, which every machine has.
-        vocab_size: entries of the byte-level BPE vocabulary to train, at least 257 (256 bytes and the end
-            mark). Not used when a tokenizer is given.
-        held_out: share of the text kept for evaluation, as a fraction in (0, 0.5].
-        max_bytes: read at most about this many bytes (whole files, spread evenly); None reads all.
-    """
-
-    path: Path | None = None
-    vocab_size: int = 1024
-    held_out: float = 0.05
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 257:
-            raise GrowthError(
-                f"vocab_size is {self.vocab_size}, but a byte-level vocabulary needs at least 257"
-            )
-        if not 0 < self.held_out <= 0.5:
-            raise GrowthError(f"held_out is {self.held_out}, expected a fraction above 0 and at most 0.5")
 
 
 @dataclass(frozen=True)
@@ -91,19 +65,17 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
         root = Path(sysconfig.get_paths()["stdlib"])
         source = f"the standard library of Python {sysconfig.get_python_version()} (without its tests)"
         files = [f for f in _walk(root, {".py"}) if not _NOT_STDLIB & set(f.relative_to(root).parts)]
-    elif path.is_dir():
-        root, source = path, str(path)
-        files = _walk(root, TEXT_SUFFIXES)
-        if not files:
-            raise GrowthError(
-                f"{path}: no text file found; expected files ending in {' '.join(sorted(TEXT_SUFFIXES))}"
-            )
     elif path.is_file():
         root, source, files = path.parent, str(path), [path]
+    elif path.is_dir():
+        root, source, files = path, str(path), _walk(path, TEXT_SUFFIXES)
     else:
         raise GrowthError(
             f"{path}: no such file or folder; give a text file, a folder of them, or none at all"
         )
+    if not files:
+        suffixes = " ".join(sorted(TEXT_SUFFIXES))
+        raise GrowthError(f"{path}: no text file found; expected files ending in {suffixes}")
     documents = []
     for file in _thin(files, max_bytes):
         try:
@@ -120,6 +92,74 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
     if not documents:
         raise GrowthError(f"{path}: every text file is empty; give a file with some text in it")
     return documents, source
+
+
+def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:
+    found = (f for f in root.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
+    return sorted(found, key=Path.as_posix)
+
+
+def _thin(files: Sequence[Path], max_bytes: int | None) -> list[Path]:
+    """Drop whole files, evenly over the list, until about max_bytes are left."""
+    sizes = np.array([f.stat().st_size for f in files], dtype=np.int64)
+    if max_bytes is None or sizes.sum() <= max_bytes:
+        return list(files)
+    chosen = sorted(range(len(files)), key=lambda i: digest(files[i].name, str(i)))
+    kept = max(1, int((np.cumsum(sizes[chosen]) <= max_bytes).sum()))
+    return [files[i] for i in sorted(chosen[:kept])]
+
+
+def read_corpus(path: Path | None = None, *, held_out: float = 0.05, max_bytes: int | None = None) -> Corpus:
+    """Read the text and split it.
+
+    Twenty files or more are split by whole files, chosen by a hash of their names; fewer are cut once, near
+    the end of the text. Either way no held-out position is ever trained on.
+
+    Args:
+        path: a text file or a folder of them (read recursively, by suffix); None reads the source of Python's
+            own standard library, which every machine has.
+        held_out: share of the text kept for evaluation, as a fraction in (0, 0.5].
+        max_bytes: read at most about this many bytes (whole files, spread evenly); None reads all.
+
+    Raises:
+        GrowthError: a share that cannot be, or as `read_documents`.
+
+    Example:
+        >>> corpus = read_corpus(max_bytes=1_000_000)
+        >>> {d.name for d in corpus.train} & {d.name for d in corpus.held_out}
+        set()
+    """
+    if not 0 < held_out <= 0.5:
+        raise GrowthError(f"held_out is {held_out}, expected a fraction above 0 and at most 0.5")
+    documents, source = read_documents(path, max_bytes)
+    total = sum(len(d.text) for d in documents)
+    train: list[Document] = []
+    kept: list[Document] = []
+    if len(documents) >= 20:
+        size = 0
+        for document in sorted(documents, key=lambda d: digest(d.name)):
+            # A file that alone would overshoot the share by half stays in training.
+            if size < held_out * total and size + len(document.text) <= 1.25 * held_out * total:
+                kept.append(document)
+                size += len(document.text)
+            else:
+                train.append(document)
+        how = f"{len(kept)} whole files held out"
+    if not kept:
+        train, remaining = [], round((1 - held_out) * total)
+        for document in documents:
+            head, tail = document.text[:remaining], document.text[remaining:]
+            train += [Document(document.name, head)] if head else []
+            kept += [Document(document.name, tail)] if tail else []
+            remaining -= len(head)
+        how = f"the last {held_out:.0%} of the text held out"
+    files = f"{len(documents)} file{'s' * (len(documents) > 1)}"
+    about = f"{source}: {files}, {total / 1e6:.2f} million characters, {how}"
+    return Corpus(tuple(sorted(train, key=_name)), tuple(sorted(kept, key=_name)), about)
+
+
+def _name(document: Document) -> str:
+    return document.name
 
 
 def text_from_hub(name: str, max_bytes: int | None, folder: Path | None, *, end: str = "\n\n") -> Path:
@@ -140,87 +180,41 @@ def text_from_hub(name: str, max_bytes: int | None, folder: Path | None, *, end:
     done = folder / f"{name.replace('/', '--')}-{max_bytes}"
     if done.is_dir():
         return done
-    owner_and_name, subset = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
-    unfinished = done.with_name(f".{done.name}-{os.getpid()}")
-    unfinished.mkdir(parents=True, exist_ok=True)
+    parts = name.split("/", 2)
     try:
         from datasets import load_dataset
 
-        rows = iter(load_dataset(owner_and_name, subset, split="train", streaming=True))
-        for number in range(-(-max_bytes // _FILE_BYTES)):
-            left = min(_FILE_BYTES, max_bytes - number * _FILE_BYTES)
-            with (unfinished / f"{number:06}.txt").open("w", encoding="utf-8") as file:
-                while left > 0 and (row := next(rows, None)) is not None:
-                    left -= file.write(row["text"] + end)
-            if left > 0:
-                break
-        os.replace(unfinished, done)
+        texts = iter(load_dataset("/".join(parts[:2]), *parts[2:], split="train", streaming=True))
+        with appearing(done) as unfinished:
+            for number, start in enumerate(range(0, max_bytes, _FILE_BYTES)):
+                left = min(_FILE_BYTES, max_bytes - start)
+                with (unfinished / f"{number:06}.txt").open("w", encoding="utf-8") as file:
+                    while left > 0 and (row := next(texts, None)) is not None:
+                        left -= file.write(row["text"] + end)
+                if left > 0:
+                    break
     except Exception as error:  # whatever the hub, the network or the file system raise
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if done.is_dir():  # another process was faster
-            return done
         raise GrowthError(
-            f"{name}: cannot be read from the Hugging Face hub ({' '.join(str(error).split())[:200]}); "
+            f"{name}: cannot be read from the Hugging Face hub ({one_line(error)[:200]}); "
             "without a network, give a text file or stdlib"
         ) from None
     return done
 
 
-def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    return sorted(
-        (f for f in root.rglob("*") if f.suffix.lower() in suffixes and f.is_file()), key=Path.as_posix
-    )
-
-
-def _thin(files: Sequence[Path], max_bytes: int | None) -> list[Path]:
-    """Drop whole files, evenly over the list, until about max_bytes are left."""
-    sizes = np.array([f.stat().st_size for f in files], dtype=np.int64)
-    total = int(sizes.sum())
-    if max_bytes is None or total <= max_bytes:
-        return list(files)
-    chosen = sorted(range(len(files)), key=lambda i: digest(files[i].name, str(i)))
-    kept = np.cumsum(sizes[chosen]) <= max_bytes
-    keep = {i for i, wanted in zip(chosen, kept, strict=True) if wanted} or {chosen[0]}
-    return [f for i, f in enumerate(files) if i in keep]
-
-
-def read_corpus(config: DataConfig) -> Corpus:
-    """Read the text and split it.
-
-    Twenty files or more are split by whole files, chosen by a hash of their names; fewer are cut once, near
-    the end of the text. Either way no held-out position is ever trained on.
-
-    Example:
-        >>> corpus = read_corpus(DataConfig(max_bytes=1_000_000))
-        >>> {d.name for d in corpus.train} & {d.name for d in corpus.held_out}
-        set()
-    """
-    documents, source = read_documents(config.path, config.max_bytes)
-    total = sum(len(d.text) for d in documents)
-    train: list[Document] = []
-    held_out: list[Document] = []
-    if len(documents) >= 20:
-        held = 0
-        for document in sorted(documents, key=lambda d: digest(d.name)):
-            # A file that alone would overshoot the share by half stays in training.
-            if held + len(document.text) <= 1.25 * config.held_out * total and held < config.held_out * total:
-                held_out.append(document)
-                held += len(document.text)
-            else:
-                train.append(document)
-        how = f"{len(held_out)} whole files held out"
-    if not held_out:
-        train, remaining = [], round((1 - config.held_out) * total)
-        for document in documents:
-            head, tail = document.text[:remaining], document.text[remaining:]
-            train += [Document(document.name, head)] if head else []
-            held_out += [Document(document.name, tail)] if tail else []
-            remaining -= len(head)
-        how = f"the last {config.held_out:.0%} of the text held out"
-    by_name = sorted(train, key=lambda d: d.name), sorted(held_out, key=lambda d: d.name)
-    files = f"{len(documents)} file{'s' * (len(documents) > 1)}"
-    about = f"{source}: {files}, {total / 1e6:.2f} million characters, {how}"
-    return Corpus(tuple(by_name[0]), tuple(by_name[1]), about)
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when it is full; where another process was faster, its stays."""
+    unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
+        if not folder.is_dir():
+            os.replace(unfinished, folder)
+    except OSError:
+        if not folder.is_dir():  # else another was faster by a hair, with the same
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def digest(*parts: str) -> str:

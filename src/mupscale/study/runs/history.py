@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mupscale.errors import GrowthError
 
 HISTORY_FILE = "history.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
+class Point(NamedTuple):
     """One place on a curve.
 
     Attributes:
@@ -65,11 +64,13 @@ class History:
         """Held-out loss at the end, in nats per token."""
         return self.held_out[-1].loss
 
-    def rows(self) -> list[dict[str, float | int | None]]:
-        """The curves as rows of step, tokens, FLOPs, training loss and held-out loss (None: not measured)."""
-        train = {p.step: p.loss for p in self.train}
-        held_out = {p.step: p.loss for p in self.held_out}
-        return [
+    def save(self, folder: Path) -> None:
+        """Write `history.json` into a checkpoint directory, whole or not at all.
+
+        The curves are rows of step, tokens, FLOPs, training loss and held-out loss (None: not measured).
+        """
+        train, held_out = dict(self.train), dict(self.held_out)
+        curve = [
             {
                 "step": step,
                 "tokens": step * self.tokens_per_step,
@@ -79,20 +80,8 @@ class History:
             }
             for step in sorted({*train, *held_out})
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "settings": self.settings,
-            "flops_per_step": self.flops_per_step,
-            "tokens_per_step": self.tokens_per_step,
-            "seconds": round(self.seconds, 1),
-            "curve": self.rows(),
-        }
-
-    def save(self, folder: Path) -> None:
-        """Write `history.json` into a checkpoint directory, whole or not at all."""
-        write_json(folder / HISTORY_FILE, self.to_dict())
+        plain = {name: getattr(self, name) for name in ("settings", "flops_per_step", "tokens_per_step")}
+        write_json(folder / HISTORY_FILE, {**plain, "seconds": round(self.seconds, 1), "curve": curve})
 
     @classmethod
     def load(cls, folder: Path) -> History | None:
@@ -106,45 +95,23 @@ class History:
             return None
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                settings=data["settings"],
-                flops_per_step=data["flops_per_step"],
-                tokens_per_step=data["tokens_per_step"],
-                train=_points(data["curve"], "train_loss"),
-                held_out=_points(data["curve"], "held_out_loss"),
-                seconds=data["seconds"],
-            )
+            rows = data.pop("curve")
+            return cls(**data, train=curve_of(rows, "train_loss"), held_out=curve_of(rows, "held_out_loss"))
         except (ValueError, KeyError, TypeError) as error:
             raise GrowthError(
                 f"{path}: not a history that mupscale wrote ({error}); remove it to train anew"
             ) from None
 
-    @staticmethod
-    def from_log(log: Iterable[Mapping[str, Any]]) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
-        """Training and held-out curve out of a Trainer's `log_history`; of repeated steps the last counts."""
-        train = {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
-        held_out = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
-        return tuple(
-            tuple(Point(step=step, loss=float(loss)) for step, loss in sorted(curve.items()))
-            for curve in (train, held_out)
-        )  # type: ignore[return-value]
 
-
-def _points(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[Point, ...]:
-    return tuple(Point(step=row["step"], loss=row[key]) for row in rows if row[key] is not None)
+def curve_of(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[Point, ...]:
+    """The curve of one quantity that some rows have; of repeated steps the last counts."""
+    found = {row["step"]: float(row[key]) for row in rows if row.get(key) is not None}
+    return tuple(Point(*point) for point in sorted(found.items()))
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON under a temporary name and move it into place: readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1, default=_plain) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "__dataclass_fields__"):
-        return asdict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,13 +1,11 @@
-"""Which model to train: a preset, or any transformers config of a causal language model."""
+"""Which model to train: a preset, any transformers config of a causal language model, or a checkpoint."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -17,34 +15,23 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mupscale.errors import GrowthError
+from mupscale.checkpoint.reader import Checkpoint
+from mupscale.errors import GrowthError, one_line
 from mupscale.study.runs.progress import quiet
 
-# Llama-style, grouped-query attention, untied. Sizes by name: d_model, layers.
+# Of `small_llama`, by name: d_model and layers, to train on a laptop.
 PRESETS = {"llama-tiny": (64, 3), "llama-small": (128, 6), "llama-medium": (256, 8)}
-_HEAD_DIM = 16
-
-
-def preset(name: str, *, vocab_size: int, positions: int = 256) -> LlamaConfig:
-    """A Llama-style config that trains on a laptop.
-
-    Args:
-        name: one of `PRESETS`.
-        vocab_size: entries of the tokenizer.
-        positions: longest sequence, in tokens.
-
-    Example:
-        >>> preset("llama-tiny", vocab_size=1024).hidden_size
-        64
-    """
-    d_model, layers = PRESETS[name]
-    return small_llama(d_model, layers, vocab_size=vocab_size, positions=positions)
 
 
 def small_llama(
-    d_model: int, layers: int, *, vocab_size: int, positions: int, head_dim: int = _HEAD_DIM
+    d_model: int, layers: int, *, vocab_size: int, positions: int = 256, head_dim: int = 16
 ) -> LlamaConfig:
-    """A Llama with two queries to a key, a gated MLP of 8/3 · d_model, and embeddings that are not tied."""
+    """A Llama with two queries to a key, a gated MLP of 8/3 · d_model, and embeddings that are not tied.
+
+    Example:
+        >>> small_llama(*PRESETS["llama-tiny"], vocab_size=1024).num_attention_heads
+        4
+    """
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=d_model,
@@ -66,23 +53,16 @@ def read_config(path: Path) -> PretrainedConfig:
     Raises:
         GrowthError: no such file, or not the config of a causal language model.
     """
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
+    if not path.exists():
         raise GrowthError(
-            f"{file}: no such file; expected a preset ({', '.join(PRESETS)}) or a transformers config.json"
+            f"{path}: no such file; expected a preset ({', '.join(PRESETS)}) or a transformers config.json"
         )
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        kind = data["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    config = Checkpoint.read_config(path)
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise GrowthError(
-            f"{file}: not a transformers config ({error!r}); it needs at least a model_type"
-        ) from None
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise GrowthError(
-            f"{file}: model_type {kind!r} is not a causal language model that transformers knows"
+            f"{path}: model_type {config.model_type!r} is not a causal language model that transformers knows"
         )
-    return AutoConfig.for_model(**data)
+    return config
 
 
 def fresh_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
@@ -104,7 +84,7 @@ def load_checkpoint(path: Path) -> PreTrainedModel:
         with quiet():
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except Exception as error:  # whatever a broken file makes the reader raise
-        raise GrowthError(f"{path}: transformers cannot load it ({' '.join(str(error).split())})") from None
+        raise GrowthError(f"{path}: transformers cannot load it ({one_line(error)})") from None
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:

@@ -71,7 +71,7 @@ def resnet18(width: int, *, channels: int, classes: int) -> Classifier:
     torch.Size([2, 10])
     """
     widths = [width * factor for factor in STAGES]
-    body: list[nn.Module] = [_convolution(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
+    body: list[nn.Module] = [*_convolution(channels, width, 3), nn.ReLU()]
     for number, (before, after) in enumerate(zip([width, *widths], widths, strict=False)):
         body += [_BasicBlock(before, after, stride=2 if number else 1), _BasicBlock(after, after)]
     return Classifier(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()), widths[-1], classes)
@@ -90,23 +90,16 @@ class _BasicBlock(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int = 1) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            _convolution(before, after, 3, stride),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            _convolution(after, after, 3),
-            nn.BatchNorm2d(after),
-        )
-        self.shortcut = (
-            nn.Sequential(_convolution(before, after, 1, stride), nn.BatchNorm2d(after))
-            if stride != 1 or before != after
-            else nn.Identity()
-        )
+        convolutions = _convolution(before, after, 3, stride), _convolution(after, after, 3)
+        self.branch = nn.Sequential(*convolutions[0], nn.ReLU(), *convolutions[1])
+        changes = stride != 1 or before != after
+        self.shortcut = nn.Sequential(*_convolution(before, after, 1, stride)) if changes else nn.Identity()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return F.relu(self.branch(images_BCHW) + self.shortcut(images_BCHW))
 
 
-def _convolution(before: int, after: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """Without a bias: the norm behind it has one."""
-    return nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)
+def _convolution(before: int, after: int, size: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    """A convolution without a bias, and the norm behind it, which has one."""
+    convolution = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=False)
+    return convolution, nn.BatchNorm2d(after)

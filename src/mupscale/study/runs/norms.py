@@ -6,38 +6,20 @@ Both are per entry, so that they can be compared over widths. Knows modules and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from mupscale.theory.tables import collapse
 
-
-@dataclass(frozen=True, kw_only=True)
-class Norm:
-    """The size of one tensor at one step.
-
-    Attributes:
-        step: optimizer steps done.
-        kind: activation, weight or gradient.
-        name: of the module whose output it is, or of the parameter.
-        l1: mean absolute value.
-        l2: root mean square.
-    """
-
-    step: int
-    kind: str
-    name: str
-    l1: float
-    l2: float
+Sizes = tuple[float, float]
 
 
-def sizes(tensor: Tensor) -> tuple[float, float]:
+def sizes(tensor: Tensor) -> Sizes:
     """Mean absolute value and root mean square.
 
     >>> import torch
@@ -49,9 +31,9 @@ def sizes(tensor: Tensor) -> tuple[float, float]:
 
 
 @contextmanager
-def watch_activations(model: nn.Module) -> Iterator[dict[str, list[tuple[float, float]]]]:
+def watch_activations(model: nn.Module) -> Iterator[dict[str, list[Sizes]]]:
     """Sizes of the outputs of all modules that hold parameters, by name, one entry for each call."""
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[str, list[Sizes]] = defaultdict(list)
 
     def hook(name: str) -> Any:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -61,16 +43,11 @@ def watch_activations(model: nn.Module) -> Iterator[dict[str, list[tuple[float, 
 
         return after
 
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in model.named_modules()
-        if name and any(True for _ in module.parameters())
-    ]
-    try:
+    with ExitStack() as handles:
+        for name, module in model.named_modules():
+            if name and any(True for _ in module.parameters()):
+                handles.enter_context(module.register_forward_hook(hook(name)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class RecordNorms(TrainerCallback):  # type: ignore[misc]
@@ -82,47 +59,33 @@ class RecordNorms(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
-        self.norms: list[Norm] = []
+        self._found: dict[tuple[int, str, str], list[Sizes]] = defaultdict(list)
         self._watching = ExitStack()
+        self._activations: dict[str, list[Sizes]] | None = None
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps - 1:
             self._activations = self._watching.enter_context(watch_activations(model))
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        if not hasattr(self, "_activations"):
+        if self._activations is None:
             return
         self._watching.close()
-        step = state.global_step
         for name, calls in self._activations.items():
-            l1, l2 = (sum(values) / len(calls) for values in zip(*calls, strict=True))
-            self.norms.append(Norm(step=step, kind="activation", name=name, l1=l1, l2=l2))
-        del self._activations
+            self._add(state, "activation", name, calls)
+        self._activations = None
         for name, param in model.named_parameters():
-            for kind, tensor in (("weight", param), ("gradient", param.grad)):
-                if tensor is not None:
-                    l1, l2 = sizes(tensor)
-                    self.norms.append(Norm(step=step, kind=kind, name=name, l1=l1, l2=l2))
+            self._add(state, "weight", name, [sizes(param)])
+            if param.grad is not None:
+                self._add(state, "gradient", name, [sizes(param.grad)])
+
+    def _add(self, state: TrainerState, kind: str, name: str, found: Iterable[Sizes]) -> None:
+        self._found[state.global_step, kind, collapse(f"{name}.").rstrip(".")].extend(found)
 
     def rows(self) -> list[list[Any]]:
-        """[step, kind, name, l1, l2] as plain data: layers together, as their mean."""
-        found: dict[tuple[int, str, str], list[tuple[float, float]]] = defaultdict(list)
-        for n in self.norms:
-            found[n.step, n.kind, collapse(f"{n.name}.").rstrip(".")].append((n.l1, n.l2))
-        return [[*key, *map(fmean, zip(*sizes, strict=True))] for key, sizes in found.items()]
+        """[step, kind, name, l1, l2] as plain data: layers, and calls in a step, together, as their mean."""
+        return [[*key, *map(fmean, zip(*found, strict=True))] for key, found in self._found.items()]

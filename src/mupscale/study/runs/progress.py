@@ -11,17 +11,10 @@ from contextlib import contextmanager
 from logging import ERROR, getLogger
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from rich.progress import Progress
+from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
 
@@ -34,12 +27,12 @@ def make_progress() -> Progress:
         ...     progress.update(task, advance=2)
     """
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[note]}"),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(bar_width=24),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(compact=True),
+        bars.TextColumn("[dim]{task.fields[note]}"),
         console=Console(stderr=True),
     )
 
@@ -47,7 +40,7 @@ def make_progress() -> Progress:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep other libraries' bars and notes (a line a saved file, a line a retry) out; errors still show."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     hub = getLogger("huggingface_hub")
     hub_level = hub.level
     logging.set_verbosity_error()
@@ -60,41 +53,28 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         hub.setLevel(hub_level)
-        if bars:
+        if shown:
             logging.enable_progress_bar()
 
 
 class ShowProgress(TrainerCallback):  # type: ignore[misc]
     """One line of a shared display for one run; into a file, one line of text per evaluation."""
 
+    task: bars.TaskID
+
     def __init__(self, progress: Progress, name: str) -> None:
-        self.progress = progress
-        self.name = name
-        self.task: TaskID | None = None
+        self.progress, self.name = progress, name
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.task = self.progress.add_task(
-            self.name, total=state.max_steps, completed=state.global_step, note=""
-        )
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        total, done = state.max_steps, state.global_step
+        self.task = self.progress.add_task(self.name, total=total, completed=done, note="")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        assert self.task is not None
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        if self.task is None or not metrics or "eval_loss" not in metrics:
-            return
         note = f"held-out loss {metrics['eval_loss']:.3f}"
         self.progress.update(self.task, note=note)
         if not self.progress.console.is_terminal:

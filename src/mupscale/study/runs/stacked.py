@@ -8,7 +8,6 @@ Knows torch and the Trainer's schedule; nothing of files, text or growth.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from transformers import PreTrainedModel, get_scheduler
 
 import mupscale
 from mupscale.errors import GrowthError
-from mupscale.study.data.tokens import Batch, collate
+from mupscale.study.data.flops import fixed_inputs, without_weights
+from mupscale.study.data.stream import Batch, collate
 from mupscale.study.runs.history import Point
 from mupscale.study.spec.recipe import SCHEDULER, TrainConfig
 
@@ -51,15 +51,11 @@ class Member:
     plan: mupscale.Plan | None = None
 
 
-def _keep(index: int, step: int, loss: float) -> bool:
-    return False
-
-
 def train_stacked(
     members: Sequence[Member],
     *,
     device: torch.device | str | None = None,
-    on_evaluate: Callable[[int, int, float], bool] = _keep,
+    on_evaluate: Callable[[int, int, float], bool] = lambda index, step, loss: False,
 ) -> list[tuple[Point, ...]]:
     """Train all members at once; the models are changed in place, each as by a run of its own.
 
@@ -103,7 +99,10 @@ def train_stacked(
         if next(member.model.parameters()).device != device:
             member.model.to(device)
             member.optimizer.load_state_dict(member.optimizer.state_dict())  # lets the state follow
-    schedulers = [_scheduler(member) for member in members]
+    schedulers = [
+        get_scheduler(SCHEDULER, m.optimizer, m.config.warmup_steps, m.config.steps, m.config.schedule)
+        for m in members
+    ]
     curves: list[list[Point]] = [[] for _ in members]
     live = list(range(len(members)))
     stack = _Stack(members)
@@ -138,20 +137,19 @@ class _Stack:
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = members
         self.config = members[0].config
-        self.skeleton = _skeleton(members[0].model)
-        self.params = {name: self._join(ts) for name, ts in self._named(nn.Module.named_parameters)}
-        self.buffers = {name: self._join(ts) for name, ts in self._named(nn.Module.named_buffers)}
-
-    def _named(self, named: Callable[[nn.Module], Any]) -> list[tuple[str, list[Tensor]]]:
-        columns = [dict(named(member.model)) for member in self.members]
-        return [(name, [column[name] for column in columns]) for name in columns[0]]
+        self.shell = without_weights(members[0].model)
+        self.params = self._joined([dict(member.model.named_parameters()) for member in members])
+        self.buffers = self._joined([dict(member.model.named_buffers()) for member in members])
 
     @staticmethod
-    def _join(tensors: Sequence[Tensor]) -> Tensor:
-        joined_E = torch.stack([t.detach() for t in tensors])
-        for tensor, view in zip(tensors, joined_E.unbind(), strict=True):
-            tensor.data = view  # the optimizers know the tensors, and update the stack through them
-        return joined_E.requires_grad_(tensors[0].requires_grad)
+    def _joined(models: Sequence[Mapping[str, Tensor]]) -> Batch:
+        joined = {}
+        for name, first in models[0].items():
+            joined_E = torch.stack([model[name].detach() for model in models])
+            for model, view in zip(models, joined_E.unbind(), strict=True):
+                model[name].data = view  # the optimizers know the tensors, and update the stack through them
+            joined[name] = joined_E.requires_grad_(first.requires_grad)
+        return joined
 
     def release(self) -> None:
         """Give each member storage of its own again."""
@@ -168,10 +166,10 @@ class _Stack:
             name: (value if shared else torch.stack([each[name] for each in batches])).to(device)
             for name, value in batches[0].items()
         }
-        fixed = _fixed_inputs(self.skeleton, batch)
+        fixed = fixed_inputs(self.shell, batch)
 
         def loss(params: Batch, buffers: Batch, batch: Batch) -> Tensor:
-            out = functional_call(self.skeleton, (params, buffers), kwargs={**batch, **fixed})
+            out = functional_call(self.shell, (params, buffers), kwargs={**batch, **fixed})
             value: Tensor = out["loss"] if isinstance(out, Mapping) else out.loss
             return value
 
@@ -182,7 +180,7 @@ class _Stack:
 
     def backward(self, places: range) -> None:
         """Put the gradient of each member's own loss into its parameters' ``grad``."""
-        self.skeleton.train()
+        self.shell.train()
         losses_E = self.losses([member.train for member in self.members], places)
         trained = {name: p for name, p in self.params.items() if p.requires_grad}
         # The members have no weights in common: the gradient of the sum holds the gradient of each.
@@ -195,9 +193,9 @@ class _Stack:
     @torch.no_grad()
     def evaluate(self) -> list[float]:
         """Each member's mean loss over its held-out items."""
-        self.skeleton.eval()
+        self.shell.eval()
         held_out = [member.held_out for member in self.members]
-        count, size = len(held_out[0]), self.config.batch_size  # type: ignore[arg-type]
+        count, size = _count(held_out[0]), self.config.batch_size
         batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
         # A last batch that is not full counts by its items.
         sums = [self.losses(held_out, places).double() * len(places) for places in batches]
@@ -205,41 +203,9 @@ class _Stack:
         return means
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
-    """The model without its weights; the copy keeps what is tied tied."""
-    empty: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
-    skeleton = copy.deepcopy(model, empty)
-    if isinstance(skeleton, PreTrainedModel):
-        skeleton.set_attn_implementation("eager")  # sdpa's backward pass does not know vmap
-    return skeleton
-
-
-def _fixed_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """What spares a causal language model from reading values while it runs, which vmap cannot do."""
-    if not isinstance(model, PreTrainedModel) or "input_ids" not in batch:
-        return {}
-    ids = batch["input_ids"]
-    length, lowest = ids.shape[-1], torch.finfo(model.dtype).min
-    mask_TT = torch.full((length, length), lowest, dtype=model.dtype, device=ids.device).triu(1)
-    return {"attention_mask": mask_TT[None, None], "use_cache": False}
-
-
 def _batch(dataset: Dataset[Batch], places: range) -> Batch:
     fetch: Callable[[list[int]], Sequence[Batch] | Batch] | None = getattr(dataset, "__getitems__", None)
     return collate(fetch(list(places)) if fetch else [dataset[place] for place in places])
-
-
-def _scheduler(member: Member) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate of `training.train`: warmup, constant, cooldown."""
-    config = member.config
-    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        SCHEDULER,
-        member.optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.steps,
-        scheduler_specific_kwargs=config.schedule,
-    )
-    return scheduler
 
 
 def _clip(member: Member) -> None:
@@ -247,20 +213,7 @@ def _clip(member: Member) -> None:
     if max_norm > 0 and member.plan is not None:
         mupscale.clip_grad_norm_(member.model, member.plan, max_norm)
     elif max_norm > 0:
-        torch.nn.utils.clip_grad_norm_(member.model.parameters(), max_norm)
-
-
-def _traits(member: Member) -> dict[str, Any]:
-    """What must be the same in all members."""
-    model, config = member.model, member.config
-    own = model.config.to_dict() if isinstance(model, PreTrainedModel) else {}
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {
-        **{name: getattr(config, name) for name in ("steps", "batch_size", "eval_every", "bf16")},
-        "held_out": f"{len(member.held_out)} items",  # type: ignore[arg-type]
-        **{name: f"{list(t.shape)} {t.dtype} trained={t.requires_grad}" for name, t in tensors.items()},
-        **{name: v for name, v in own.items() if name not in _NOTES and not name.startswith("_")},
-    }
+        nn.utils.clip_grad_norm_(member.model.parameters(), max_norm)
 
 
 def _check(members: Sequence[Member]) -> None:
@@ -274,16 +227,33 @@ def _check(members: Sequence[Member]) -> None:
                     f"member {index}: {name} is {here}, in member 0 {there}; a stack takes only runs that "
                     "agree in architecture, steps, batch size and evaluation"
                 )
-        if len(member.train) < needed:  # type: ignore[arg-type]
+        if (found := _count(member.train)) < needed:
             raise GrowthError(
-                f"member {index}: {len(member.train)} training items, expected {needed}: "  # type: ignore[arg-type]
-                "one for each place of every batch"
+                f"member {index}: {found} training items, expected {needed}: one for each place of "
+                "every batch"
             )
     if len({id(member.model) for member in members}) < len(members):
         raise GrowthError("two members train the same model object; give each a copy of its own")
-    window = getattr(getattr(members[0].model, "config", None), "sliding_window", None)
-    if window is not None and members[0].config.block_size > window:
+    window, block = first.get("sliding_window"), members[0].config.block_size
+    if window is not None and block > window:
         raise GrowthError(
-            f"sliding_window is {window}, less than block_size {members[0].config.block_size}; stacked "
-            "attention is causal over the whole block: train these models one by one"
+            f"sliding_window is {window}, less than block_size {block}; stacked attention is causal over the "
+            "whole block: train these models one by one"
         )
+
+
+def _traits(member: Member) -> dict[str, Any]:
+    """What must be the same in all members."""
+    model, config = member.model, member.config
+    own = model.config.to_dict() if isinstance(model, PreTrainedModel) else {}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        **{name: getattr(config, name) for name in ("steps", "batch_size", "eval_every", "bf16")},
+        "held_out": f"{_count(member.held_out)} items",
+        **{name: f"{list(t.shape)} {t.dtype} trained={t.requires_grad}" for name, t in tensors.items()},
+        **{name: v for name, v in own.items() if name not in _NOTES and not name.startswith("_")},
+    }
+
+
+def _count(dataset: Dataset[Batch]) -> int:
+    return len(dataset)  # type: ignore[arg-type]

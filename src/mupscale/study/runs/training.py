@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,16 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from torch import nn
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
-from mupscale.theory.manifest import MANIFEST
-from mupscale.study.data.tokens import Data, collate
-from mupscale.study.runs.history import HISTORY_FILE, History, Point, write_json
+from mupscale.study.data.stream import Data, collate
+from mupscale.study.runs.history import HISTORY_FILE, History, Point, curve_of, write_json
 from mupscale.study.runs.progress import ShowProgress, quiet
 from mupscale.study.spec.recipe import SCHEDULER, TrainConfig, build_optimizer
+from mupscale.theory.manifest import MANIFEST
 
 RUN_FILE = "run.json"
 
@@ -42,18 +36,13 @@ class _Keep(TrainerCallback):  # type: ignore[misc]
     """Save at chosen steps, and drop every older checkpoint that was not chosen."""
 
     def __init__(self, folder: Path, steps: Collection[int]) -> None:
-        self.folder = folder
-        self.steps = frozenset(steps)
+        self.folder, self.steps = folder, steps
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             control.should_save = True
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         for step, path in saved_checkpoints(self.folder).items():
             if step < state.global_step and step not in self.steps:
                 shutil.rmtree(path)
@@ -75,14 +64,8 @@ class Listen(TrainerCallback):  # type: ignore[misc]
         self.curve: list[Point] = []
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: Mapping[str, float], **kwargs: Any
     ) -> None:
-        assert metrics is not None
         point = Point(step=state.global_step, loss=float(metrics["eval_loss"]))
         self.curve.append(point)
         given_up = self.watch is not None and self.watch(point.step, point.loss)
@@ -92,14 +75,10 @@ class Listen(TrainerCallback):  # type: ignore[misc]
 
 def saved_checkpoints(folder: Path) -> dict[int, Path]:
     """The whole checkpoints under a run's folder, by step; one that was cut off while saving is left out."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        try:  # The Trainer writes this file last.
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        found[int(state["global_step"])] = path
-    return dict(sorted(found.items()))
+    paths = folder.glob("checkpoint-*")
+    # The Trainer writes this file last.
+    found = {_read(path / "trainer_state.json").get("global_step"): path for path in paths}
+    return dict(sorted((step, path) for step, path in found.items() if step is not None))
 
 
 def seen_blocks(checkpoint: Path) -> int:
@@ -108,11 +87,8 @@ def seen_blocks(checkpoint: Path) -> int:
     if history is not None:
         config = history.settings["config"]
         return int(config["skip_blocks"] + config["steps"] * config["batch_size"])
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        return int(state["global_step"] * state["train_batch_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    state = _read(checkpoint / "trainer_state.json")
+    return int((state.get("global_step") or 0) * (state.get("train_batch_size") or 0))
 
 
 def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
@@ -129,9 +105,7 @@ def training_like(source: Path, *, steps: int, **changes: Any) -> TrainConfig:
     history = History.load(source)
     if history is None and "lr" not in changes:
         raise GrowthError(f"{source}: no history.json that says its learning rate; give it (--lr)")
-    known = dict(history.settings["config"]) if history else {}
-    if "betas" in known:
-        known["betas"] = tuple(known["betas"])
+    known = history.settings["config"] if history else {}
     return TrainConfig(**{**known, "skip_blocks": seen_blocks(source), **changes, "steps": steps})
 
 
@@ -177,11 +151,10 @@ def train(
 
     Example:
         >>> import tempfile
-        >>> from mupscale.study.data.corpus import DataConfig
         >>> from mupscale.study.data.tokens import load_tokens
-        >>> from mupscale.study.runs.models import fresh_model, preset
-        >>> tokens = load_tokens(DataConfig(max_bytes=100_000, vocab_size=300))
-        >>> model = fresh_model(preset("llama-tiny", vocab_size=300), 0)
+        >>> from mupscale.study.runs.models import fresh_model, small_llama
+        >>> tokens = load_tokens(max_bytes=100_000, vocab_size=300)
+        >>> model = fresh_model(small_llama(64, 3, vocab_size=300), 0)
         >>> config = TrainConfig(steps=4, batch_size=2, block_size=16, warmup_steps=1, eval_blocks=4)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     history = train(model, tokens, Path(folder), config)
@@ -189,7 +162,8 @@ def train(
         True
     """
     data.check(model, config)
-    settings = _settings(data, config, start)
+    settings = {"config": asdict(config), "start": start or {}, "data": data.about}
+    settings = json.loads(json.dumps(settings))  # as it will be read back
     done = _prepare(out, settings, overwrite)
     if done is not None:
         return done
@@ -199,49 +173,35 @@ def train(
     stream, held_out = data.training(config), data.held_out(config)
     trainer = Trainer(
         model=model,
-        args=_arguments(config, folder, first=resume is None, held_out=len(held_out)),  # type: ignore[arg-type]
+        args=_arguments(config, folder, first=resume is None, held_out=len(held_out)),
         train_dataset=stream,
         eval_dataset=held_out,
         data_collator=collate,
         processing_class=data.tokenizer,
         optimizers=(optimizer or build_optimizer(model, config, plan), None),
-        callbacks=[_Keep(folder, keep_at), *callbacks],
+        callbacks=[
+            _Keep(folder, keep_at),
+            *callbacks,
+            *([ClipGradNorm(plan, config.max_grad_norm)] if config.max_grad_norm > 0 else []),
+            *([ShowProgress(progress, name)] if progress is not None else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if optimizer is not None:  # the Trainer has moved the model to its device: let the state follow
         optimizer.load_state_dict(optimizer.state_dict())
-    if config.max_grad_norm > 0:
-        trainer.add_callback(ClipGradNorm(plan, config.max_grad_norm))
-    if progress is not None:
-        trainer.add_callback(ShowProgress(progress, name))
     began = time.perf_counter()
     with quiet():
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    train_curve, held_out_curve = History.from_log(trainer.state.log_history)
     history = History(
         settings=settings,
         flops_per_step=data.step_flops(model, config),
         tokens_per_step=config.batch_size * stream[0]["labels"].numel(),
-        train=train_curve,
-        held_out=held_out_curve,
+        train=curve_of(trainer.state.log_history, "loss"),
+        held_out=curve_of(trainer.state.log_history, "eval_loss"),
         seconds=time.perf_counter() - began,
     )
     _finish(out, history, keep_at)
     return history
-
-
-def finished(out: Path, data: Data, config: TrainConfig, start: dict[str, Any]) -> bool:
-    """Whether `train` would find this very run in ``out``, all done."""
-    try:
-        known = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(known == _settings(data, config, start) and History.load(out))
-
-
-def _settings(data: Data, config: TrainConfig, start: dict[str, Any] | None) -> dict[str, Any]:
-    settings = {"config": asdict(config), "start": start or {}, "data": data.about}
-    return dict(json.loads(json.dumps(settings)))  # as it will be read back
 
 
 def _arguments(config: TrainConfig, folder: Path, *, first: bool, held_out: int) -> TrainingArguments:
@@ -284,10 +244,7 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | 
         raise GrowthError(f"{out}: is a file; give a directory for the checkpoint")
     run_file = out / RUN_FILE
     if run_file.is_file():
-        try:
-            known = json.loads(run_file.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
+        known = _read(run_file)
         if known == settings:
             return History.load(out)
         if not overwrite:
@@ -320,11 +277,18 @@ def _difference(known: dict[str, Any], settings: dict[str, Any]) -> str:
 def _finish(out: Path, history: History, keep_at: Collection[int]) -> None:
     """Put the last checkpoint's files into `out` itself; the history comes last: all is there."""
     saved = saved_checkpoints(out / "checkpoints")
-    shutil.copytree(saved.pop(history.steps), out, dirs_exist_ok=True)
+    shutil.copytree(saved[history.steps], out, dirs_exist_ok=True)
     history.save(out)
     for step, path in saved.items():
-        if step not in keep_at:
+        if step == history.steps or step not in keep_at:
             shutil.rmtree(path)
-    shutil.rmtree(out / "checkpoints" / f"checkpoint-{history.steps}", ignore_errors=True)
-    if not any((out / "checkpoints").iterdir()):
+    with suppress(OSError):  # some are kept
         (out / "checkpoints").rmdir()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file says: nothing where there is none, or half of one."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -21,9 +21,10 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.models.skeletons import skeleton
 from mupscale.planner import from_first
-from mupscale.study.data.corpus import DataConfig, text_from_hub
+from mupscale.study.data.corpus import text_from_hub
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
-from mupscale.study.data.tokens import END_OF_TEXT, Data, load_tokens
+from mupscale.study.data.stream import Data
+from mupscale.study.data.tokens import END_OF_TEXT, load_tokens
 from mupscale.study.runs import networks
 from mupscale.study.runs.models import fresh_model, read_config, read_tokenizer, small_llama
 from mupscale.study.spec.sweeps import FieldError, Study
@@ -89,9 +90,9 @@ class Workload:
     def fresh(self, size: Size, seed: int, *, standard: bool = False) -> nn.Module:
         """A model from scratch: under μP relative to the narrowest, or as its own code draws it."""
         if standard and isinstance(size, PreTrainedConfig):
-            return fresh_model(size, seed)
-        model: nn.Module = mupscale.init_(self.empty(size), self.relative(size), seed=seed)
-        return model
+            model: nn.Module = fresh_model(size, seed)
+            return model
+        return mupscale.init_(self.empty(size), self.relative(size), seed=seed)
 
     def empty(self, size: Size) -> nn.Module:
         """A model whose weights are yet to be set."""
@@ -163,9 +164,10 @@ def _data(study: Study, cache: Path | None) -> Data:
                 said = f"{folder}: no tokenizer.json; the text must be encoded with the model's own tokenizer"
                 raise FieldError("model", "checkpoint", said)
         return load_tokens(
-            DataConfig(
-                path=path, vocab_size=about.vocab_size, held_out=about.held_out, max_bytes=about.max_bytes
-            ),
+            path,
+            vocab_size=about.vocab_size,
+            held_out=about.held_out,
+            max_bytes=about.max_bytes,
             tokenizer=tokenizer,
             cache=cache,
         )

@@ -25,6 +25,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "muon": torch.optim.Muon,
 }
 
+# By the least that they may be; None may be anything.
+_LEAST = {
+    0: ("weight_decay", "eps", "warmup_steps", "max_grad_norm", "skip_blocks"),
+    1: ("steps", "batch_size", "eval_every", "log_every", "eval_blocks", "save_every"),
+}
+
 SCHEDULER = "warmup_stable_decay"  # of transformers
 
 
@@ -76,21 +82,19 @@ class TrainConfig:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise GrowthError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("weight_decay", "eps", "warmup_steps", "max_grad_norm", "skip_blocks"):
-            if getattr(self, name) < 0:
-                raise GrowthError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("eval_blocks", "save_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise GrowthError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise GrowthError(f"betas are {self.betas}, expected two numbers from 0 to below 1")
+        object.__setattr__(self, "betas", tuple(self.betas))  # of JSON they are a list
+        for least, names in _LEAST.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and value < least:
+                    wanted = f"at least {least}" if least else "0 or more"
+                    raise GrowthError(f"{name} is {value}, expected {wanted}")
         if self.block_size < 2:
             raise GrowthError(
                 f"block_size is {self.block_size}, expected at least 2: a token and the next one"
             )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise GrowthError(f"betas are {self.betas}, expected two numbers from 0 to below 1")
         if not self.lr > 0:
             raise GrowthError(f"lr is {self.lr}, expected more than 0")
         if self.optimizer not in OPTIMIZERS:
@@ -185,13 +189,10 @@ def _optimizer_of(
             model, plan, OPTIMIZERS[kind], weight_decay=weight_decay, decay=decay, only=names, **hyper
         )
     else:
-        named = {name: p for name, p in model.named_parameters() if name in names}
-        split = ([n for n in named if n in decay], weight_decay), ([n for n in named if n not in decay], 0.0)
-        groups = [
-            {"params": [named[name] for name in mine], "param_names": mine, "weight_decay": value}
-            for mine, value in split
-            if mine
-        ]
+        named = [(name, p) for name, p in model.named_parameters() if name in names]
+        parts = [x for x in named if x[0] in decay], [x for x in named if x[0] not in decay]
+        split = zip(parts, (weight_decay, 0.0), strict=True)
+        groups = [{"params": mine, "weight_decay": value} for mine, value in split if mine]
     return OPTIMIZERS[kind](groups, **hyper)
 
 
@@ -208,23 +209,17 @@ def carried_optimizer(
         raise GrowthError(
             f"{path}: not there; grow the checkpoint with its optimizer, or start with a fresh one"
         )
-    optimizer = build_optimizer(model, config, plan)
-    ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer, params = build_optimizer(model, config, plan), dict(model.named_parameters())
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if all("param_names" in group for group in saved["param_groups"]):
-            params = dict(model.named_parameters())
-            for group in saved["param_groups"]:
-                for index, name in zip(group["params"], group["param_names"], strict=True):
-                    if index in saved["state"]:
-                        optimizer.state[params[name]] = saved["state"][index]
-        else:
-            optimizer.load_state_dict(saved)
+        groups = saved["param_groups"]
+        if not all("param_names" in group for group in groups):  # as torch does: by position
+            ours = [group["param_names"] for group in optimizer.param_groups]
+            groups = [{**group, "param_names": names} for group, names in zip(groups, ours, strict=True)]
+        for group in groups:
+            for index, name in zip(group["params"], group["param_names"], strict=True):
+                if index in saved["state"]:  # learning rate, weight decay and the rest are this run's
+                    optimizer.state[params[name]] = saved["state"][index]
     except (ValueError, KeyError, RuntimeError) as error:
         raise GrowthError(f"{path}: does not fit the model ({error}); start with a fresh optimizer") from None
-    for group, values in zip(optimizer.param_groups, ours, strict=True):
-        # The state is carried; learning rate, weight decay and the rest are this run's.
-        params = group["params"]
-        group.clear()
-        group.update(params=params, **values)
     return optimizer

@@ -9,7 +9,6 @@ from statistics import median
 
 import torch
 
-from mupscale.study.data.tokens import collate
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.workload import ANY_STEPS
 from mupscale.study.spec.recipe import build_optimizer
@@ -32,7 +31,7 @@ def seconds_of_runs(budget: Budget, sweeps: Sequence[Sweep]) -> dict[str, float]
             rate = _seconds_of_a_step(budget, sweep) / flops
         steps, config = budget.trained_steps(sweep), budget.config(sweep, ANY_STEPS)
         # A forward pass is a third of a step.
-        held_out = len(budget.workload.data.held_out(config))  # type: ignore[arg-type]
+        held_out = len(budget.workload.data.held_out(config))
         evaluations = (steps // config.eval_every + 2) * held_out / config.batch_size / 3
         found[sweep.name] = rate * flops * (steps + evaluations)
     return found
@@ -45,8 +44,7 @@ def _seconds_of_a_step(budget: Budget, sweep: Sweep) -> float:
     model = budget.workload.fresh(size := budget.size(sweep), 0).to(device).train()
     optimizer = build_optimizer(model, config, budget.workload.relative(size))
     items = budget.workload.data.held_out(replace(config, eval_blocks=config.batch_size))
-    batch = collate([items[place] for place in range(len(items))])  # type: ignore[arg-type]
-    batch = {name: value.to(device) for name, value in batch.items()}
+    batch = {name: value.to(device) for name, value in items[:].items()}
     seconds = []
     for _ in range(1 + MEASURED_STEPS):
         began = time.perf_counter()
