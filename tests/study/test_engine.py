@@ -347,9 +347,9 @@ def test_another_narrow_width_is_another_study(study):
     work(some(job, "scratch-32", "base-64"))
     study(text.replace("narrow = 32", "narrow = 64"))
     with pytest.raises(
-        GrowthError, match=r"base-64: was begun with other settings \(settings\.narrow was 32, now 64\)"
+        GrowthError, match=r"base-64: was begun with other settings \(settings\.model\.width was 32, now 64\)"
     ):
-        work(some(job, "scratch-32", "base-64"))
+        work(some(job, "scratch-64", "base-64"))
 
 
 def test_another_config_under_the_same_name_is_another_study(study, tmp_path):
@@ -530,7 +530,7 @@ def test_sizes_are_recorded_on_the_way(study):
 
 
 def test_a_killed_run_goes_on_where_it_was(study, monkeypatch):
-    job = study(LINE[: LINE.index("[sweep.grown]")].replace("log_every = 2", "save_every = 2"), "cut")
+    job = study(LINE[: LINE.index("[sweep.grown]")].replace("log_every = 2", "save_every = 2") + "keep = true\n", "cut")
     steps = itertools.count()
     step = Trainer.training_step
 

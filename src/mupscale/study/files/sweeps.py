@@ -161,7 +161,10 @@ def _sweep(
         raise FieldError(table, "lr", "missing; expected the learning rates to try, as the narrow model's")
     search = table_as(Search, table, {key: values[key] for key in _SEARCH if key in values})
     check_search(table, search, space)
-    seeds = _seeds(table, values["seeds"]) if "seeds" in values else seeds
+    if begin == "checkpoint":  # one model, from which all seeds begin
+        seeds = (0,)
+    elif "seeds" in values:
+        seeds = _seeds(table, values["seeds"])
     searching = whole(table, "search_seeds", values.get("search_seeds", len(seeds)))
     sweep = Sweep(
         name=name,
