@@ -1,5 +1,8 @@
 """The one exception that mupscale raises at its users."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GrowthError(ValueError):
     """Something cannot be grown as asked.
@@ -11,3 +14,18 @@ class GrowthError(ValueError):
 def one_line(error: BaseException) -> str:
     """What an error of other code says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def said_as(what: str, mend: str = "") -> Iterator[None]:
+    """Let whatever the code of others raises inside be a `GrowthError`; our own goes through as it is.
+
+    Args:
+        what, mend: what the message says before the reason, and after it.
+    """
+    try:
+        yield
+    except GrowthError:
+        raise
+    except Exception as error:
+        raise GrowthError(f"{what}: {one_line(error)}{mend}") from error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError, one_line
+from mupscale.errors import GrowthError, said_as
 from mupscale.growth import grow
 from mupscale.models.calls import Call, result_tensors
 from mupscale.models.chance import SameChance
@@ -263,17 +263,11 @@ def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:
     Raises:
         GrowthError: the model does not run, or returns nothing to compare.
     """
-    try:
-        with SameChance(0):
-            outputs = result_tensors(call(model))
-    except Exception as error:  # whatever the model's own code raises
-        raise GrowthError(
-            f"the {side} model, {type(model).__name__}, does not run on these inputs: {one_line(error)}"
-        ) from error
+    name = f"the {side} model, {type(model).__name__},"
+    with said_as(f"{name} does not run on these inputs"), SameChance(0):
+        outputs = result_tensors(call(model))
     if not outputs:
-        raise GrowthError(
-            f"the {side} model, {type(model).__name__}, returns no floating-point tensor; nothing to compare"
-        )
+        raise GrowthError(f"{name} returns no floating-point tensor; nothing to compare")
     return outputs
 
 

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import Layout
 from mupscale.layout.known import family_of
 from mupscale.models.skeletons import skeleton
@@ -85,12 +85,8 @@ class Checkpoint:
                 f"{path}: model_type {model_type!r} is not one that transformers {version('transformers')} "
                 "knows; expected one such as llama"
             )
-        try:
+        with said_as(f"{path}: not a valid {model_type} config"):
             return CONFIG_MAPPING[model_type].from_dict(data)
-        except Exception as error:  # whatever a config class makes of wrong fields
-            raise GrowthError(
-                f"{path}: not a valid {model_type} config: {' '.join(str(error).split())}"
-            ) from None
 
     @cached_property
     def weight_files(self) -> list[Path]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mupscale.errors import GrowthError, one_line
+from mupscale.errors import said_as
 from mupscale.layout.tiny_sizes import (
     COUNTS,
     HEADS,
@@ -43,11 +43,8 @@ def tiny(config: PreTrainedConfig, *, grouped: bool = False) -> PreTrainedConfig
     >>> small.hidden_size, small.num_attention_heads, small.num_key_value_heads, small.attention_bias
     (128, 8, 2, True)
     """
-    try:
-        with quiet():
-            return type(config).from_dict(_Node(config, None, grouped).shrunk())
-    except Exception as error:  # each config class has errors of its own
-        raise GrowthError(f"no tiny {type(config).__name__} can be built: {one_line(error)}") from error
+    with said_as(f"no tiny {type(config).__name__} can be built"), quiet():
+        return type(config).from_dict(_Node(config, None, grouped).shrunk())
 
 
 class _Node:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError, one_line
+from mupscale.errors import GrowthError, said_as
 from mupscale.models.contents import attribute_tensors
 
 
@@ -28,7 +28,10 @@ def copied(model: nn.Module) -> nn.Module:
     for _, _, tensor in attribute_tensors(model):
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    try:
+    mend = (
+        "; plan it from a function, mupscale.plan(make, width=..., inputs=...), which is called again instead"
+    )
+    with said_as(f"{type(model).__name__}: cannot be copied", mend):
         for param in model.parameters():
             copy.deepcopy(param, memo).__dict__.update(copy.deepcopy(param.__dict__, memo))
         twin: nn.Module = copy.deepcopy(model, memo)
@@ -38,13 +41,6 @@ def copied(model: nn.Module) -> nn.Module:
                 own.requires_grad_(True)  # a frozen one takes no hook
                 register(own, _rebound(copy.deepcopy(hook, memo), memo))
             own.requires_grad_(trained)
-    except GrowthError:
-        raise
-    except Exception as error:  # whatever the module's parts raise
-        raise GrowthError(
-            f"{type(model).__name__}: cannot be copied: {one_line(error)}; plan it from a function, "
-            "mupscale.plan(make, width=..., inputs=...), which is called again instead"
-        ) from error
     for module in twin.modules():
         for key, value in vars(module).items():
             vars(module)[key] = _rebound(value, memo)

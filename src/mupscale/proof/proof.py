@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError, one_line
+from mupscale.errors import GrowthError, said_as
 from mupscale.layout.cache import remembered
 from mupscale.layout.inference.family import part_of
 from mupscale.layout.inference.fields import explicit
@@ -141,10 +141,8 @@ def _still(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _tried(small: PreTrainedConfig, plan: Plan, operator: str) -> Proof:
     assert plan.config is not None
-    try:
+    with said_as(f"{small.model_type}: no tiny wide model can be made"):
         narrow, wide = instance(small), instance(plan.config)
-    except Exception as error:  # whatever the model's own code raises
-        raise GrowthError(f"{small.model_type}: no tiny wide model can be made: {one_line(error)}") from error
     return tried(narrow, wide, plan, [Call.of(example_inputs(narrow, seed=1))], operator)
 
 
@@ -164,17 +162,12 @@ def tried(
     randomize_(narrow, fan_in)
     _grow(narrow, wide, plan, operator)
     loss_difference, nonlinear = 0.0, list[str]()
-    try:
-        with float64(), quiet(), Float64():
-            difference, failure = _at_rest(narrow, wide, plan, calls)
-            if failure is None and operator == "duplicate":
-                loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
-            if failure is None and operator == "duplicate":
-                nonlinear = _under_noise(narrow, wide, plan, calls)
-    except GrowthError:
-        raise
-    except Exception as error:  # whatever the model's own code raises
-        raise GrowthError(f"{type(narrow).__name__}: it does not run: {one_line(error)}") from error
+    with said_as(f"{type(narrow).__name__}: it does not run"), float64(), quiet(), Float64():
+        difference, failure = _at_rest(narrow, wide, plan, calls)
+        if failure is None and operator == "duplicate":
+            loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
+        if failure is None and operator == "duplicate":
+            nonlinear = _under_noise(narrow, wide, plan, calls)
     return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from mupscale.errors import GrowthError, one_line
+from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import Fold
 from mupscale.layout.flow.structure import counterparts
 from mupscale.layout.flow.units import Unit
@@ -30,12 +30,8 @@ def folds_of(family: Family, factors: Mapping[Path, int], growth: Mapping[str, F
     """
     small = family.small
     base = run(small)[1]
-    try:
+    with said_as(f"{family.model_type}: a tiny model of this growth does not run"):
         wide = run(with_fields(small, {p: times(value_at(small, p), f) for p, f in factors.items()}))[1]
-    except Exception as error:  # whatever the config or the model raises
-        raise GrowthError(
-            f"{family.model_type}: a tiny model of this growth does not run: {one_line(error)}"
-        ) from error
     grown = {id(unit.find()): other.size / unit.size for unit, other in counterparts(base, wide)}
 
     def growth_of(unit: Unit) -> float:
