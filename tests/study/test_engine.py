@@ -530,7 +530,10 @@ def test_sizes_are_recorded_on_the_way(study):
 
 
 def test_a_killed_run_goes_on_where_it_was(study, monkeypatch):
-    job = study(LINE[: LINE.index("[sweep.grown]")].replace("log_every = 2", "save_every = 2") + "keep = true\n", "cut")
+    job = study(
+        LINE[: LINE.index("[sweep.grown]")].replace("log_every = 2", "save_every = 2") + "keep = true\n",
+        "cut",
+    )
     steps = itertools.count()
     step = Trainer.training_step
 
