@@ -511,7 +511,8 @@ def test_a_checkpoint_is_grown_as_a_sweep_s_run_is(line, tmp_path):
     own = work(Job(file=tmp_path / "own.toml", out=tmp_path / "own"))
     assert losses(own, "grown") == pytest.approx(losses(results, "grown"), abs=1e-6)
     narrow, before = sweep(own, "narrow"), sweep(results, "narrow")
-    for key in ("run_flops", "flops", "best", "steps", "width", "parameters"):
+    assert narrow["best"]["loss"] == before["best"]["loss"]
+    for key in ("run_flops", "flops", "steps", "width", "parameters"):
         assert narrow[key] == before[key], key
 
 
