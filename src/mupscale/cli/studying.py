@@ -196,8 +196,8 @@ def compare(
         "search_seeds": 1,
     }
     sides = [
-        (f"{text}-{width}", {**_start(text), "width": width * model.config.hidden_size})
-        for width in sorted(widths, reverse=True)
+        (f"{text}-{width}", {**_start(text), "width": width})
+        for width in sorted((factor * model.config.hidden_size for factor in widths), reverse=True)
         for text in starts
     ]
     names = [name for name, _ in sides]
