@@ -255,7 +255,7 @@ def test_some_sweeps_and_one_more_worker(
     assert "second needs first, which is not finished" in said
     status, said = mupscale("study", study_file, "--sweeps", "first", "--jobs", "1")
     assert status == 0
-    assert "Not finished: second (0 of 0 trials)." in said
+    assert "Not finished: second (0 of 1 trials)." in said
     report = tmp_path / "study/report.html"
     before = report.read_bytes()
     assert mupscale("study", study_file, "--worker", "--jobs", "1") == (0, "")
