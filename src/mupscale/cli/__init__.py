@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 import mupscale
-from mupscale.cli import growing, studying, training
+from mupscale.cli import comparing, growing, studying, training
 from mupscale.cli.terminal import quiet_libraries
 from mupscale.errors import GrowthError
 
@@ -42,7 +42,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": _quietly(training.train),
     "study": _quietly(studying.study),
     "tune": _quietly(studying.tune),
-    "compare": _quietly(studying.compare),
+    "compare": _quietly(comparing.compare),
     "coord-check": _quietly(studying.coord_check),
     "advise": studying.advise,
     "demo": _quietly(studying.demo),

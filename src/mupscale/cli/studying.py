@@ -36,16 +36,6 @@ Json = Annotated[bool, arg(help="print one JSON object")]
 Text = Annotated[Path | None, arg(help="text file or folder; without it, Python's standard library source")]
 HeldOut = Annotated[float, arg(help="share of the text kept for evaluation")]
 
-STARTS = (
-    "scratch",
-    "duplicate",
-    "duplicate,noise=gaussian:0.3",
-    "zero_pad",
-    "zero_pad,shrink=1",
-    "hyperclone",
-    "net2net",
-)
-
 
 # ---- studies -----------------------------------------------------------------------------------------------
 
@@ -125,144 +115,6 @@ def tune(
         as_json=json,
         check_transfer=check_transfer,
     )
-
-
-def compare(
-    source: Annotated[Positional[Path], arg(metavar="SRC", help="narrow checkpoint directory")],
-    out: Annotated[
-        Positional[Path],
-        arg(metavar="OUT", help="folder for the study.toml that is run, and its report"),
-    ],
-    /,
-    *,
-    widths: Annotated[tuple[int, ...], arg(help="growth of d_model, d_ff and the heads")] = (2, 4),
-    starts: Annotated[
-        tuple[str, ...],
-        arg(
-            help="what to compare: scratch, or OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]; "
-            "operators as in `mupscale grow`. Default: all of them but aki",
-        ),
-    ] = STARTS,
-    lrs: Annotated[tuple[float, ...], arg(help="rates to tune over, times the narrow model's")] = (
-        2.0,
-        1.0,
-        0.5,
-        0.25,
-    ),
-    seeds: Annotated[int, arg(help="repetitions, each with other noise, weights and text")] = 3,
-    steps: Annotated[int, arg(help="steps of the wide model")] = 300,
-    cooldown_fraction: Annotated[float, arg(help="share of the steps in the cooldown")] = 0.2,
-    data: Text = None,
-    held_out: HeldOut = 0.05,
-    lr: Annotated[
-        float | None, arg(help="the narrow model's learning rate; default: as it was trained")
-    ] = None,
-    batch_size: Annotated[
-        int | None, arg(help="sequences in a step; default: as the narrow model was trained")
-    ] = None,
-    block_size: Annotated[int | None, arg(help="tokens in a sequence; default: likewise")] = None,
-    weight_decay: Annotated[float | None, arg(help="AdamW's, of the narrow model; default: likewise")] = None,
-    warmup_steps: Annotated[int | None, arg(help="steps of linear warmup; default: likewise")] = None,
-    jobs: Annotated[int, arg(help="runs side by side, which share the CPU threads; 1 on a GPU")] = 1,
-    json: Json = False,
-) -> int:
-    """Compare growth operators with each other and with μP from scratch: losses, FLOPs to reach, a picture.
-
-    All runs of a width have the same steps, blocks and schedules; each side's learning rate is tuned over the
-    same grid with the first seed. Given again, the command goes on where it stopped.
-
-    Example: mupscale compare narrow comparison --widths 2 4 --starts scratch duplicate zero_pad,shrink=0.4
-    """
-    need_extras()
-    from mupscale.study.files.toml import write_toml
-    from mupscale.study.runs.models import load_checkpoint
-    from mupscale.study.runs.training import training_like
-
-    model = load_checkpoint(source)  # a broken checkpoint should fail before the text is read
-    given = {
-        "lr": lr,
-        "batch_size": batch_size,
-        "block_size": block_size,
-        "weight_decay": weight_decay,
-        "warmup_steps": warmup_steps,
-    }
-    settings = training_like(source, steps=steps, **{k: v for k, v in given.items() if v is not None})
-    common = {
-        "lengths": [1.0],
-        "constant": True,
-        "steps": steps,
-        "cooldown_fraction": cooldown_fraction,
-        "try": {"lr": [settings.lr * factor for factor in lrs]},
-        "search_seeds": 1,
-    }
-    sides = [
-        (f"{text}-{width}", {**_start(text), "width": width})
-        for width in sorted((factor * model.config.hidden_size for factor in widths), reverse=True)
-        for text in starts
-    ]
-    names = [name for name, _ in sides]
-    for several, values in (("--starts", starts), ("--widths", widths), ("--lrs", lrs)):
-        if len(set(values)) < len(values):
-            raise GrowthError(f"{several}: {', '.join(map(str, values))}: the same one twice")
-    if min(widths, default=0) < 2:
-        raise GrowthError(f"--widths {widths}: expected whole factors of at least 2")
-    tables = {
-        "title": f"{source.name}: which start for the wide model?",
-        "seeds": seeds,
-        "growth_seed": 0,
-        "model": {"checkpoint": source.absolute()},
-        "data": {"source": data and data.absolute(), "held_out": held_out},
-        "training": training_table(settings),
-        "sweep": {
-            "narrow": {"begin": "checkpoint"},
-            **{name: {**start, **common} for name, start in sides},
-        },
-        "question": [
-            {"ask": "starts", "of": names, "against": [n for n in names if n.startswith("scratch-")]},
-            {"ask": "cost"},
-        ],
-    }
-    write_toml(tables, out / "study.toml")
-    return run_study(out / "study.toml", out, jobs=jobs, stack=1, as_json=json)
-
-
-def _start(text: str) -> dict[str, Any]:
-    """Read ``scratch`` or ``OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]`` as a sweep.
-
-    Raises:
-        GrowthError: an unknown operator, option or value.
-    """
-    from mupscale.operators.catalogue import OPERATORS, operator_named
-    from mupscale.operators.zero_pad import DEFAULT_SHRINK
-
-    operator, *options = text.split(",")
-    if operator == "scratch":
-        if options:
-            raise GrowthError(f"start {text!r}: scratch has no options")
-        return {"begin": "scratch", "after": "narrow"}
-    if operator not in OPERATORS:
-        raise GrowthError(f"start {text!r}: expected scratch or one of {', '.join(OPERATORS)}")
-    given = dict(option.partition("=")[::2] for option in options)
-    if unknown := given.keys() - {"noise", "shrink", "optimizer"}:
-        raise GrowthError(
-            f"start {text!r}: unknown option {min(unknown)!r}; there are noise, shrink, optimizer"
-        )
-    if given.get("optimizer", "fresh") not in ("carried", "fresh"):
-        raise GrowthError(f"start {text!r}: optimizer is carried or fresh")
-    noise = operator_named(operator).noise(given.get("noise", "default"))
-    found: dict[str, Any] = {"from": "narrow", "operator": operator, "noise": str(noise or "none")}
-    if OPERATORS[operator].deepens:
-        raise GrowthError(f"start {text!r}: widths are compared here, and it makes a model deeper")
-    found["optimizer_state"] = given.get("optimizer", "carried" if operator == "duplicate" else "fresh")
-    if "shrink" in given and operator != "zero_pad":
-        raise GrowthError(f"start {text!r}: shrink is for zero_pad")
-    if operator == "zero_pad":
-        try:
-            found["shrink"] = float(given.get("shrink", DEFAULT_SHRINK))
-        except ValueError:
-            said = f"start {text!r}: shrink is {given['shrink']!r}, expected a number"
-            raise GrowthError(said) from None
-    return found
 
 
 def demo(
@@ -473,7 +325,11 @@ def coord_check(
 
 def need_extras() -> None:
     """Raise `GrowthError` where what studies need is not installed."""
-    missing = [name for name in ("accelerate", "matplotlib", "optuna", "psutil") if find_spec(name) is None]
+    missing = [
+        name
+        for name in ("accelerate", "matplotlib", "optuna", "psutil", "tomli_w")
+        if find_spec(name) is None
+    ]
     if missing:
         raise GrowthError(
             f"{' and '.join(missing)} not installed; this command needs: pip install 'mupscale[study]'"

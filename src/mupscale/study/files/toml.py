@@ -6,7 +6,6 @@ Knows TOML and dataclasses; nothing of studies.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +14,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
 
 from mupscale.errors import GrowthError
 from mupscale.study.spec.sweeps import FieldError
@@ -104,49 +105,15 @@ def whole(table: str, key: str, value: Any, missing: str = "missing") -> int:
 
 
 def write_toml(tables: Mapping[str, Any], path: Path) -> None:
-    """Tables, tables of tables and lists of tables as a TOML file; what is None is left out.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "study.toml"
-    ...     write_toml({"seeds": 1, "sweep": {"a": {"try": {"lr": [0.1]}}}, "question": [{"ask": "b"}]}, path)
-    ...     print(path.read_text())
-    seeds = 1
-    <BLANKLINE>
-    [sweep."a"]
-    try = { "lr" = [0.1] }
-    <BLANKLINE>
-    [[question]]
-    ask = "b"
-    <BLANKLINE>
-    """
-    lines, later = [], []
-    for key, value in tables.items():
-        inner = value.items() if isinstance(value, dict) else ()
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            later += [line for table in value for line in ("", f"[[{key}]]", *_lines(table))]
-        elif inner and all(isinstance(table, dict) for _, table in inner):
-            later += [
-                line for name, table in inner for line in ("", f"[{key}.{json.dumps(name)}]", *_lines(table))
-            ]
-        elif isinstance(value, dict):
-            later += ["", f"[{key}]", *_lines(value)]
-        else:
-            lines += _lines({key: value})
+    """Write tables into a file; what is None is left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*lines, *later]) + "\n", encoding="utf-8")
+    path.write_text(tomli_w.dumps(_plain(tables)), encoding="utf-8")
 
 
-def _lines(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    return str(value) if isinstance(value, Path) else value
 
 
 def is_whole(value: Any) -> bool:
