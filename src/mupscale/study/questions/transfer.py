@@ -18,8 +18,8 @@ MEASURE = (
     f"at the widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
 )
 MEASURE_OF_LISTS = (
-    f"The last passes if its learning rate moves by at most a factor of {LARGEST_FACTOR:g}, by less than that "
-    "of the first, and stands at no edge of what was tried."
+    f"The last passes if its learning rate moves by at most a factor of {LARGEST_FACTOR:g}, by less than "
+    "that of the first, and stands at no edge of what was tried."
 )
 
 
