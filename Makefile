@@ -42,17 +42,15 @@ real: $(VENV)/installed $(VENV)/real
 
 # The best learning rate over widths, standard parametrization against μP: about 25 minutes on 2 cores.
 transfer: $(VENV)/installed
-	$(BIN)/python examples/lr_transfer.py --out lr-transfer
+	$(BIN)/mupscale study examples/studies/lr_transfer.toml --out lr-transfer
 
 # Every growth operator against μP from scratch, at 2 and 4 times the width, 3 seeds: about an hour on 2 cores.
 comparison: $(VENV)/installed
-	$(BIN)/mupscale train comparison/narrow --config llama-tiny --steps 600 --batch-size 16 --block-size 64 \
-	  --eval-every 25 --eval-blocks 96 --seed 0
-	$(BIN)/mupscale compare comparison/narrow comparison --widths 2 4 --steps 300 --seeds 3 --jobs 2
+	$(BIN)/mupscale study examples/studies/comparison.toml --out comparison
 
 # Activations, weights and gradients of zero-padded models over time and width: about 3 minutes on 2 cores.
 dynamics: $(VENV)/installed
-	$(BIN)/python examples/shrink_dynamics.py --out shrink-dynamics
+	$(BIN)/mupscale study examples/studies/dynamics.toml --out shrink-dynamics
 
 # The server, Debian's, that a test of workers on one database starts for itself (make test-slow).
 postgres:

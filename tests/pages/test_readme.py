@@ -16,7 +16,7 @@ SHORTER = {
     r"--steps \d+": "--steps 4 --config llama-tiny --batch-size 4 --block-size 16 --eval-blocks 4 --warmup-steps 1",
     r"--stages [\d: ]+": "--stages 1:4 2:4 --config llama-tiny --data texts --batch-size 4 --block-size 16 --eval-blocks 4 --warmup-steps 1",
     r"compare .*": r"\g<0> --data texts --steps 4 --seeds 1 --lrs 1 0.5 --warmup-steps 1 --starts scratch duplicate",
-    r"tune +study\.toml": f"tune {ROOT}/examples/studies/llama_cpu.toml --dry-run",
+    r"(tune|study) +study\.toml": rf"\1 {ROOT}/examples/studies/llama_cpu.toml --dry-run",
     r"tune examples/(\S+)( --check-transfer)?$": rf"tune {ROOT}/examples/\1\2 --dry-run",
     r"tune examples/": f"tune {ROOT}/examples/",
     r"grow narrow wide --to": "grow narrow padded --to",
@@ -33,7 +33,7 @@ def shown() -> list[str]:
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs_with_an_empty_cache(tmp_path):
     (tmp_path / "texts").mkdir()
-    for source in (ROOT / "src/mupscale/axes.py", ROOT / "src/mupscale/planner.py"):
+    for source in (ROOT / "src/mupscale/notation/axes.py", ROOT / "src/mupscale/planner.py"):
         shutil.copy(source, tmp_path / "texts" / f"{source.stem}.txt")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for number, command in enumerate(shown()):

@@ -1,5 +1,6 @@
 """Stage by stage: one history, fresh text, learning rates of the first model, and nothing lost by a kill."""
 
+import csv
 import json
 import os
 import signal
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mupscale.study.stages import read_stages
 from transformers import AutoModelForCausalLM
 
 import mupscale
 from conftest import tiny_llama
 from mupscale import GrowthError
 from mupscale.cli import main
+from mupscale.study.files.stages import read_stages
 from mupscale.study.runs.training import saved_checkpoints
 
 STAGES = ["1:30", "2:40", "2:20"]
@@ -39,32 +40,39 @@ def line(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
     return out
 
 
-def curve(out: Path) -> list[dict[str, Any]]:
-    return json.loads((out / "history.json").read_text())["curve"]
+def history(out: Path) -> list[dict[str, Any]]:
+    """What the picture of all stages shows."""
+    with (out / "stages.csv").open(newline="") as file:
+        rows = [{**row, "stage": int(row["line"].removeprefix("stage "))} for row in csv.DictReader(file)]
+    numbers = ("step", "items", "flops", "loss")
+    return [{"stage": row["stage"], **{key: float(row[key]) for key in numbers}} for row in rows]
+
+
+def sweeps(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "results.json").read_text())["sweeps"]
 
 
 def test_one_history_goes_through_all_stages(line: Path) -> None:
-    rows = curve(line)
+    rows, stages = history(line), sweeps(line)
     assert [max(r["step"] for r in rows if r["stage"] == n) for n in (1, 2, 3)] == [30, 70, 90]
-    for key in ("step", "tokens", "flops"):
+    for key in ("step", "items", "flops"):
         assert [row[key] for row in rows] == sorted(row[key] for row in rows)
-    assert rows[-1]["tokens"] == 90 * 64
-    sizes = [next(r["parameters"] for r in rows if r["stage"] == n) for n in (1, 2, 3)]
+    assert rows[-1]["items"] == 90 * 64
+    sizes = [stage["parameters"] for stage in stages]
     assert sizes == sorted(sizes)
-    costs = [[r for r in rows if r["stage"] == n] for n in (1, 3)]
-    per_step = [(c[-1]["flops"] - c[0]["flops"]) / (c[-1]["step"] - c[0]["step"]) for c in costs]
-    assert per_step[1] > 4 * per_step[0]
-    assert {"history.csv", "stages.png", "stage1", "stage2", "stage3"} <= {p.name for p in line.iterdir()}
-    assert not list(line.glob("grown*"))
+    assert stages[2]["flops_per_step"] > 4 * stages[0]["flops_per_step"]
+    assert rows[-1]["flops"] == sum(stage["run_flops"] for stage in stages)
+    shown = {"report.html", "report.md", "stages.png", "study.toml", "stage1", "stage2", "stage3"}
+    assert shown <= {path.name for path in line.iterdir()}
 
 
 def test_growing_loses_nothing(line: Path) -> None:
-    rows = curve(line)
+    rows = history(line)
     for number in (2, 3):
-        before = [r for r in rows if r["stage"] == number - 1 and r["held_out_loss"] is not None][-1]
-        after = next(r for r in rows if r["stage"] == number)
-        assert after["step"] == before["step"]
-        assert after["held_out_loss"] == pytest.approx(before["held_out_loss"], abs=1e-4)
+        before = [row for row in rows if row["stage"] == number - 1][-1]
+        after = next(row for row in rows if row["stage"] == number)
+        assert (after["step"], after["flops"]) == (before["step"], before["flops"])
+        assert after["loss"] == pytest.approx(before["loss"], abs=1e-4)
 
 
 def test_every_stage_sees_the_text_that_follows(line: Path) -> None:
@@ -82,6 +90,16 @@ def test_learning_rates_stay_the_first_models(line: Path) -> None:
     )
 
 
+def test_a_stage_is_a_checkpoint_like_any_other(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the manifest says of its growth is what other commands read."""
+    manifest = json.loads((line / "stage2/mupscale.json").read_text())
+    assert (manifest["operator"], manifest["noise"]) == ("duplicate", "balanced:1")
+    assert main(["verify", str(line / "stage1"), str(line / "stage2"), "--json"]) == 1  # it has trained on
+    assert not json.loads(capsys.readouterr().out)["equal"]
+    assert main(["hparams", str(line / "stage3"), "--lr", "1e-2", "--json"]) == 0
+    assert {0.25, 1.0} <= {group["lr_scale"] for group in json.loads(capsys.readouterr().out)["groups"]}
+
+
 def test_killed_in_the_middle_of_stage_two_it_ends_the_same(
     line: Path, words: list[str], tmp_path: Path
 ) -> None:
@@ -93,9 +111,9 @@ def test_killed_in_the_middle_of_stage_two_it_ends_the_same(
         os.kill(process.pid, signal.SIGKILL)
     assert 0 < min(saved) < 40
     assert not (tmp_path / "line/stage2/history.json").exists()
-    assert main(["train", str(tmp_path / "line"), *words, *STAGES]) == 0
-    again, whole = curve(tmp_path / "line"), curve(line)
-    assert again[-1]["held_out_loss"] == pytest.approx(whole[-1]["held_out_loss"], abs=1e-6)
+    assert main(["train", str(tmp_path / "line"), *words, *STAGES, "--resume"]) == 0
+    again, whole = history(tmp_path / "line"), history(line)
+    assert again[-1]["loss"] == pytest.approx(whole[-1]["loss"], abs=1e-6)
     assert [row["step"] for row in again] == [row["step"] for row in whole]
 
 
@@ -104,7 +122,8 @@ def test_a_finished_line_is_not_repeated(
 ) -> None:
     before = (line / "stage2/model.safetensors").stat().st_mtime_ns
     assert main(["train", str(line), *words, *STAGES, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["step"] == 90
+    answer = json.loads(capsys.readouterr().out)["answers"][0]
+    assert (answer["steps"], answer["loss"]) == (90, history(line)[-1]["loss"])
     assert (line / "stage2/model.safetensors").stat().st_mtime_ns == before
 
 
@@ -131,11 +150,20 @@ def test_a_file_says_more_about_each_stage(words: list[str], tmp_path: Path) -> 
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/stage2").config.hidden_size == 24
 
 
-def test_another_stage_two_grows_anew(words: list[str], tmp_path: Path) -> None:
+def test_another_stage_two_is_refused_or_grows_anew(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With --overwrite the changed stage starts from the grown model, not from what the old one had learned."""
-    for folder, stages in (("line", ["1:8", "2:8"]), ("line", ["1:8", "2:12"]), ("fresh", ["1:8", "2:12"])):
-        assert main(["train", str(tmp_path / folder), *words, *stages, "--overwrite"]) == 0
-    assert curve(tmp_path / "line") == curve(tmp_path / "fresh")
+    assert main(["train", str(tmp_path / "line"), *words, "1:8", "2:8"]) == 0
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "line"), *words, "1:8", "2:12"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("choose another directory, or replace it (--overwrite)\n")
+    assert said.count("\n") == 1
+    assert main(["train", str(tmp_path / "line"), *words, "1:8", "2:8"]) == 0  # and is still there
+    for folder in ("line", "fresh"):
+        assert main(["train", str(tmp_path / folder), *words, "1:8", "2:12", "--overwrite"]) == 0
+    assert history(tmp_path / "line") == history(tmp_path / "fresh")
 
 
 def test_a_line_that_starts_grown_goes_by_its_first_model(
@@ -144,10 +172,17 @@ def test_a_line_that_starts_grown_goes_by_its_first_model(
     for start in (line / "stage2", tmp_path / "grown"):
         if start.name == "grown":
             assert main(["grow", str(line / "stage1"), str(start), "--width", "2"]) == 0
-        out = str(tmp_path / f"from-{start.name}")
+        out = tmp_path / f"from-{start.name}"
         given = [word for word in words if word not in ("--config", words[1])]
-        assert main(["train", out, "--from", str(start), *given, "1:4", "2:4"]) == 0
-        assert mupscale.Plan.load(f"{out}/stage2").growth == {"d_model": 4, "d_ff": 4, "kv_heads": 4}
+        assert main(["train", str(out), "--from", str(start), *given, "1:4", "2:4"]) == 0
+        for stage, growth in (("stage1", 2), ("stage2", 4)):
+            found = mupscale.Plan.load(out / stage).growth
+            assert found == {"d_model": growth, "d_ff": growth, "kv_heads": growth}
+        # The optimizer goes along, and the text goes on behind what the start has seen.
+        seen = 120 if start.name == "grown" else 280
+        assert json.loads((out / "stage1/run.json").read_text())["config"]["skip_blocks"] == seen
+        before = sweeps(line)[0 if start.name == "grown" else 1]["best"]["loss"]
+        assert history(out)[0]["loss"] == pytest.approx(before, abs=1e-4)
 
 
 def test_killed_before_its_manifest_was_written_a_stage_is_not_lost(
@@ -157,7 +192,7 @@ def test_killed_before_its_manifest_was_written_a_stage_is_not_lost(
         raise KeyboardInterrupt
 
     command = ["train", str(tmp_path), *words, "1:4", "2:6"]
-    monkeypatch.setattr("mupscale.study.stages.shutil.copy", killed)
+    monkeypatch.setattr("mupscale.study.runs.lab.write_json", killed)
     assert main(command) == 130
     monkeypatch.undo()
     assert (tmp_path / "stage2/history.json").is_file()
@@ -169,15 +204,19 @@ def test_a_later_stage_is_checked_before_the_first_step(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for line, message in (
-        ("operator = 'stretch'", "stage 2: operator 'stretch' is unknown"),
-        ("lr = 'high'", "stage 2: "),
-        ("warmup_steps = 50", "stage 2: warmup_steps 50 and a cooldown"),
+        ("operator = 'stretch'", "stage2: operator: operator 'stretch' is unknown"),
+        ("lr = 'high'", "stage2: lr: ['high']: expected numbers"),
+        ("warmup_steps = 50", "stage2: warmup_steps: warmup_steps 50 and a cooldown"),
+        ("learning_rate = 1", "stage2: learning_rate: unknown; expected after, batch_size"),
+        ("optimizer = 'old'", "stage2: optimizer_state: 'old': expected one of carried, fresh"),
         ("noise = 1", "noise and optimizer are words"),
     ):
         (tmp_path / "s.toml").write_text(f"[[stages]]\nsteps = 5\n[[stages]]\nsteps = 5\nwidth = 2\n{line}\n")
         assert main(["train", str(tmp_path / "out"), *words, str(tmp_path / "s.toml")]) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / "out/stage1").exists()
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -186,12 +225,7 @@ def test_a_later_stage_is_checked_before_the_first_step(
         (["2:10"], "stage 1: the first has nothing to grow from"),
         (["1:10", "1:5"], "stage 2: expected a width above 1"),
         (["1:10", "2x5"], "stage '2x5': expected WIDTH:STEPS"),
-        (
-            ["[[stages]]\nsteps = 1\nlearning_rate = 1"],
-            "stage 1: unknown key 'learning_rate'; expected batch_size",
-        ),
         (["[[stages]]\nsteps = 1.5"], r"steps \(and width\) must be whole"),
-        (["[[stages]]\nsteps = 1\noptimizer = 'old'"], "optimizer is carried or fresh, not 'old'"),
         (["x = 1"], r"no \[\[stages\]\] to read there"),
     ],
 )

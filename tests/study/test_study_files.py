@@ -14,6 +14,7 @@ from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.workload import load_workload
 from mupscale.study.spec.space import Choices, Range
 
+DOCS = Path(__file__).parents[2] / "docs"
 STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))
 
 GOOD = """\
@@ -216,6 +217,12 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
             "[sweep.scratch] tokens_per_parameter",
             "leave one out",
         ),
+        (
+            "lengths = [0.02, 0.05]",
+            "lengths = [0.02, 0.05]\ntokens_per_parameter = 0.05",
+            "[sweep.grown] tokens_per_parameter",
+            "given beside lengths",
+        ),
         ('ask = "saving"', 'ask = "savings"', "[question]", "did you mean saving?"),
         ('of = "grown"', 'of = "grow"', "[question]", "did you mean grown?"),
         ("[sweep.narrow]", "[sweep.narrow]\nwidth = 32\n[swep.narrow]", "swep", "did you mean sweep?"),
@@ -245,6 +252,12 @@ def test_studies_in_the_box_are_in_order(path):
     tables = tomllib.loads(path.read_text())
     if "widths" in tables:
         assert read_study(path, check_transfer=True).questions
+
+
+@pytest.mark.parametrize("page", ["studies", "tuning"])
+def test_what_the_pages_show_is_in_order(tmp_path, page):
+    (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+    assert {question["ask"] for question in read_study(written(tmp_path, text)).questions} >= {"saving"}
 
 
 def test_there_is_a_cpu_and_a_paper_size_of_each():

@@ -60,7 +60,7 @@ def compare(
     block_size: Annotated[int | None, arg(help="tokens in a sequence; default: likewise")] = None,
     weight_decay: Annotated[float | None, arg(help="AdamW's, of the narrow model; default: likewise")] = None,
     warmup_steps: Annotated[int | None, arg(help="steps of linear warmup; default: likewise")] = None,
-    jobs: Annotated[int, arg(help="runs side by side, each on one CPU thread; 1 on a GPU")] = 1,
+    jobs: Annotated[int, arg(help="runs side by side, which share the CPU threads; 1 on a GPU")] = 1,
     json: Json = False,
 ) -> int:
     """Compare growth operators with each other and with μP from scratch: losses, FLOPs to reach, a picture.
@@ -93,8 +93,8 @@ def compare(
         "search_seeds": 1,
     }
     sides = [
-        (f"{text}-{width}", {**_start(text), "width": width * model.config.hidden_size})
-        for width in sorted(widths, reverse=True)
+        (f"{text}-{width}", {**_start(text), "width": width})
+        for width in sorted((factor * model.config.hidden_size for factor in widths), reverse=True)
         for text in starts
     ]
     names = [name for name, _ in sides]

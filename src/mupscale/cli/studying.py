@@ -160,7 +160,7 @@ def run_study(
     need_extras()
     import torch
 
-    from mupscale.study.page import markdown, write
+    from mupscale.study.page import json_safe, markdown, write
     from mupscale.study.questions import answers
     from mupscale.study.runs.progress import make_progress, quiet
     from mupscale.study.work.driver import Job, estimate, run, work
@@ -176,7 +176,7 @@ def run_study(
         sweeps=sweeps,
         check_transfer=check_transfer,
         stack=stack,
-        threads=threads or max(1, cores // jobs),
+        threads=threads or max(1, torch.get_num_threads() // jobs),
     )
     if dry:
         with quiet():
@@ -198,7 +198,9 @@ def run_study(
         "out": str(folder),
         "report": str(report),
     }
-    tell(as_json, told, f"{markdown(results, found)}\nPictures and all numbers are in {report}.")
+    # How it was measured, the last of the answers, is for the page.
+    words = f"{markdown(results, found[:-1])}\nPictures, settings and all numbers are in {report}."
+    tell(as_json, json_safe(told), words)
     return 1 if any(answer.passed is False for answer in found) else 0
 
 
@@ -338,7 +340,7 @@ def training_table(settings: TrainConfig) -> dict[str, Any]:
     """Settings as the table [training] of a study file."""
     from mupscale.study.files.knobs import TRAINING
 
-    return {key: value for key, value in asdict(settings).items() if key in TRAINING}
+    return {key: value for key, value in asdict(settings).items() if key in TRAINING and value is not None}
 
 
 def tell(as_json: bool, result: Mapping[str, Any], words: str) -> None:

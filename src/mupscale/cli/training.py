@@ -199,36 +199,51 @@ def _train_stages(
 ) -> int:
     """Write a study of all stages to OUT/study.toml, and run it."""
     from mupscale.study.files.stages import line, read_stages
-    from mupscale.study.files.toml import write_toml
+    from mupscale.study.files.sweeps import read_sweeps
+    from mupscale.study.files.toml import read_toml, write_toml
     from mupscale.study.runs.models import PRESETS
+    from mupscale.study.spec.sweeps import FieldError
 
     first: dict[str, Any] = {"begin": "scratch", "parametrization": "standard"}
     if start is not None:
         state = "fresh" if fresh_optimizer or not (start / "optimizer.pt").is_file() else "carried"
         first = {"begin": "continue", "from": "start", "optimizer_state": state}
-    stages, file = line(read_stages(words), first, settings.lr), out / "study.toml"
+    read = read_stages(words)
+    stages, file = line(read, first, settings.lr), out / "study.toml"
     if start is not None:
-        model: dict[str, Any] = {"checkpoint": start.absolute()}
+        model: dict[str, Any] = {"checkpoint": str(start.absolute())}
         stages["sweep"] = {"start": {"begin": "checkpoint"}, **stages["sweep"]}
     elif config in PRESETS:
         width, layers = PRESETS[config]
         model = {"family": "llama", "width": width, "layers": layers}
     else:
-        model = {"config": Path(config).absolute()}
+        model = {"config": str(Path(config).absolute())}
     tables = {
-        "title": f"{out.name}: {len(words)} stages",
+        "title": f"Training in {len(read)} stages",
         "seeds": [settings.seed],
         "growth_seed": 0,
         "skip_blocks": settings.skip_blocks,
         "model": model,
-        "data": source,
+        "data": {**source, "source": str(source["source"] or "stdlib")},
         "training": training_table(settings),
         **stages,
     }
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    write_toml(tables, file)
-    if overwrite and before != file.read_text(encoding="utf-8"):
-        (out / "trials.journal").unlink(missing_ok=True)
-        for stage in out.glob("stage*/"):
+    try:
+        read_sweeps(tables, file)
+    except FieldError as error:  # before anything is written, and by the name that the stage has here
+        raise GrowthError(f"{error.table.removeprefix('sweep.')}: {error.key}: {error}") from None
+    before = read_toml(file) if file.is_file() else None
+    begun = (out / "trials.journal").is_file()
+    write_toml(tables, new := out / "study.toml.new")
+    if begun and before != read_toml(new):
+        if not overwrite:
+            new.unlink()
+            raise GrowthError(
+                f"{out}: holds a run with other stages or settings; choose another directory, or replace it "
+                "(--overwrite)"
+            )
+        (out / "trials.journal").unlink()
+        for stage in out.glob("stage[0-9]*/"):
             shutil.rmtree(stage)
+    new.replace(file)
     return run_study(file, out, jobs=1, as_json=as_json)

@@ -229,6 +229,9 @@ def _check_size(sweep: Sweep) -> None:
         raise FieldError(sweep.table, "steps", "missing; expected steps, tokens_per_parameter or lengths")
     if sweep.steps is not None and sweep.tokens_per_parameter is not None:
         raise FieldError(sweep.table, "tokens_per_parameter", "given beside steps; leave one out")
+    if sweep.tokens_per_parameter is not None and sweep.lengths:
+        said = "given beside lengths, which are tokens per parameter where no steps are given; leave one out"
+        raise FieldError(sweep.table, "tokens_per_parameter", said)
     if sweep.begin == "grow" and len(sizes) != 1:
         raise FieldError(sweep.table, "growth", "expected one of growth, width and to: how wide it becomes")
     if sweep.begin == "scratch" and len(sizes) > 1:

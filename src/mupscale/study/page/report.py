@@ -43,13 +43,14 @@ def write(results: Row, answers: Sequence[Answer], out: Path) -> Path:
 
 def markdown(results: Row, answers: Sequence[Answer]) -> str:
     """The sentences and tables; the pictures are left out."""
-    blocks = [f"# {results['title']}", *_top(results, answers)]
+    top = _top(results, answers)
+    blocks = [f"# {results['title']}", *top]
     for answer in answers:
         blocks.append(f"## {answer.title}")
         for part in answer.parts:
             if isinstance(part, Table):
                 blocks += [part.title and f"### {part.title}", markdown_table(part)]
-            elif isinstance(part, str):
+            elif isinstance(part, str) and part not in top:  # what is said there is not said again
                 blocks.append(part)
     return "\n\n".join(filter(None, blocks)) + "\n"
 

@@ -36,17 +36,15 @@ def line(results: Row, *, of: Names) -> Answer:
         )
         steps, items = steps + sweep["steps"], items + sweep["steps"] * sweep["items_per_step"]
         flops += sweep["steps"] * sweep["flops_per_step"]
-        loss = show_loss(row["loss"], row["spread"])
-        cells.append(
-            (f"{stage}, {sweep['name']}", str(sweep["width"]), size, str(steps), show_flops(flops), loss)
-        )
+        final, loss = row["loss"], show_loss(row["loss"], row["spread"])
+        cells.append((sweep["name"], str(sweep["width"]), size, str(steps), show_flops(flops), loss))
     if not cells:
         return Answer(title="All stages", parts=("No stage has ended yet.",))
     said = f"After {len(cells)} stages, {steps} steps and {show_flops(flops)} FLOPs the loss is {loss}."
     caption = "Each stage begins with the FLOPs, and from the model, with which the one before it ended."
     x = "training compute, all stages (FLOPs)"
     plot = loss_over_flops(results, "stages", {"": lines}, x, caption, zoom=2.0)
-    data = {"steps": steps, "items": items, "flops": flops}
+    data = {"steps": steps, "items": items, "flops": flops, "loss": final}
     return Answer(title="All stages", parts=(said, table_of(heads, cells), plot), headline=said, data=data)
 
 

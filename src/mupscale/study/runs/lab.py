@@ -5,6 +5,7 @@ Knows models, growth and training; nothing of Optuna.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import nn
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.operators.catalogue import operator_named
 from mupscale.study.data.stream import collate
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.history import HISTORY_FILE, Point, write_json
@@ -122,7 +124,10 @@ class Lab:
             return self._grown(sweep, source, narrow, before, folder, knobs, seed, config)
         carried = knobs.get("optimizer_state", "carried") == "carried"
         optimizer = carried_optimizer(narrow, config, before, folder) if carried else None
-        return Run(model=narrow, plan=before, optimizer=optimizer, config=config)
+        # What has been grown before it is continued keeps its manifest.
+        known = folder / MANIFEST
+        manifest = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+        return Run(model=narrow, plan=before, optimizer=optimizer, config=config, manifest=manifest)
 
     def _narrow(self, source: Sweep, seed: int) -> tuple[nn.Module, mupscale.Plan | None, Path]:
         """A model that a sweep has trained, the plan that it was trained by, and where it lies."""
@@ -155,7 +160,8 @@ class Lab:
         size = self.budget.size(sweep)
         growth, relative = self.workload.plan(self.budget.size(source), size), self.workload.relative(size)
         operator, seed = str(knobs.get("operator", GROWTH_KNOBS["operator"])), self.study.growth_seed + seed
-        how: dict[str, Any] = {"operator": operator, "noise": noise_of(knobs), "seed": seed}
+        noise = str(operator_named(operator).noise(noise_of(knobs)) or "none")
+        how: dict[str, Any] = {"operator": operator, "noise": noise, "seed": seed}
         if operator == "zero_pad":
             how["shrink"] = str(knobs.get("shrink", GROWTH_KNOBS["shrink"]))
         wide = mupscale.grow(narrow, growth, from_first=relative, **how)

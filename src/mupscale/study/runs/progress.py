@@ -26,7 +26,7 @@ def make_progress() -> Progress:
         ...     task = progress.add_task("reading", total=2, note="")
         ...     progress.update(task, advance=2)
     """
-    return Progress(
+    return _Display(
         bars.TextColumn("{task.description}"),
         bars.BarColumn(bar_width=24),
         bars.MofNCompleteColumn(),
@@ -35,6 +35,17 @@ def make_progress() -> Progress:
         bars.TextColumn("[dim]{task.fields[note]}"),
         console=Console(stderr=True),
     )
+
+
+class _Display(Progress):
+    """A display that ends without a line where nothing was shown: an error is to be one line."""
+
+    def stop(self) -> None:
+        if self.tasks:
+            super().stop()
+        else:
+            self.live.transient = True
+            self.live.stop()
 
 
 @contextmanager
