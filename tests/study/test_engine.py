@@ -554,49 +554,67 @@ def test_a_killed_run_goes_on_where_it_was(study, monkeypatch):
 # ---- processes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 4])
-def test_killed_five_times_it_repeats_nothing_and_ends_with_the_same_table(study, workers):
-    calm = run(study(), jobs=1)
-    job = study(name="killed")
-    command = [
-        sys.executable,
-        "-m",
-        "mupscale",
-        "tune",
-        str(job.file),
-        "--jobs",
-        str(workers),
-        "--out",
-        str(job.out),
-    ]
+def done(job):
+    """The finished trials, and when each was."""
+    if not job.file.is_file():
+        return set()
+    board = job.open()
+    return {
+        (s.name, t.number, t.datetime_complete)
+        for s in board.selected
+        if board.is_open(s)
+        for t in board.queue(s).results()
+    }
+
+
+def kill_five_times(words, job):
+    """Run a command and kill it, each time after it has finished another trial; what was done stays done."""
     known = set()
-
-    def done():
-        board = job.open()
-        return {
-            (s.name, t.number, t.datetime_complete)
-            for s in board.selected
-            if board.is_open(s)
-            for t in board.queue(s).results()
-        }
-
     for _ in range(5):
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "mupscale", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         deadline = time.monotonic() + 120
-        while process.poll() is None and len(done()) <= len(known) and time.monotonic() < deadline:
+        while process.poll() is None and len(done(job)) <= len(known) and time.monotonic() < deadline:
             time.sleep(0.2)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        now = done()
-        assert known <= now  # what was done is still there, as it was
+        now = done(job)
+        assert known <= now
         known = now
+    return known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_study_that_is_killed_five_times_repeats_nothing_and_ends_the_same(study, workers):
+    calm = run(study(), jobs=1)
+    job = study(name="killed")
+    known = kill_five_times(["tune", str(job.file), "--jobs", str(workers), "--out", str(job.out)], job)
     killed = run(job, jobs=workers)
     for name in ("scratch-32", "grow-32", "grown-64", "fresh-128"):
         assert losses(killed, name) == pytest.approx(losses(calm, name), abs=1e-6)
-    assert known <= done()
+        assert sweep(killed, name)["done"] == sweep(killed, name)["total"] == sweep(calm, name)["total"]
+    assert known <= done(job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_comparison_that_is_killed_five_times_ends_the_same(narrow, text_file, tmp_path, workers):
+    words = ["--widths", "2", "--starts", "scratch", "duplicate", "zero_pad", "--seeds", "2", "--steps", "16"]
+    words += ["--lrs", "1", "0.5", "--data", str(text_file), "--held-out", "0.1", "--jobs", str(workers)]
+    assert main(["compare", str(narrow), str(tmp_path / "calm"), *words]) == 0
+    calm = run(Job(file=tmp_path / "calm/study.toml", out=tmp_path / "calm"))
+    job = Job(file=tmp_path / "killed/study.toml", out=tmp_path / "killed")
+    known = kill_five_times(["compare", str(narrow), str(job.out), *words], job)
+    killed = run(job, jobs=workers)
+    for row in calm["sweeps"]:
+        assert losses(killed, row["name"]) == pytest.approx(losses(calm, row["name"]), abs=1e-6)
+        assert sweep(killed, row["name"])["done"] == row["done"] == row["total"]
+    assert known <= done(job)
 
 
 @pytest.mark.slow

@@ -456,7 +456,7 @@ def test_which_start_is_best() -> None:
     )
     assert "At d_model 256 duplicate is best: it ends at 2.900 ± 0.014 after the cooldown" in found.headline
     plot = plots(found)["starts"]
-    diamonds = [row for row in plot.rows if row["line"] == "zero_pad, cooldown"]
+    diamonds = [row for row in plot.rows if row["line"] == "zero_pad, ends"]
     assert [row["loss"] for row in diamonds] == pytest.approx([3.05, 2.95])
 
 

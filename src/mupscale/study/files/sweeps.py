@@ -34,6 +34,7 @@ from mupscale.study.spec.sweeps import (
     Source,
     Study,
     Sweep,
+    at_least,
     one_of,
 )
 
@@ -219,28 +220,47 @@ def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
 
 def _check_size(sweep: Sweep) -> None:
     """How wide and how long it is is said, and said once."""
+    for key, least in (("width", 1), ("growth", 2), ("record", 0)):
+        if getattr(sweep, key) is not None:
+            at_least(sweep.table, sweep, least, key)
+    ratio, begin = sweep.tokens_per_parameter, sweep.begin
     sizes = [key for key in ("width", "growth", "to") if getattr(sweep, key) is not None]
-    long = sweep.steps is not None or sweep.tokens_per_parameter is not None or sweep.lengths or sweep.match
-    if sweep.begin == "checkpoint":
-        if sizes or long or sweep.tried or sweep.source:
-            raise FieldError(sweep.table, "begin", "a checkpoint has a size and a training of its own")
-        return
-    if not long:
-        raise FieldError(sweep.table, "steps", "missing; expected steps, tokens_per_parameter or lengths")
-    if sweep.steps is not None and sweep.tokens_per_parameter is not None:
-        raise FieldError(sweep.table, "tokens_per_parameter", "given beside steps; leave one out")
-    if sweep.tokens_per_parameter is not None and sweep.lengths:
-        said = "given beside lengths, which are tokens per parameter where no steps are given; leave one out"
-        raise FieldError(sweep.table, "tokens_per_parameter", said)
-    if sweep.begin == "grow" and len(sizes) != 1:
-        raise FieldError(sweep.table, "growth", "expected one of growth, width and to: how wide it becomes")
-    if sweep.begin == "scratch" and len(sizes) > 1:
-        raise FieldError(sweep.table, sizes[0], f"given beside {sizes[1]}; leave one out")
-    if sweep.begin == "continue" and sizes:
-        raise FieldError(sweep.table, sizes[0], "what is continued keeps its size; begin = 'grow' changes it")
-    if (sweep.begin in ("grow", "continue")) != (sweep.source is not None):
-        said = "missing; expected the sweep whose runs it begins from" if sweep.source is None else "unknown"
-        raise FieldError(sweep.table, "from", said)
+    long = sweep.steps or ratio is not None or sweep.lengths or sweep.match
+    known = begin == "checkpoint"
+    for wrong, key, said in (
+        (
+            known and (sizes or long or sweep.tried or sweep.source),
+            "begin",
+            "a checkpoint has all this itself",
+        ),
+        (not known and not long, "steps", "missing; expected steps, tokens_per_parameter or lengths"),
+        (ratio is not None and not ratio > 0, "tokens_per_parameter", f"{ratio}: expected more than 0"),
+        (sweep.steps and ratio, "tokens_per_parameter", "given beside steps; leave one out"),
+        (
+            ratio and sweep.lengths,
+            "tokens_per_parameter",
+            "given beside lengths, which say it; leave one out",
+        ),
+        (
+            begin == "grow" and len(sizes) != 1,
+            "growth",
+            "expected one of growth, width and to: how wide it becomes",
+        ),
+        (begin == "scratch" and len(sizes) > 1, sizes[:1], f"only one of {', '.join(sizes)} can be"),
+        (
+            begin == "continue" and sizes,
+            sizes[:1],
+            "what is continued keeps its size; begin = 'grow' changes it",
+        ),
+        (
+            begin in ("grow", "continue") and not sweep.source,
+            "from",
+            "missing; expected the sweep it begins from",
+        ),
+        (begin == "scratch" and sweep.source, "from", "from scratch it begins from nothing; leave it out"),
+    ):
+        if wrong:
+            raise FieldError(sweep.table, key if isinstance(key, str) else key[0], said)
 
 
 def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
@@ -268,9 +288,12 @@ def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
             )
     seen, todo = set(), [sweep]
     while todo:
-        for name in todo.pop().needs:
+        before = todo.pop()
+        for name in filter(None, (*before.needs, before.after, before.match)):
             if name == sweep.name:
-                raise FieldError(sweep.table, "from", "it needs itself, by what it begins from and takes")
+                raise FieldError(
+                    sweep.table, "from", "it needs itself, by what it begins from, takes or follows"
+                )
             if name not in seen:
                 seen.add(name)
                 todo.append(sweeps[name])

@@ -6,9 +6,9 @@ Knows matplotlib (its objects, never its global state); nothing of studies.
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +61,8 @@ class Line:
     Attributes:
         name: in the CSV; and in the legend, unless ``label`` says otherwise (empty: not there).
         curve: its points: x, y, and where there is a band, its lowest and highest.
+        ends: where training ends that is stopped early, likewise: diamonds with bars.
+        colour: without one, all lines of a name get the same.
         style: of the line; without one, the points stand alone, with bars instead of a band.
         star: mark the lowest point.
         failed: values of x at which there is nothing but failure: a × at the top.
@@ -69,8 +71,9 @@ class Line:
 
     name: str
     curve: Curve
+    ends: Curve = ()
     label: str | None = None
-    colour: Any = BLUE
+    colour: Any = None
     style: str = "-"
     marker: str = ""
     width: float = 1.6
@@ -78,25 +81,42 @@ class Line:
     failed: Sequence[float] = ()
     more: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
-    def draw(self, axes: Axes, place: int) -> None:
+    def draw(self, axes: Axes, colour: Any, place: int) -> None:
         """Put it on the axes, as the line of this number."""
         x, y, *band = np.transpose(self.curve)
         label = self.name if self.label is None else self.label
-        look = {"color": self.colour, "label": label or "_", "linestyle": self.style, "linewidth": self.width}
-        look |= {"marker": self.marker, "markersize": 4.5}
-        if band and not self.style:
-            axes.errorbar(x, y, yerr=[y - band[0], band[1] - y], elinewidth=1, capsize=2.5, **look)
-        else:
-            axes.plot(x, y, **look)
+        look = {"color": colour, "marker": self.marker, "markersize": 4.5, "linewidth": self.width}
+        if self.style:
+            axes.plot(x, y, label=label or "_", linestyle=self.style, **look)
             if band:
-                axes.fill_between(x, *band, color=self.colour, alpha=0.15, linewidth=0)
+                axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
+        else:
+            _bars(axes, self.curve, label=label or "_", **look)
+        if self.ends:
+            _bars(axes, self.ends, **look | {"marker": "D"})
         if self.star:
             best = y.argmin()
             shape: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "zorder": 5}
-            axes.plot(x[best], y[best], color=self.colour, **shape)
+            axes.plot(x[best], y[best], color=colour, **shape)
         if self.failed:  # an empty line would stretch the layout to the figure's corner
             top, at = [0.985 - 0.035 * place] * len(self.failed), axes.get_xaxis_transform()
-            axes.plot(self.failed, top, color=self.colour, marker="x", linestyle="", transform=at)
+            axes.plot(self.failed, top, color=colour, marker="x", linestyle="", transform=at)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Every point as a row of the CSV."""
+        heads = ("line", *columns, "lowest", "highest")
+        for i, point in enumerate(self.curve):
+            row = dict(zip(heads, (self.name, *point, None, None), strict=False))
+            yield row | {key: values[i] for key, values in self.more.items()}
+        for point in self.ends:
+            yield dict(zip(heads, (f"{self.name}, ends", *point), strict=False))
+
+
+def _bars(axes: Axes, curve: Curve, **look: Any) -> None:
+    """Points that stand alone."""
+    x, y, *band = np.transpose(curve)
+    bars = [y - band[0], band[1] - y] if band else None
+    axes.errorbar(x, y, yerr=bars, elinewidth=1, capsize=2.5, linestyle="", **look)
 
 
 Panels = Mapping[str, Sequence[Line]]
@@ -110,6 +130,7 @@ def draw(
     x: str,
     y: str,
     caption: str,
+    colours: str = "",
     values: bool = False,
     log_y: bool = False,
     zoom: float | None = None,
@@ -126,6 +147,7 @@ def draw(
         columns: what x and y are called in the CSV.
         x, y: what they are called on the axes.
         caption: what to read; what the limits cut off is added.
+        colours: a colormap for lines without a colour, in their order; default: `COLOURS`.
         values: x takes few values on a logarithmic scale; otherwise it is an amount, from 0.
         log_y: y is logarithmic.
         zoom: cut off what is that many times as far above a line's lowest point as its median is.
@@ -133,36 +155,31 @@ def draw(
         legend: ``below`` each panel, or ``right`` of the last.
         panel_size: in inches.
     """
+    names = dict.fromkeys(line.name for lines in panels.values() for line in lines)
+    some = matplotlib.colormaps[colours](np.linspace(0, 0.9, len(names))) if colours else cycle(COLOURS)
+    colour_of = dict(zip(names, some, strict=False))
     figure, all_axes = canvas(len(panels), width=panel_size[0] * len(panels), height=panel_size[1])
     for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
         for place, line in enumerate(lines):
-            line.draw(axes, place)
+            line.draw(axes, line.colour or colour_of[line.name], place)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel(x)
-        if log_y:
-            axes.set_yscale("log")
+        axes.set(xlabel=x, yscale="log" if log_y else "linear")
         if zoom is not None:
             axes.set_ylim(*_valley(lines, zoom))
         below = -0.15
         if values:
-            below = value_axis(
-                axes, {at for line in lines for at in (*(p[0] for p in line.curve), *line.failed)}
-            )
+            tried = {at for line in lines for at in (*(point[0] for point in line.curve), *line.failed)}
+            below = value_axis(axes, tried)
         else:
             axes.set_xlim(left=0)
             axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5), useMathText=True)
-        look: dict[str, Any] = {
-            "frameon": False,
-            "fontsize": 8.5,
-            "title": legend_title,
-            "title_fontsize": 8.5,
-        }
         labels = axes.get_legend_handles_labels()[1]
-        if legend == "below" and labels:
-            look |= {"ncols": 2 if max(map(len, labels)) < 6 * panel_size[0] else 1}
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), **look)
-        elif labels and axes is all_axes[-1]:
-            axes.legend(loc="upper left", bbox_to_anchor=(1, 1), **look)
+        if labels and (legend == "below" or axes is all_axes[-1]):
+            look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+            if legend == "below":
+                two = max(map(len, labels)) < 6 * panel_size[0]
+                look = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": 1 + two}
+            axes.legend(frameon=False, fontsize=8.5, title=legend_title, title_fontsize=8.5, **look)
     all_axes[0].set_ylabel(y)
     if same_scale:
         low, high = zip(*(axes.get_ylim() for axes in all_axes), strict=True)
@@ -172,15 +189,10 @@ def draw(
     if any(point[1] > axes.get_ylim()[1] for axes, lines in shown for line in lines for point in line.curve):
         caption += " What is far above the rest is cut off at the top."
     rows = [
-        {
-            "panel": title,
-            "line": line.name,
-            **dict(zip((*columns, "lowest", "highest"), (*point, None, None), strict=False)),
-        }
-        | {key: among[i] for key, among in line.more.items()}
+        {"panel": title} | row
         for title, lines in panels.items()
         for line in lines
-        for i, point in enumerate(line.curve)
+        for row in line.rows(columns)
     ]
     return Plot(name, figure, rows, caption)
 
@@ -215,20 +227,12 @@ def value_axis(axes: Axes, values: Collection[float]) -> float:
 
 
 def _valley(lines: Sequence[Line], zoom: float) -> tuple[float, float]:
-    """Limits of y, from the lowest to where one stops to care: divergence or chance would flatten it.
-
-    Of points that stand alone, without a star, all are shown.
-    """
+    """Limits of y, from the lowest to where one stops to care: divergence or chance would flatten it."""
     ends = []
     for line in lines:
         _, best, low, high = min(line.curve, key=lambda point: point[1])
         losses = [point[1] for point in line.curve]
-        span = max(median(losses) - best, high - best) if line.style or line.star else math.inf
-        ends += [low, high, min(max(losses), best + zoom * span)]
+        top = best + zoom * max(median(losses) - best, high - best)
+        ends += [low, high, min(max(losses), top), *(loss for _, *losses in line.ends for loss in losses)]
     room = 0.08 * (max(ends) - min(ends)) or 0.05
     return min(ends) - room, max(ends) + room
-
-
-def gradual(count: int) -> list[Any]:
-    """Colours for ordered things, dark to bright."""
-    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, count)))

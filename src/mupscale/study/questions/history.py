@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 from mupscale.study.page.parts import Answer, Table, table_of
-from mupscale.study.page.plots import COLOURS, Line
+from mupscale.study.page.plots import Line
 from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
 from mupscale.study.questions.words import loss_over_flops, show, show_flops, show_loss
 from mupscale.theory.tables import count
@@ -17,7 +15,7 @@ def line(results: Row, *, of: Names) -> Answer:
     cells: list[tuple[str, ...]] = []
     lines = []
     steps = items = flops = 0
-    for sweep, colour in zip(sweeps_of(results, of), cycle(COLOURS), strict=False):
+    for sweep in sweeps_of(results, of):
         row, size = best_row(sweep), count(sweep["parameters"])
         if row is None:
             break
@@ -27,7 +25,6 @@ def line(results: Row, *, of: Names) -> Answer:
                 name=stage,
                 curve=[[flops + step * sweep["flops_per_step"], *losses] for step, *losses in row["curve"]],
                 label=f"{stage}: {size} parameters, {row['loss']:.3f}",
-                colour=colour,
                 more={
                     "step": [steps + step for step in at],
                     "items": [items + step * sweep["items_per_step"] for step in at],

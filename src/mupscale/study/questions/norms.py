@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from mupscale.study.page.parts import Answer, table_of
-from mupscale.study.page.plots import Line, Plot, draw, gradual
+from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.questions.reading import Names, Row, sweeps_of, with_state
 from mupscale.study.questions.words import show, show_loss
 
@@ -35,28 +35,29 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
     for value, width, row in sorted(recorded, key=lambda one: one[:2]):
         found.setdefault(f"λ = {show(value)}" if by == "shrink" else f"{by} {show(value)}", {})[width] = row
     word, widths = results["width_word"], sorted({width for _, width, _ in recorded})
-    widest = {name: rows[widths[-1]] for name, rows in found.items() if widths[-1] in rows}
-    plots = []
-    for kind in ENDINGS:
-        panels = {
-            end: {name: _mean(row, kind, end) for name, row in widest.items()} for end in _ends(kind, widest)
-        }
-        plots.append(_draw(f"{kind}s_over_time", panels, "step", f"mean |{kind}| at {word} {widths[-1]}"))
     lowest = {w: min((n for n in found if w in found[n]), key=lambda n: found[n][w]["loss"]) for w in widths}
     said = "The lowest loss has " + ", ".join(f"{name} at {word} {w}" for w, name in lowest.items()) + "."
-    change: dict[str, float] = {}
+    widest = {name: rows[widths[-1]] for name, rows in found.items() if widths[-1] in rows}
+    plots, change = [], dict.fromkeys(found, 1.0)
+    for kind in ENDINGS:
+        ends, y = _ends(kind, widest), f"mean |{kind}|"
+        over_time = {end: {name: _mean(row, kind, end) for name, row in widest.items()} for end in ends}
+        plots.append(_draw(f"{kind}s_over_time", over_time, "step", f"{y} at {word} {widths[-1]}"))
     if len(widths) > 1:
-        panels = {
-            end: {name: _last(rows, end) for name, rows in found.items()}
+        over_width = {
+            end: {
+                name: {width: [*_mean(row, "activation", end).values()][-1] for width, row in rows.items()}
+                for name, rows in found.items()
+            }
             for end in _ends("activation", widest)
         }
-        for lines in panels.values():
+        for lines in over_width.values():
             for name, sizes in lines.items():
-                change[name] = max(change.get(name, 1.0), max(sizes.values()) / min(sizes.values()))
+                change[name] = max(change[name], max(sizes.values()) / min(sizes.values()))
         factors = ", ".join(f"×{factor:.2g} ({name})" for name, factor in change.items())
         between = f"From {word} {widths[0]} to {widths[-1]}"
         said = f"{between}, mean activations at the end change by at most {factors}. {said}"
-        plots.insert(0, _draw("activations_over_width", panels, word, "mean |activation| at the end"))
+        plots.insert(0, _draw("activations_over_width", over_width, word, "mean |activation| at the end"))
     rows = [
         [str(w), *(show_loss(mine[w]["loss"], digits=3) if w in mine else "–" for mine in found.values())]
         for w in widths
@@ -69,20 +70,16 @@ def _draw(name: str, panels: Mapping[str, Mapping[str, dict[int, float]]], x: st
     over_width = name.endswith("width")
     lines = {
         title: [
-            Line(name=line, curve=[*sizes.items()], colour=colour, marker="o" if over_width else "")
-            for (line, sizes), colour in zip(by_line.items(), gradual(len(by_line)), strict=True)
+            Line(name=line, curve=[*sizes.items()], marker="o" * over_width)
+            for line, sizes in by_line.items()
         ]
         for title, by_line in panels.items()
     }
     caption = "Means over the seeds and the layers."
-    caption += " Where a line is level, sizes do not depend on the width." if over_width else ""
+    caption += " Where a line is level, sizes do not depend on the width." * over_width
     look: dict[str, Any] = {"log_y": True, "legend": "right", "values": over_width, "panel_size": (3.6, 3.6)}
-    columns = (name.split("_")[-1].replace("time", "step"), "mean_absolute")
-    return draw(name, lines, columns=columns, x=x, y=y, caption=caption, **look)
-
-
-def _last(rows: Mapping[int, Row], ending: str) -> dict[int, float]:
-    return {width: [*_mean(row, "activation", ending).values()][-1] for width, row in rows.items()}
+    columns = ("width" if over_width else "step", "mean_absolute")
+    return draw(name, lines, columns=columns, x=x, y=y, caption=caption, colours="viridis", **look)
 
 
 def _mean(row: Row, kind: str, ending: str) -> dict[int, float]:

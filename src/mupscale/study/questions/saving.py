@@ -217,13 +217,13 @@ def _picture(results: Row, ours: Row, theirs: Row, found: Row) -> Plot:
     for name, sweep, key, ahead, colour in sides:
         row, ends, step = best_row(sweep), found[key], sweep["flops_per_step"]
         assert row is not None
-        curve = [[at * step + ahead, *losses] for at, *losses in row["curve"]]
+        bands = [[end["steps"], end["loss"], min(end["losses"]), max(end["losses"])] for end in ends]
+        curve, stops = (
+            [[at * step + ahead, *losses] for at, *losses in some] for some in (row["curve"], bands)
+        )
         label, style = (name, "--") if ahead else (f"{name}: {ends[-1]['loss']:.3f}", "-")
-        lines.append(Line(name=name, curve=curve, label=label, colour=colour, style=style))
-        if len(ends) > 1:
-            bands = [(end["loss"], min(end["losses"]), max(end["losses"])) for end in ends]
-            at = [[end["steps"] * step + ahead, *band] for end, band in zip(ends, bands, strict=True)]
-            lines.append(Line(name=f"{name}, ends", curve=at, label="", colour=colour, style="", marker="D"))
+        stops = stops if len(ends) > 1 else []
+        lines.append(Line(name=name, curve=curve, ends=stops, label=label, colour=colour, style=style))
         for short, long in pairwise(ends):  # between lengths, linear in the logarithm of the steps
             steps = np.geomspace(short["steps"], long["steps"], 20)
             between.append((steps * step + ahead, np.linspace(short["loss"], long["loss"], 20), colour))
@@ -235,15 +235,14 @@ def _picture(results: Row, ours: Row, theirs: Row, found: Row) -> Plot:
     (axes,) = plot.figure.axes
     for flops, losses, colour in between:
         axes.plot(flops, losses, color=colour, linewidth=0.8)
-    goal, at_flops, mover, other = found["goal"]["loss"], found["flops_to_reach"], BLUE, ORANGE
-    said = f"{found['ratio']:.0%} of {them} "
+    goal, at_flops = found["goal"]["loss"], found["flops_to_reach"]
+    mover, other, said = BLUE, ORANGE, f"{found['ratio']:.0%} of {them} "
     if found["backwards"]:
         mover, other, said = ORANGE, BLUE, f"{found['steps']:.0f} steps "
     axes.axhline(goal, color=other, linewidth=1, linestyle=":")
     if found["bound"] == "interpolated":
         axes.plot(at_flops, goal, marker="o", markersize=9, color=mover, markerfacecolor="none", zorder=5)
         axes.vlines(at_flops, 0, goal, color=mover, linewidth=1, linestyle=":")
-        axes.text(
-            at_flops, 0.02, said, color=mover, ha="right", fontsize=9, transform=axes.get_xaxis_transform()
-        )
+        place = axes.get_xaxis_transform()
+        axes.text(at_flops, 0.02, said, color=mover, ha="right", fontsize=9, transform=place)
     return plot

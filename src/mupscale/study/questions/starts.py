@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import cycle
-
 from mupscale.study.page.parts import Answer, Table, table_of
-from mupscale.study.page.plots import COLOURS, Line, Plot
+from mupscale.study.page.plots import Line, Plot
 from mupscale.study.questions.reading import Names, Row, best_row, first_below, flops_before, sweeps_of
 from mupscale.study.questions.words import loss_over_flops, several, show, show_loss
 
@@ -105,17 +103,18 @@ def _reach(row: Row) -> str:
 
 
 def _picture(results: Row, by_width: dict[str, list[Row]]) -> Plot:
-    names = dict.fromkeys(row["start"] for rows in by_width.values() for row in rows)
-    colours = dict(zip(names, cycle(COLOURS), strict=False))
-    panels: dict[str, list[Line]] = {place: [] for place in by_width}
-    for place, rows in by_width.items():
-        for row in rows:
-            name, end, colour = row["start"], row["cooldown"], colours[row["start"]]
-            last = [[row["curve"][-1][0], end, end, end]]
-            panels[place] += [
-                Line(name=name, curve=row["curve"], label=f"{name}: {end:.3f}", colour=colour),
-                Line(name=f"{name}, cooldown", curve=last, label="", colour=colour, style="", marker="D"),
-            ]
+    panels = {
+        place: [
+            Line(
+                name=row["start"],
+                curve=row["curve"],
+                ends=[[row["curve"][-1][0], *[row["cooldown"]] * 3]],
+                label=f"{row['start']}: {row['cooldown']:.3f}",
+            )
+            for row in rows
+        ]
+        for place, rows in by_width.items()
+    }
     caption = "At a constant rate, where one was kept; diamonds: after the cooldown."
     look = {"legend_title": "start: loss after cooldown (◆)", "panel_size": (6.4, 5.4)}
     return loss_over_flops(results, "starts", panels, "FLOPs of the wide training", caption, **look)
