@@ -209,7 +209,12 @@ def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jo
     from mupscale.study.page import Table, markdown_table
 
     cells = [
-        {**{key: str(value) for key, value in row.items()}, "flops": f"{row['flops']:.2e}"} for row in rows
+        {
+            **{key: str(value) for key, value in row.items()},
+            "flops": f"{row['flops']:.2e}",
+            "seconds": f"{row['seconds']:.1f}",
+        }
+        for row in rows
     ]
     total = {"sweep": "all", "width": "", "trials": "", "runs": f"{totals['runs']}", "steps": ""}
     cells.append({**total, "flops": f"{totals['flops']:.2e}", "seconds": f"{totals['seconds']:.0f}"})

@@ -233,7 +233,7 @@ def estimate(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
                 "runs": runs,
                 "steps": steps,
                 "flops": budget.step_flops(sweep) * steps * runs,
-                "seconds": round(seconds[sweep.name] * runs / jobs, 1),
+                "seconds": seconds[sweep.name] * runs / jobs,
             }
         )
     return rows
