@@ -181,6 +181,7 @@ def test_a_line_that_starts_grown_goes_by_its_first_model(
         # The optimizer goes along, and the text goes on behind what the start has seen.
         seen = 120 if start.name == "grown" else 280
         assert json.loads((out / "stage1/run.json").read_text())["config"]["skip_blocks"] == seen
+        assert main(["train", str(out), "--from", str(start), "--skip-blocks", "7", *given, "1:4"]) == 2
         before = sweeps(line)[0 if start.name == "grown" else 1]["best"]["loss"]
         assert history(out)[0]["loss"] == pytest.approx(before, abs=1e-4)
 

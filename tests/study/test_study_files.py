@@ -1,18 +1,24 @@
 """A study file: what is read, and that every complaint names the file, the line and the field."""
 
+import itertools
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from mupscale import GrowthError
 from mupscale.study.files import locating, read_study
+from mupscale.study.files.knobs import TRAINING, knobs_of
+from mupscale.study.files.sweeps import TABLES
+from mupscale.study.questions import QUESTIONS
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.lab import noise_of
 from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.workload import load_workload
 from mupscale.study.spec.space import Choices, Range
+from mupscale.study.spec.sweeps import BEGINNINGS, Model, Search, Source
 
 DOCS = Path(__file__).parents[2] / "docs"
 STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))
@@ -268,6 +274,14 @@ def test_studies_in_the_box_are_in_order(path):
 def test_what_the_pages_show_is_in_order(tmp_path, page):
     (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
     assert {question["ask"] for question in read_study(written(tmp_path, text)).questions} >= {"saving"}
+
+
+def test_the_page_names_every_key():
+    words = set(re.findall(r"\w+", (DOCS / "studies.md").read_text()))
+    keys = {field.name for kind in (Model, Source, Search) for field in fields(kind)}
+    keys |= {"lengths", "match", "constant", "after", "keep", "record", "verify", "growth", "to", "from"}
+    keys |= {*TABLES, *TRAINING, *QUESTIONS, *itertools.chain(*map(knobs_of, BEGINNINGS))}
+    assert keys <= words, keys - words
 
 
 def test_there_is_a_cpu_and_a_paper_size_of_each():

@@ -108,6 +108,8 @@ def train(
     )
     source = {"source": data and data.absolute(), "vocab_size": vocab_size, "held_out": held_out}
     if stages:
+        if start is not None and settings.skip_blocks != seen_blocks(start):
+            raise GrowthError("--skip-blocks: a line goes on behind what its start has seen; leave it out")
         return _train_stages(out, stages, config, start, source, settings, fresh_optimizer, overwrite, json)
     return _train(out, config, start, source, settings, fresh_optimizer, overwrite, json)
 

@@ -17,6 +17,10 @@ MEASURE = (
     f"An optimum counts as transferring if the narrowest one costs at most {LARGEST_REGRET:.1%} of the loss "
     f"at the widest, and no number moved by more than a factor of {LARGEST_FACTOR:g}."
 )
+MEASURE_OF_LISTS = (
+    f"The last passes if its learning rate moves by at most a factor of {LARGEST_FACTOR:g}, by less than "
+    "that of the first, and stands at no edge of what was tried."
+)
 
 
 def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence[str] = ()) -> Answer:
@@ -42,7 +46,9 @@ def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence
     if len(found) == len(groups):
         passed = _stays([*found.values()]) if nested else found[panels[0]]["transfers"]
         figures.append(({True: "yes", False: "no", None: "?"}[passed], "does the optimum transfer?"))
-    if found and not nested:
+    if nested and passed is not None:
+        lines.append(f"{panels[-1]} {'passes' if passed else 'does not pass'}.")
+    elif found and not nested:
         last = found[panels[0]]["rows"][-1]
         lines += [_cost(last), {True: "It transfers.", False: "It does not transfer.", None: ""}[passed]]
         figures += [
@@ -53,7 +59,12 @@ def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence
     tables = [Table(transfer_rows(one), name) for name, one in found.items()]
     return Answer(
         title="Does the optimum transfer?",
-        parts=(said, "" if nested else MEASURE, *tables, *knob_plots(results, groups, same_scale=nested)),
+        parts=(
+            said,
+            MEASURE_OF_LISTS if nested else MEASURE,
+            *tables,
+            *knob_plots(results, groups, same_scale=nested),
+        ),
         headline=said,
         figures=figures,
         passed=passed,

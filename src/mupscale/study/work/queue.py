@@ -154,7 +154,7 @@ class Queue:
         elif known != settings:
             raise GrowthError(
                 f"{self.name}: was begun with other settings ({_difference(known, settings)}); "
-                "give the study another name, or another folder (--out)"
+                "give the study another name, or its results another folder"
             )
         return study
 
