@@ -227,7 +227,7 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
             "lengths = [0.02, 0.05]",
             "lengths = [0.02, 0.05]\ntokens_per_parameter = 0.05",
             "[sweep.grown] tokens_per_parameter",
-            "given beside lengths",
+            "given beside steps or lengths",
         ),
         ("growth = 2", "growth = 1", "[sweep.grown] growth", "at least 2"),
         (
