@@ -11,7 +11,7 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from mupscale import GrowthError
 from mupscale.cli import main
-from mupscale.study.coordinates import CheckConfig, Coordinate, coordinate_check, judged, slopes
+from mupscale.study.coordinates import Slope, coordinate_check, holds, slopes
 
 LLAMA = LlamaConfig(
     hidden_size=32,
@@ -39,7 +39,7 @@ GPT2 = GPT2Config(
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_only_the_standard_parametrization_grows_with_width(config: PreTrainedConfig) -> None:
-    found = slopes(coordinate_check(config, CheckConfig()))
+    found = slopes(coordinate_check(config))
     for slope in found:
         if slope.parametrization != "standard":
             assert abs(slope.slope) <= 0.15, slope
@@ -50,7 +50,7 @@ def test_only_the_standard_parametrization_grows_with_width(config: PreTrainedCo
 
 def test_a_slope_is_that_of_the_power() -> None:
     points = [
-        Coordinate(parametrization="mup", width=w, seed=0, step=1, module="m", mean_abs=3.0 * w**0.5)
+        {"parametrization": "mup", "width": w, "seed": 0, "step": 1, "module": "m", "mean_abs": 3.0 * w**0.5}
         for w in (1, 2, 4, 8)
     ]
     (slope,) = slopes(points)
@@ -62,9 +62,7 @@ def test_a_slope_is_that_of_the_power() -> None:
 @pytest.mark.parametrize("size", [float("inf"), float("nan")])
 def test_an_overflow_counts_as_growing(size: float) -> None:
     points = [
-        Coordinate(
-            parametrization="mup", width=w, seed=0, step=1, module="m", mean_abs=size if w == 4 else 1.0
-        )
+        {"parametrization": "mup", "width": w, "step": 1, "module": "m", "mean_abs": size if w == 4 else 1.0}
         for w in (1, 2, 4)
     ]
     assert slopes(points)[0].verdict == "grows"
@@ -99,9 +97,13 @@ def test_command_writes_numbers_and_a_picture_and_tells_by_its_status(
 )
 def test_bad_settings_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(GrowthError, match=message):
-        CheckConfig(**fields)  # type: ignore[arg-type]
+        coordinate_check(LLAMA, **fields)  # type: ignore[arg-type]
 
 
 def test_the_standard_parametrization_is_judged_only_when_alone() -> None:
-    assert judged(CheckConfig()) == ("mup", "grown")
-    assert judged(CheckConfig(parametrizations=("standard",))) == ("standard",)
+    standard, mup = (
+        Slope(parametrization=name, module="m", slope=slope, interval=0.0, sizes={})
+        for name, slope in (("standard", 1.0), ("mup", 0.1))
+    )
+    assert holds([standard, mup])
+    assert not holds([standard])

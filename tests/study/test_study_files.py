@@ -197,7 +197,7 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
             "[sweep.grown] growth",
             "expected one of growth, width and to",
         ),
-        ("growth = 2\n", "", "[sweep.grown] growth", "how wide?"),
+        ("growth = 2\n", "", "[sweep.grown] growth", "how wide it becomes"),
         ("lengths = [0.02, 0.05]", "", "[sweep.grown] steps", "missing"),
         ("seeds = 2", "seeds = 4", "[sweep.grown] seeds", "seed 3 has no run in narrow, which has 3"),
         (
@@ -227,7 +227,7 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
             "lengths = [0.02, 0.05]",
             "lengths = [0.02, 0.05]\ntokens_per_parameter = 0.05",
             "[sweep.grown] tokens_per_parameter",
-            "given beside lengths",
+            "given beside steps or lengths",
         ),
         ("growth = 2", "growth = 1", "[sweep.grown] growth", "at least 2"),
         (

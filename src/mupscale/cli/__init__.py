@@ -76,7 +76,10 @@ def _parse(argv: list[str]) -> Callable[[], int]:
     """
 
     def bind(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
-        return functools.wraps(command)(lambda *args, **kwargs: functools.partial(command, *args, **kwargs))
+        bound = functools.wraps(command)(lambda *args, **kwargs: functools.partial(command, *args, **kwargs))
+        # A paragraph each: the lines of one are run together.
+        bound.__doc__ = str(command.__doc__).replace("\n    Example:", "\n\n    Example:")
+        return bound
 
     said = io.StringIO()
     try:

@@ -288,41 +288,34 @@ def coord_check(
     need_extras()
     from dataclasses import asdict
 
-    from mupscale.study.coordinates import (
-        CheckConfig,
-        coordinate_check,
-        judged,
-        picture,
-        slopes,
-        verdicts,
-    )
+    from mupscale.study.coordinates import coordinate_check, holds, picture, slopes, verdicts
     from mupscale.study.runs.models import read_config
     from mupscale.study.runs.progress import make_progress, quiet
 
-    check = CheckConfig(
-        widths=widths,
-        optimizer=optimizer,
-        lr=lr,
-        steps=steps,
-        seeds=seeds,
-        parametrizations=parametrizations,
-    )
-    config = read_config(source)
     with make_progress() as progress, quiet():
-        coordinates = coordinate_check(config, check, progress=progress)
-    found = slopes(coordinates)
-    picture(coordinates, found).save(out)
-    lines = verdicts(found, check)
-    grows = [s for s in found if s.parametrization in judged(check) and s.verdict == "grows"]
+        rows = coordinate_check(
+            read_config(source),
+            widths=widths,
+            optimizer=optimizer,
+            lr=lr,
+            steps=steps,
+            seeds=seeds,
+            parametrizations=parametrizations,
+            progress=progress,
+        )
+    found = slopes(rows)
+    picture(rows, found).save(out)
+    lines = verdicts(found)
+    passed = holds(found)
     result = {
-        "passed": not grows,
+        "passed": passed,
         "verdicts": lines,
         "slopes": [{**asdict(s), "verdict": s.verdict} for s in found],
         "csv": str(out / "coordinates.csv"),
         "picture": str(out / "coordinates.png"),
     }
     tell(json, result, "\n".join([*lines, f"Picture and numbers are in {out}."]))
-    return 1 if grows else 0
+    return 0 if passed else 1
 
 
 # ---- shared ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mupscale.errors import GrowthError
 from mupscale.study.files.knobs import (
@@ -220,47 +220,36 @@ def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
 
 def _check_size(sweep: Sweep) -> None:
     """How wide and how long it is is said, and said once."""
+
+    def refuse(key: str, said: str) -> NoReturn:
+        raise FieldError(sweep.table, key, said)
+
     for key, least in (("width", 1), ("growth", 2), ("record", 0)):
         if getattr(sweep, key) is not None:
             at_least(sweep.table, sweep, least, key)
-    ratio, begin = sweep.tokens_per_parameter, sweep.begin
+    begin, ratio = sweep.begin, sweep.tokens_per_parameter
     sizes = [key for key in ("width", "growth", "to") if getattr(sweep, key) is not None]
     long = sweep.steps or ratio is not None or sweep.lengths or sweep.match
-    known = begin == "checkpoint"
-    for wrong, key, said in (
-        (
-            known and (sizes or long or sweep.tried or sweep.source),
-            "begin",
-            "a checkpoint has all this itself",
-        ),
-        (not known and not long, "steps", "missing; expected steps, tokens_per_parameter or lengths"),
-        (ratio is not None and not ratio > 0, "tokens_per_parameter", f"{ratio}: expected more than 0"),
-        (sweep.steps and ratio, "tokens_per_parameter", "given beside steps; leave one out"),
-        (
-            ratio and sweep.lengths,
-            "tokens_per_parameter",
-            "given beside lengths, which say it; leave one out",
-        ),
-        (
-            begin == "grow" and len(sizes) != 1,
-            "growth",
-            "expected one of growth, width and to: how wide it becomes",
-        ),
-        (begin == "scratch" and len(sizes) > 1, sizes[:1], f"only one of {', '.join(sizes)} can be"),
-        (
-            begin == "continue" and sizes,
-            sizes[:1],
-            "what is continued keeps its size; begin = 'grow' changes it",
-        ),
-        (
-            begin in ("grow", "continue") and not sweep.source,
-            "from",
-            "missing; expected the sweep it begins from",
-        ),
-        (begin == "scratch" and sweep.source, "from", "from scratch it begins from nothing; leave it out"),
-    ):
-        if wrong:
-            raise FieldError(sweep.table, key if isinstance(key, str) else key[0], said)
+    if begin == "checkpoint":
+        if sizes or long or sweep.tried or sweep.source:
+            refuse("begin", "a checkpoint has a size and a training of its own")
+        return
+    if not long:
+        refuse("steps", "missing; expected steps, tokens_per_parameter or lengths")
+    if ratio is not None and not ratio > 0:
+        refuse("tokens_per_parameter", f"{ratio}: expected more than 0")
+    if ratio is not None and (sweep.steps or sweep.lengths):
+        refuse("tokens_per_parameter", "given beside steps or lengths, which say as much; leave one out")
+    if begin == "grow" and len(sizes) != 1:
+        refuse("growth", "expected one of growth, width and to: how wide it becomes")
+    if begin == "scratch" and len(sizes) > 1:
+        refuse(sizes[0], f"given beside {sizes[1]}; leave one out")
+    if begin == "continue" and sizes:
+        refuse(sizes[0], "what is continued keeps its size; begin = 'grow' changes it")
+    if begin == "scratch" and sweep.source:
+        refuse("from", "from scratch it begins from nothing; leave it out")
+    if begin in ("grow", "continue") and not sweep.source:
+        refuse("from", "missing; expected the sweep whose runs it begins from")
 
 
 def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
@@ -291,9 +280,7 @@ def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
         before = todo.pop()
         for name in filter(None, (*before.needs, before.after, before.match)):
             if name == sweep.name:
-                raise FieldError(
-                    sweep.table, "from", "it needs itself, by what it begins from, takes or follows"
-                )
+                raise FieldError(sweep.table, "from", "it needs itself: see from, take, after and match")
             if name not in seen:
                 seen.add(name)
                 todo.append(sweeps[name])
