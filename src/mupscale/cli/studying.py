@@ -218,8 +218,10 @@ def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jo
     ]
     total = {"sweep": "all", "width": "", "trials": "", "runs": f"{totals['runs']}", "steps": ""}
     cells.append({**total, "flops": f"{totals['flops']:.2e}", "seconds": f"{totals['seconds']:.0f}"})
+    seconds = totals["seconds"]
+    time = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     return (
-        f"{markdown_table(Table(cells))}\n\nAbout {totals['seconds'] / 60:.0f} minutes with {jobs} "
+        f"{markdown_table(Table(cells))}\n\nAbout {time} with {jobs} "
         f"worker{'s' * (jobs > 1)}, by a few steps measured here; growing, saving and starting come on top, "
         "and stacking saves some. A rate that a sweep takes over is tried beside those listed."
     )
