@@ -63,6 +63,11 @@ def ends_of(sweep: Row, row: Row) -> list[Row]:
     return [end for end in ends if end["loss"] is not None and math.isfinite(end["loss"])]
 
 
+def band(end: Row) -> list[float]:
+    """A mean loss, the best seed's and the worst one's."""
+    return [end["loss"], min(end["losses"]), max(end["losses"])]
+
+
 def flops_before(results: Row, sweep: Row) -> int | None:
     """What one run of each sweep that it came of cost; None where a checkpoint does not say."""
     spent = [source["run_flops"] for source in line_of(results, sweep)]

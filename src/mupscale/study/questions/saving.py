@@ -61,7 +61,7 @@ def saving(results: Row, *, of: str, against: str) -> Answer:
     first, tuned = found.get(next(iter(pairs))), found["tuned"]
     headline = _sentences(ours, theirs, first) if first else "With the values taken over a run diverged."
     lines = [headline]
-    if first is not tuned and first and first["ratio"] == tuned["ratio"]:
+    if first and first is not tuned and first["ratio"] == tuned["ratio"]:
         lines.append("Nothing else that was tried here did better, for either.")
     elif first is not tuned:
         rates = f"lr {show(tuned['lr'])} {called(ours)}, {show(tuned['against_lr'])} {called(theirs)}"
@@ -201,12 +201,9 @@ def _picture(results: Row, ours: Row, theirs: Row, found: Row) -> Plot:
     for name, sweep, key, ahead, colour in sides:
         row, ends, step = best_row(sweep), found[key], sweep["flops_per_step"]
         assert row is not None
-        bands = [[end["steps"], end["loss"], min(end["losses"]), max(end["losses"])] for end in ends]
-        curve, stops = (
-            [[at * step + ahead, *losses] for at, *losses in some] for some in (row["curve"], bands)
-        )
+        curve = [[at * step + ahead, *losses] for at, *losses in row["curve"]]
+        stops = [[end["steps"] * step + ahead, *reading.band(end)] for end in ends if len(ends) > 1]
         label, style = (name, "--") if ahead else (f"{name}: {ends[-1]['loss']:.3f}", "-")
-        stops = stops if len(ends) > 1 else []
         lines.append(Line(name=name, curve=curve, ends=stops, label=label, colour=colour, style=style))
         for short, long in pairwise(ends):  # between lengths, linear in the logarithm of the steps
             steps = np.geomspace(short["steps"], long["steps"], 20)
