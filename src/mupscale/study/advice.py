@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,16 @@ SOURCES = {
     "stack": "Du et al. 2024, arXiv 2405.15319: by stacking layers, a 7B model reached with 194B tokens the "
     "loss that took 300B from scratch",
 }
-_RELIABLE_FACTOR = 2.0
-_SATURATED = 20.0
-_LARGEST_PUBLISHED = 7e9
+LARGEST_FACTOR, MOST_STAGES, LARGEST_PUBLISHED = 3.0, 4, 7e9
+SATURATED = 20.0
+UNKNOWN = (
+    "The law's constants are those of one family of models, tokenizer and text; only ratios are used here, "
+    "and those move, too. Your own runs say more: mupscale compare, then --compare results.json.",
+    "How fast a grown model goes on learning; the law takes it to be as fast as from scratch, and operators "
+    "differ in that.",
+    "Whether published growth factors count parameters or widths is not said everywhere; parameters are "
+    "taken here, the more careful reading.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +53,7 @@ class Advice:
         head_start: share of the target's tokens that growing in one step is worth, by the law.
         saved_in_stages: share of the FLOPs from scratch that growing in steps of about 2 saves, by the law,
             when the narrow model is there anyway and the sizes in between are trained on the way.
-        scratch_flops: of the target, trained from scratch.
-        narrow_flops: of the narrow model's own training.
+        scratch_flops, narrow_flops: of the target, trained from scratch; of the narrow model's own training.
         reasons: sentences, each with its source.
         unknown: what this does not know.
         measured: what the user's own study says.
@@ -61,24 +67,24 @@ class Advice:
     narrow_flops: float
     reasons: tuple[str, ...]
     unknown: tuple[str, ...]
-    measured: tuple[str, ...] = field(default=())
+    measured: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**asdict(self), "sources": SOURCES}
 
     def __str__(self) -> str:
-        way = " → ".join(map(count, self.sizes))
-        lines = [f"{self.verdict}: {way}" if self.verdict != "train from scratch" else self.verdict, ""]
-        for title, sentences in (
-            ("Your own study", self.measured),
-            ("Why", self.reasons),
-            ("What this does not know", self.unknown),
-            ("Sources", tuple(f"[{key}] {text}" for key, text in SOURCES.items())),
-        ):
-            if sentences:
-                lines += [title, *(f"  * {sentence}" for sentence in sentences), ""]
-        return "\n".join(lines).rstrip()
+        way = "" if self.verdict == "train from scratch" else ": " + " → ".join(map(count, self.sizes))
+        said = {
+            "Your own study": self.measured,
+            "Why": self.reasons,
+            "What this does not know": self.unknown,
+            "Sources": [f"[{key}] {text}" for key, text in SOURCES.items()],
+        }
+        blocks = [
+            "\n".join([title, *(f"  * {line}" for line in lines)]) for title, lines in said.items() if lines
+        ]
+        return "\n\n".join([self.verdict + way, *blocks])
 
 
 def parse_count(text: str, what: str = "count") -> float:
@@ -147,13 +153,12 @@ def advise(
     if wide <= narrow:
         raise GrowthError(f"from {count(narrow)} to {count(wide)} parameters: growing needs a larger target")
     factor, ratio = wide / narrow, tokens / wide
-    assumed = narrow_tokens is None
-    narrow_tokens = ratio * narrow if narrow_tokens is None else narrow_tokens
-    scratch, own = 6 * wide * tokens, 6 * narrow * narrow_tokens
-    share = min(1.0, head_start(narrow, narrow_tokens, wide) / tokens)
+    seen = narrow_tokens or ratio * narrow
+    scratch, own = 6 * wide * tokens, 6 * narrow * seen
+    share = min(1.0, head_start(narrow, seen, wide) / tokens)
     stages = max(1, round(math.log2(factor)))
     sizes = tuple(narrow * factor ** (i / stages) for i in range(stages + 1))
-    saved = 1 - staged_flops(sizes, ratio, narrow_tokens) / scratch
+    saved = 1 - staged_flops(sizes, ratio, seen) / scratch
 
     reasons = [
         f"From scratch the target costs {scratch:.2g} FLOPs (6·N·D at {ratio:.3g} tokens per parameter); the "
@@ -163,14 +168,15 @@ def advise(
         "Published gains can be larger, since a grown model may also learn faster: 35 % fewer tokens with "
         "layers stacked ×4. They can be smaller, too. [stack, when]",
     ]
-    if factor <= _RELIABLE_FACTOR * 1.5:
-        verdict, way = "grow", (narrow, wide)
+    verdict, way = "train from scratch", (narrow, wide)
+    if factor <= LARGEST_FACTOR:
+        verdict = "grow"
         reasons += [
             f"×{factor:.3g} is near the factor that was found most reliable, 2. [when]",
             f"If the narrow model has to be trained for this alone, {own / scratch:.0%} of the cost from "
             f"scratch has to be set against the {share:.0%}.",
         ]
-    elif stages <= 4 and wide <= _LARGEST_PUBLISHED:
+    elif stages <= MOST_STAGES and wide <= LARGEST_PUBLISHED:
         verdict, way = "grow in stages", sizes
         reasons += [
             f"×{factor:.3g} at once is beyond the factor that was found reliable; {stages} stages of "
@@ -180,35 +186,23 @@ def advise(
             "the models in between besides. [law]",
         ]
     else:
-        verdict, way = "train from scratch", (narrow, wide)
-        too_large = " and no target that large" if wide > _LARGEST_PUBLISHED else ""
+        too_large = " and no target that large" if wide > LARGEST_PUBLISHED else ""
         reasons.append(
             f"×{factor:.3g} would take {stages} stages of about 2, each of them a training run of its own; "
             f"no chain that long{too_large} has been published. A model of {count(wide / 2)} to "
-            f"{count(wide / 4)} parameters would be worth growing from, if you have one. [when, "
-            "warmstart, stack]"
+            f"{count(wide / 4)} parameters would be worth growing from, if you have one. "
+            "[when, warmstart, stack]"
         )
-    if ratio > _SATURATED:
-        reasons.append(
-            f"At {ratio:.3g} tokens per parameter expect less than that: gains shrink beyond {_SATURATED:g}. "
-            "[when]"
-        )
-    if ratio > 10 * _SATURATED and verdict != "train from scratch":
+    if ratio > SATURATED:
+        less = f"expect less than that: gains shrink beyond {SATURATED:g}. [when]"
+        reasons.append(f"At {ratio:.3g} tokens per parameter {less}")
+    if ratio > 10 * SATURATED and verdict != "train from scratch":
         verdict, way = "train from scratch", (narrow, wide)
         reasons.append("So far beyond it, nothing published says that a gain is left.")
-    unknown = [
-        "The law's constants are those of one family of models, tokenizer and text; only ratios are used "
-        "here, and those move, too. Your own runs say more: mupscale compare, then --compare results.json.",
-        "How fast a grown model goes on learning; the law takes it to be as fast as from scratch, and "
-        "operators differ in that.",
-        "Whether published growth factors count parameters or widths is not said everywhere; parameters are "
-        "taken here, the more careful reading.",
-    ]
-    if assumed:
-        unknown.append(
-            f"How long the narrow model was trained: {count(narrow_tokens)} tokens are assumed, as many a "
-            "parameter as the target gets (--narrow-tokens says otherwise)."
-        )
+    assumed = (
+        f"How long the narrow model was trained: {count(seen)} tokens are assumed, as many a parameter as "
+        "the target gets (--narrow-tokens says otherwise)."
+    )
     return Advice(
         verdict=verdict,
         sizes=way,
@@ -217,8 +211,8 @@ def advise(
         scratch_flops=scratch,
         narrow_flops=own,
         reasons=tuple(reasons),
-        unknown=tuple(unknown),
-        measured=_measured(comparison, ratio) if comparison is not None else (),
+        unknown=UNKNOWN if narrow_tokens else (*UNKNOWN, assumed),
+        measured=_measured(comparison, ratio) if comparison else (),
     )
 
 

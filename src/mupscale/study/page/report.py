@@ -15,11 +15,11 @@ from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from mupscale.study.page.parts import Answer, Part, Table, html_table, markdown_table
 
-REPORT_FILE = "report.html"
 Row = dict[str, Any]
 
 
@@ -38,7 +38,7 @@ def write(results: Row, answers: Sequence[Answer], out: Path) -> Path:
     _write(out / "results.json", json.dumps(json_safe(results), indent=1, allow_nan=False) + "\n")
     _write_runs(results, out / "runs.csv")
     _write(out / "report.md", markdown(results, answers))
-    return _write(out / REPORT_FILE, _page(results, answers, out))
+    return _write(out / "report.html", _page(results, answers, out))
 
 
 def markdown(results: Row, answers: Sequence[Answer]) -> str:
@@ -71,35 +71,28 @@ def json_safe(value: Any) -> Any:
 def _top(results: Row, answers: Sequence[Answer]) -> list[str]:
     """The results in a sentence each, and which sweeps they do not know in full."""
     lines = [answer.headline for answer in answers if answer.headline]
-    left = [
-        f"{s['name']} ({s['done']} of {s['total']} trials)" for s in results["sweeps"] if not s["finished"]
-    ]
-    if left:
+    open_sweeps = [sweep for sweep in results["sweeps"] if not sweep["finished"]]
+    if left := [f"{sweep['name']} ({sweep['done']} of {sweep['total']} trials)" for sweep in open_sweeps]:
         lines.append(f"Not finished: {', '.join(left)}. What is said here is about the trials done so far.")
     return lines
 
 
 def _page(results: Row, answers: Sequence[Answer], out: Path) -> str:
-    title, css = escape(results["title"]), files("mupscale.study.page").joinpath("report.css")
     figures = [
-        f"<li><b>{escape(value)}</b>{escape(what)}</li>"
-        for answer in answers
-        for value, what in answer.figures
+        f"<li><b>{escape(value)}</b>{escape(what)}</li>" for one in answers for value, what in one.figures
     ]
-    body = [f"<h1>{title}</h1>", f'<p class="soft">mupscale {escape(results["mupscale"])}</p>']
-    body += [f"<p><b>{escape(line)}</b></p>" for line in _top(results, answers)]
+    body = [f"<p><b>{escape(line)}</b></p>" for line in _top(results, answers)]
     body += [f'<ul class="figures">{"".join(figures)}</ul>'] if figures else []
     names: dict[str, int] = {}
     for answer in answers:
         body.append(f"<h2>{escape(answer.title)}</h2>")
         body += [_html(part, out, names) for part in answer.parts if part]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{css.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, body))
-        + "\n</main>\n</body>\n</html>\n"
+    page, css = (
+        files("mupscale.study.page").joinpath(f"report.{kind}").read_text(encoding="utf-8")
+        for kind in ("html", "css")
     )
+    words = {"title": escape(results["title"]), "version": escape(results["mupscale"]), "css": css}
+    return Template(page).substitute(words, body="\n".join(filter(None, body)))
 
 
 def _html(part: Part, out: Path, names: dict[str, int]) -> str:

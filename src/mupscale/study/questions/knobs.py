@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mupscale.study.page.plots import COLOURS, ORANGE, STYLES, Line, Plot, canvas, draw
-from mupscale.study.questions.reading import Row, tried, varied, with_state
+from mupscale.study.questions.reading import Row, band, tried, varied, with_state
 from mupscale.study.questions.words import loss_axis, show, show_point, widths
 
 # A line of a picture: its sweep, the kind of noise where there are several, its points.
@@ -76,16 +76,13 @@ def _lines(groups: Sequence[Group], knob: str, relative: bool) -> list[Line]:
     lines = []
     for sweep, kind, rows in groups:
         best_at, base = _best_at(rows, knob), sweep["best"]["loss"] if relative else 0.0
-        ends = {
-            value: (row["loss"], min(row["losses"]), max(row["losses"])) for value, row in best_at.items()
-        }
         failed = {row["point"][knob] for row in rows if row["state"] == "diverged"} - best_at.keys()
         lowest = min(row["loss"] for row in best_at.values())
         lines.append(
             Line(
                 name=f"{sweep['name']} {kind}".strip(),
-                curve=[[value, *(loss - base for loss in losses)] for value, losses in ends.items()],
-                label=f"{widths(sweep)}{f', {kind}' if kind else ''}: {lowest:.3f}",
+                curve=[[at, *(loss - base for loss in band(row))] for at, row in best_at.items()],
+                label=f"{_place(sweep, kind)}: {lowest:.3f}",
                 colour=colours[sweep["width"]],
                 style="" if _scattered(rows, knob) else styles[kind],
                 marker="o",
@@ -95,6 +92,10 @@ def _lines(groups: Sequence[Group], knob: str, relative: bool) -> list[Line]:
             )
         )
     return lines
+
+
+def _place(sweep: Row, kind: str) -> str:
+    return ", ".join(filter(None, (widths(sweep), kind)))
 
 
 def _caption(groups: Sequence[Group], knob: str) -> str:
@@ -141,8 +142,7 @@ def _without(point: Row, knob: str) -> Row:
 
 def _over_lr_and_noise(results: Row, sweeps: Sequence[Row]) -> Plot | None:
     """A heat map of learning rate × noise for each sweep (and kind of noise) that tried a grid of both."""
-    split = [(s, kind, rows) for s in sweeps for kind, rows in _by_noise_kind(s)]
-    grids = [(sweep, kind, rows) for sweep, kind, rows in split if _is_grid(rows)]
+    grids = [(s, kind, rows) for s in sweeps for kind, rows in _by_noise_kind(s) if _is_grid(rows)]
     if not grids:
         return None
     points = [row["point"] for _, _, rows in grids for row in rows]
@@ -155,7 +155,7 @@ def _over_lr_and_noise(results: Row, sweeps: Sequence[Row]) -> Plot | None:
         ordered = sorted(rows, key=lambda row: (row["state"] == "complete", -(row["loss"] or 0)))
         cells = {(row["point"]["lr"], row["point"]["noise"]): row for row in ordered}
         _heat(axes, cells, rates, noises)
-        axes.set_title(f"{widths(sweep)}{f', {kind}' if kind else ''}", fontsize=10)
+        axes.set_title(_place(sweep, kind), fontsize=10)
         for (rate, noise), row in sorted(cells.items()):
             loss = row["loss"] if row["state"] == "complete" else None
             place = {"sweep": sweep["name"], "noise_kind": kind, "lr": rate, "noise": noise}

@@ -63,6 +63,11 @@ def ends_of(sweep: Row, row: Row) -> list[Row]:
     return [end for end in ends if end["loss"] is not None and math.isfinite(end["loss"])]
 
 
+def band(end: Row) -> list[float]:
+    """A mean loss, the best seed's and the worst one's."""
+    return [end["loss"], min(end["losses"]), max(end["losses"])]
+
+
 def flops_before(results: Row, sweep: Row) -> int | None:
     """What one run of each sweep that it came of cost; None where a checkpoint does not say."""
     spent = [source["run_flops"] for source in line_of(results, sweep)]
@@ -102,11 +107,8 @@ def steps_to_reach(lengths: Sequence[tuple[int, float]], loss: float) -> tuple[f
     """
     if lengths[0][1] <= loss:
         return float(lengths[0][0]), "at most"
-    for (short, high), (long, low) in pairwise(lengths):
-        if low <= loss:
-            share = (high - loss) / (high - low)
-            return round(math.exp(math.log(short) + share * math.log(long / short)), 1), "interpolated"
-    return float(lengths[-1][0]), "more than"
+    at = first_below([(math.log(steps), end) for steps, end in lengths], loss)
+    return (float(lengths[-1][0]), "more than") if at is None else (round(math.exp(at), 1), "interpolated")
 
 
 def first_below(curve: Sequence[Sequence[float]], loss: float) -> float | None:

@@ -7,19 +7,23 @@ with which the other side ends is interpolated between them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from mupscale.study.page.parts import Answer, Cells, Table, table_of
+from mupscale.study.page.parts import Answer, Cells, Table
 from mupscale.study.page.plots import BLUE, LIGHT_BLUE, ORANGE, Line, Plot
 from mupscale.study.questions import reading
 from mupscale.study.questions.reading import Row, best_row, ends_of, sweep_of
+from mupscale.study.questions.tuned import point_rows
 from mupscale.study.questions.words import called, loss_over_flops, show, show_flops, show_loss
 
-# By how steps are known, the sign before them, and that before a share which such steps divide.
-SIGNS = {"interpolated": ("", ""), "at most": ("≤ ", "≥ "), "more than": ("> ", "< ")}
+# By how steps are known: the sign before them, that before a share which such steps divide, and why.
+BOUNDS = {
+    "interpolated": ("", "", ""),
+    "at most": ("≤ ", "≥ ", ", since already the shortest run {} gets there"),
+    "more than": ("> ", "< ", ", since the longest run {} does not get there"),
+}
 IN_WORDS = {"": "", "≤ ": "at most ", "≥ ": "at least ", "> ": "more than ", "< ": "less than "}
 # Shares of the FLOPs from scratch, ever more counted in: in tables, in sentences, below figures.
 SHARES = {
@@ -36,7 +40,8 @@ def saving(results: Row, *, of: str, against: str) -> Answer:
     Twice, where values are taken from other sweeps: with these, and with the best of all tried here.
     """
     ours, theirs = sides = sweep_of(results, of), sweep_of(results, against)
-    title, ends = f"{called(ours).capitalize()} against {called(theirs)}", length_table(sides)
+    rows = [{"model": called(s)} | row for s in sides for row in point_rows(s, ["lr"], lengths=True)]
+    title, ends = f"{called(ours).capitalize()} against {called(theirs)}", Table(rows)
     missing = [
         f"{side['name']} {'has no run that ended with a loss' if side['finished'] else 'is not finished'}"
         for side in sides
@@ -45,18 +50,18 @@ def saving(results: Row, *, of: str, against: str) -> Answer:
     if missing:
         said = f"There is no comparison: {', and '.join(missing)}."
         return Answer(title=title, parts=(said, ends), headline=said)
-    rows = {"transferred": [_taken(results, side) for side in sides], "tuned": [*map(best_row, sides)]}
+    pairs = {"transferred": [_taken(results, side) for side in sides], "tuned": [*map(best_row, sides)]}
     if not (ours["takes"] or theirs["takes"]):
-        del rows["transferred"]
+        del pairs["transferred"]
     found = {
         rates: compare(results, ours, theirs, *pair)  # type: ignore[arg-type]
-        for rates, pair in rows.items()
+        for rates, pair in pairs.items()
         if all(row and row["state"] == "complete" for row in pair)
     }
-    first, tuned = found.get(next(iter(rows))), found["tuned"]
+    first, tuned = found.get(next(iter(pairs))), found["tuned"]
     headline = _sentences(ours, theirs, first) if first else "With the values taken over a run diverged."
     lines = [headline]
-    if first is not tuned and first and first["ratio"] == tuned["ratio"]:
+    if first and first is not tuned and first["ratio"] == tuned["ratio"]:
         lines.append("Nothing else that was tried here did better, for either.")
     elif first is not tuned:
         rates = f"lr {show(tuned['lr'])} {called(ours)}, {show(tuned['against_lr'])} {called(theirs)}"
@@ -102,7 +107,7 @@ def compare(results: Row, ours: Row, theirs: Row, our_row: Row, their_row: Row) 
         "goal": goal,
         "steps": steps,
         "bound": bound,
-        "sign": SIGNS[bound][backwards],
+        "sign": BOUNDS[bound][backwards],
         "flops_to_reach": needed,
         "before_flops": before,
         "tuning_flops": tuning,
@@ -136,22 +141,6 @@ def _taken(results: Row, sweep: Row) -> Row | None:
 # ---- tables and sentences ----------------------------------------------------------------------------------
 
 
-def length_table(sweeps: Sequence[Row]) -> Table:
-    """The end of every length of every point."""
-    rows = []
-    for sweep in sweeps:
-        model, step = called(sweep), sweep["flops_per_step"]
-        for row in sweep["points"]:
-            lr, ends = show(row["point"].get("lr")), ends_of(sweep, row) if row["state"] == "complete" else []
-            if not ends:
-                rows.append((model, lr, "–", "–", "–", row["state"]))
-            for end in ends:
-                best = "best" if end is ends[-1] and row is best_row(sweep) else ""
-                loss = show_loss(end["loss"], end["spread"])
-                rows.append((model, lr, str(end["steps"]), show_flops(end["steps"] * step), loss, best))
-    return table_of(("model", "lr", "steps", "FLOPs", "loss", ""), rows)
-
-
 def reach_row(rates: str, found: Row) -> Cells:
     """The loss to reach, what that takes, and the shares of the FLOPs from scratch."""
     return {
@@ -159,7 +148,7 @@ def reach_row(rates: str, found: Row) -> Cells:
         "lr grown": show(found["lr"]),
         "lr from scratch": show(found["against_lr"]),
         "loss to reach": show_loss(found["goal"]["loss"], found["goal"]["spread"]),
-        "FLOPs to reach it": SIGNS[found["bound"]][0] + show_flops(found["flops_to_reach"]),
+        "FLOPs to reach it": BOUNDS[found["bound"]][0] + show_flops(found["flops_to_reach"]),
         **{head: _share(found, key) for key, (head, *_) in SHARES.items() if key in found},
     }
 
@@ -171,17 +160,12 @@ def _share(found: Row, key: str) -> str:
 def _sentences(ours: Row, theirs: Row, found: Row) -> str:
     """Both final losses; the FLOPs to the same one; what from scratch gives for equal steps and compute."""
     mine, other = found["ends"][-1], found["against_ends"][-1]
-    us, them = f"the {called(ours)} model", called(theirs)
-    runs = them if found["backwards"] else called(ours)
-    why = {
-        "interpolated": "",
-        "at most": f", since already the shortest run {runs} gets there",
-        "more than": f", since the longest run {runs} does not get there",
-    }[found["bound"]]
+    us, them = f"{called(ours)} model", called(theirs)
+    why = BOUNDS[found["bound"]][2].format(them if found["backwards"] else called(ours))
     loss, goal = (show_loss(end["loss"], end["spread"], digits=3) for end in (mine, other))
     text = (
-        f"T{us[1:]} ended at a loss of {loss} after {mine['steps']} steps, the same one {them} at {goal} "
-        f"after {other['steps']}. To the same loss {us} takes {_shares(found)}{why}."
+        f"The {us} ended at a loss of {loss} after {mine['steps']} steps, the same one {them} at {goal} "
+        f"after {other['steps']}. To the same loss the {us} takes {_shares(found)}{why}."
     )
     for key, what in EQUAL.items():
         if end := found.get(key):
@@ -217,12 +201,9 @@ def _picture(results: Row, ours: Row, theirs: Row, found: Row) -> Plot:
     for name, sweep, key, ahead, colour in sides:
         row, ends, step = best_row(sweep), found[key], sweep["flops_per_step"]
         assert row is not None
-        bands = [[end["steps"], end["loss"], min(end["losses"]), max(end["losses"])] for end in ends]
-        curve, stops = (
-            [[at * step + ahead, *losses] for at, *losses in some] for some in (row["curve"], bands)
-        )
+        curve = [[at * step + ahead, *losses] for at, *losses in row["curve"]]
+        stops = [[end["steps"] * step + ahead, *reading.band(end)] for end in ends if len(ends) > 1]
         label, style = (name, "--") if ahead else (f"{name}: {ends[-1]['loss']:.3f}", "-")
-        stops = stops if len(ends) > 1 else []
         lines.append(Line(name=name, curve=curve, ends=stops, label=label, colour=colour, style=style))
         for short, long in pairwise(ends):  # between lengths, linear in the logarithm of the steps
             steps = np.geomspace(short["steps"], long["steps"], 20)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mupscale.study.page.parts import Answer, Cells, Table
+from mupscale.study.page.parts import Answer, Table, table_of
 from mupscale.study.questions.knobs import knob_plots
 from mupscale.study.questions.reading import Row, point_at, sweeps_of, varied
 from mupscale.study.questions.words import show, show_loss, widths
@@ -53,10 +53,10 @@ def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence
         lines += [_cost(last), {True: "It transfers.", False: "It does not transfer.", None: ""}[passed]]
         figures += [
             (show_loss(last["loss"], digits=3), f"best loss at {last['widths']}"),
-            (regret(last), f"at {last['widths']} with the narrowest optimum, above the best loss there"),
+            (_regret(last), f"at {last['widths']} with the narrowest optimum, above the best loss there"),
         ]
     said = " ".join(lines).strip() or "Fewer than two widths are known yet."
-    tables = [Table(transfer_rows(one), name) for name, one in found.items()]
+    tables = [_table(one, name) for name, one in found.items()]
     return Answer(
         title="Does the optimum transfer?",
         parts=(
@@ -115,28 +115,22 @@ def _stays(found: Sequence[Row]) -> bool:
     return last <= LARGEST_FACTOR and better and not edge and not found[-1]["diverged"]
 
 
-def transfer_rows(found: Row) -> list[Cells]:
+def _table(found: Row, title: str) -> Table:
     """The optimum at each width, how far it moved, and what the narrowest one's costs there."""
-    first, rows = found["rows"][0], []
+    first, knobs = found["rows"][0], found["knobs"]
+    heads = [*(f"best {knob}" for knob in knobs), "moved", "loss", "at the narrowest optimum", "regret"]
+    rows = []
     for row in found["rows"]:
-        moved = [_moved(first["point"][knob], row["point"][knob], knob) for knob in found["knobs"]]
-        rows.append(
-            {
-                "widths": row["widths"],
-                **{f"best {knob}": show(row["point"][knob]) for knob in found["knobs"]},
-                "moved": ", ".join(filter(None, moved)) or ("–" if row is first else "no"),
-                "loss": show_loss(row["loss"], row["spread"]),
-                "at the narrowest optimum": show_loss(row["at_narrowest"])
-                if row["at_narrowest"]
-                else row["state"],
-                "regret": regret(row),
-                "at the edge": ", ".join(row["at_edge"]),
-            }
-        )
-    return rows
+        pairs = [(knob, first["point"][knob], row["point"][knob]) for knob in knobs]
+        moved = ", ".join(_moved(*pair) for pair in pairs if pair[1] != pair[2])
+        there = show_loss(row["at_narrowest"]) if row["at_narrowest"] else row["state"]
+        best, cells = show_loss(row["loss"], row["spread"]), [show(now) for _, _, now in pairs]
+        cells += [moved or ("–" if row is first else "no"), best, there, _regret(row)]
+        rows.append((row["widths"], *cells, ", ".join(row["at_edge"])))
+    return table_of(("widths", *heads, "at the edge"), rows, title)
 
 
-def regret(row: Row) -> str:
+def _regret(row: Row) -> str:
     """What the narrowest optimum costs at a width, as a share of the best loss there."""
     if row["regret"] is None:
         return "diverged" if row["state"] == "diverged" else "–"
@@ -146,12 +140,14 @@ def regret(row: Row) -> str:
 def _moves(found: Row) -> str:
     """From where to where the optimum moves."""
     first, last = found["rows"][0], found["rows"][-1]
-    pairs = {knob: (first["point"][knob], last["point"][knob]) for knob in found["knobs"]}
-    moved = [f"{k} from {show(old)} to {show(new)}" for k, (old, new) in pairs.items() if old != new]
-    kept = [f"{k} at {show(old)}" for k, (old, new) in pairs.items() if old == new]
+    pairs = [(knob, show(first["point"][knob]), show(last["point"][knob])) for knob in found["knobs"]]
+    moved = ", ".join(f"{knob} from {old} to {new}" for knob, old, new in pairs if old != new)
+    kept = ", ".join(f"{knob} at {old}" for knob, old, new in pairs if old == new)
     text = f"From {first['widths']} to {last['widths']}, {found['width_ratio']:g} times as wide, the optimum "
-    text += f"moved: {', '.join(moved)}" if moved else "stayed where it was"
-    text += f"{'; it kept ' if moved else ': '}{', '.join(kept)}." if kept else "."
+    if moved:
+        text += f"moved: {moved}" + (f"; it kept {kept}." if kept else ".")
+    else:
+        text += f"stayed where it was: {kept}."
     if at := [f"{', '.join(row['at_edge'])} at {row['widths']}" for row in found["rows"] if row["at_edge"]]:
         text += f" It stands at the edge of what was tried ({'; '.join(at)}) and may move further."
     if found["diverged"]:
@@ -162,24 +158,27 @@ def _moves(found: Row) -> str:
 def _cost(last: Row) -> str:
     """What the narrowest optimum gives at the widest."""
     best = show_loss(last["loss"], last["spread"])
-    gives = f"costs {regret(last)} of the best loss there, {best}"
-    gives = "is the best point, too, with loss " + best if last["regret"] == 0 else gives
-    unknown = f"was {last['state']}, so that its cost is not known"
-    what = {"complete": gives, "diverged": "diverged"}.get(last["state"], unknown)
+    what = f"costs {_regret(last)} of the best loss there, {best}"
+    if last["state"] != "complete":
+        what = (
+            "diverged"
+            if last["state"] == "diverged"
+            else f"was {last['state']}, so that its cost is not known"
+        )
+    elif last["regret"] == 0:
+        what = f"is the best point, too, with loss {best}"
     return f"At {last['widths']} the narrowest optimum {what}."
 
 
-def _moved(before: Any, after: Any, knob: str) -> str:
-    """How a knob's best value changed; empty where it did not.
+def _moved(knob: str, before: Any, after: Any) -> str:
+    """How a knob's best value changed.
 
-    >>> _moved(0.004, 0.002, "lr"), _moved(0, 1.0, "noise"), _moved("gaussian", "balanced", "noise_kind")
+    >>> _moved("lr", 0.004, 0.002), _moved("noise", 0, 1.0), _moved("noise_kind", "gaussian", "balanced")
     ('lr ÷2', 'noise 0 → 1', 'noise_kind gaussian → balanced')
     """
-    if before == after:
-        return ""
-    if any(isinstance(value, str) or value <= 0 for value in (before, after)):
+    if isinstance(before, str) or min(before, after) <= 0:
         return f"{knob} {show(before)} → {show(after)}"
-    return f"{knob} ×{after / before:.3g}" if after > before else f"{knob} ÷{before / after:.3g}"
+    return f"{knob} {'×' if after > before else '÷'}{_ratio(before, after):.3g}"
 
 
 def _ratio(a: float, b: float) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mupscale.study.page.parts import Answer, Cells, Part, Table, table_of
+from mupscale.study.questions import reading
 from mupscale.study.questions.knobs import knob_plots
 from mupscale.study.questions.reading import (
     Names,
     Row,
-    line_of,
+    best_row,
+    ends_of,
     sweeps_of,
     tried,
-    tuning_of,
     varied,
     with_state,
 )
@@ -64,12 +67,10 @@ def edges(sweep: Row) -> list[str]:
     for knob in sweep["at_edge"]:
         value, values = sweep["best"]["point"][knob], tried(sweep, knob)
         side = "upper" if values.index(value) >= len(values) / 2 else "lower"
-        stands = f"{show(value)}, stands at the {side} edge of what was tried: a better one may lie beyond"
-        lines.append(
-            f"The best {knob} is 0, the lowest there is." if value == 0 else f"The best {knob}, {stands}."
-        )
-    few = [k for k in varied(sweep) if len(tried(sweep, k)) == 2 and not isinstance(tried(sweep, k)[0], str)]
-    if few:
+        stands = f", {show(value)}, stands at the {side} edge of what was tried: a better one may lie beyond."
+        lines.append(f"The best {knob}" + (" is 0, the lowest there is." if value == 0 else stands))
+    values_of = {knob: tried(sweep, knob) for knob in varied(sweep)}
+    if few := [k for k, values in values_of.items() if len(values) == 2 and not isinstance(values[0], str)]:
         lines.append(f"Of {several(few)} only two values were tried: the optimum may lie elsewhere.")
     return lines
 
@@ -83,15 +84,20 @@ def points(results: Row, *, of: Names) -> Answer:
     return Answer(title="All points", parts=parts)
 
 
-def point_rows(sweep: Row) -> list[Cells]:
-    """One row for each point of a sweep: what was varied, the loss, and how it ended; the best is marked."""
-    knobs = varied(sweep) or [knob for knob in sweep["knobs"] if knob == "lr"]
-    best, rows = sweep["best"] and sweep["best"]["point"], []
-    for row in sorted(sweep["points"], key=lambda row: [row["point"][knob] for knob in knobs]):
-        complete = row["state"] == "complete"
-        loss = show_loss(row["loss"], row["spread"]) if complete else "–"
-        ended = row["state"] if not complete else "best" if row["point"] == best else ""
-        rows.append({**{knob: show(row["point"][knob]) for knob in knobs}, "loss": loss, "": ended})
+def point_rows(sweep: Row, knobs: Sequence[str] = (), *, lengths: bool = False) -> list[Cells]:
+    """A row for each point, or for each of its lengths: what was varied, the loss, how it ended, the best."""
+    knobs = knobs or varied(sweep) or [knob for knob in sweep["knobs"] if knob == "lr"]
+    rows, best = [], best_row(sweep)
+    for row in sorted(sweep["points"], key=lambda row: [row["point"].get(knob, 0) for knob in knobs]):
+        ends = ends_of(sweep, row) if row["state"] == "complete" else []
+        for end in (ends if lengths else ends[-1:]) or [{}]:
+            cells = {knob: show(row["point"].get(knob)) for knob in knobs}
+            if lengths:
+                flops = show_flops(end["steps"] * sweep["flops_per_step"]) if end else "–"
+                cells |= {"steps": str(end.get("steps", "–")), "FLOPs": flops}
+            marked = "best" if row is best and end is ends[-1] else ""
+            loss = show_loss(end.get("loss"), end.get("spread"))
+            rows.append({**cells, "loss": loss, "": marked if end else row["state"]})
     return rows
 
 
@@ -115,17 +121,19 @@ def cost(results: Row) -> Answer:
     """What each sweep cost in FLOPs, and as a share of one run of the dearest."""
     sweeps = results["sweeps"]
     large = max((sweep["run_flops"] or 0 for sweep in sweeps), default=0)
-    used = {source["name"] for sweep in sweeps for source in line_of(results, sweep)}
+    used = {source["name"] for sweep in sweeps for source in reading.line_of(results, sweep)}
     used |= {name for sweep in sweeps for name in sweep["takes"].values()}
-    tuning = tuning_of(results, [sweep for sweep in sweeps if sweep["name"] not in used])
+    tuning = reading.tuning_of(results, [sweep for sweep in sweeps if sweep["name"] not in used])
     spent = [(s["name"], f"{s['done']} of {s['total']}", s["flops"]) for s in sweeps if s["done"]]
     said = ""
     if tuning:
         spent.append(("of these, tuning", "", tuning))
-        share = (
-            f": {tuning / large:.1%} of one run of the dearest sweep ({show_flops(large)})" if large else ""
+        said = f"Tuning cost {show_flops(tuning)} FLOPs, all points and seeds together"
+        said += (
+            f": {tuning / large:.1%} of one run of the dearest sweep ({show_flops(large)}). "
+            if large
+            else ". "
         )
-        said = f"Tuning cost {show_flops(tuning)} FLOPs, all points and seeds together{share}. "
     if seconds := results.get("seconds"):
         said += f"All runs together took {seconds / 60:.1f} minutes of their workers' time."
     rows = [(name, trials, show_flops(n), f"{n / large:.1%}" if large else "–") for name, trials, n in spent]
