@@ -22,9 +22,10 @@ OPTIMIZERS = {
 MODELS = ["mlp", "resnet", "gpt2", "llama", "llama_tied", "qwen3"]
 
 
+# The other three are grown under these and all other optimizers of torch in test_every_optimizer.
 @pytest.mark.parametrize("growth", [2, 3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 def test_grown_mid_training_stays_in_lockstep(name, optimizer, growth):
     assert_lockstep(name, OPTIMIZERS[optimizer], growth)
 
