@@ -250,8 +250,7 @@ def test_where_everything_diverges_the_field_is_named(study):
         work(study(text))
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
-@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize(("sampler", "stack"), [("random", 4), ("tpe", 1)])
 def test_other_samplers_knobs_and_pruning(study, sampler, stack):
     text = (
         STUDY[: STUDY.index("[grow]")]
