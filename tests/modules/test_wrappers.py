@@ -152,37 +152,44 @@ def sharded(model):
     return fully_shard(model)
 
 
-def _worker(rank, address, kind, results):
+KINDS = ("ddp", "fsdp2", "fsdp2 init", "ddp carry", "fsdp2 carry")
+
+
+def _losses(kind):
+    ddp = nn.parallel.DistributedDataParallel
+    if "carry" in kind:
+        wrap = ddp if kind.startswith("ddp") else sharded
+        return train_carried(wrap, wrap)
+    model, plan = wide_model()
+    if kind == "ddp":
+        return train(ddp(model), plan)
+    sharded(model)
+    if kind == "fsdp2 init":  # initialized after sharding, from other weights
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        mupscale.init_(model, plan, seed=0)
+    return train(model, plan)
+
+
+def _worker(rank, address, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     try:
-        ddp = nn.parallel.DistributedDataParallel
-        if kind == "ddp":
-            model, plan = wide_model()
-            losses = train(ddp(model), plan)
-        elif kind == "ddp carry":
-            losses = train_carried(ddp, ddp)
-        elif kind == "fsdp2 carry":
-            losses = train_carried(sharded, sharded)
-        else:
-            model, plan = wide_model()
-            sharded(model)
-            if kind == "fsdp2 init":  # initialized after sharding, from other weights
-                with torch.no_grad():
-                    for p in model.parameters():
-                        p.zero_()
-                mupscale.init_(model, plan, seed=0)
-            losses = train(model, plan)
-        if rank == 0:
-            results.put(losses)
+        for kind in KINDS:
+            losses = _losses(kind)
+            if rank == 0:
+                results.put((kind, losses))
     finally:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2 init", "ddp carry", "fsdp2 carry"])
-def test_two_processes(kind, plain, tmp_path):
-    expected = train_carried() if "carry" in kind else plain
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    torch.multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", kind, results), nprocs=2)
-    assert results.get() == pytest.approx(expected, abs=1e-6)
+def test_two_processes(plain, tmp_path):
+    """All kinds in one pair of processes, which take longer to start than to train."""
+    carried = train_carried()
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(_worker, args=(f"file://{tmp_path}/rendezvous", results), nprocs=2)
+    for kind in KINDS:
+        name, losses = results.get()
+        assert name == kind
+        assert losses == pytest.approx(carried if "carry" in kind else plain, abs=1e-6), kind

@@ -153,7 +153,7 @@ def test_costs_are_those_of_the_runs(finished):
     steps = (16 - 3) + 3 + 2
     assert grown["flops"] == grown["flops_per_step"] * steps * 2 * len(grown["points"])
     assert grown["flops_per_step"] == large["flops_per_step"]
-    for name in ("scratch-32", "base-32", "base-64", "grow-32"):
+    for name in ("scratch-32", "base-32", "grow-32"):
         assert sweep(results, name)["flops"] == foretold[name]
 
 
@@ -162,7 +162,7 @@ def test_a_stack_finds_what_separate_runs_find(study, optimizer):
     text = STUDY.replace("[training]", f'[training]\noptimizer = "{optimizer}"')
     alone, together = (
         work(
-            some(study(text, name), "scratch-32", "base-32", "base-64", "grow-32"),
+            some(study(text, name), "scratch-32", "base-32", "grow-32"),
             stack=stack,
         )
         for name, stack in (("alone", 1), ("together", 8))
@@ -270,7 +270,7 @@ pruner = "median"
 steps = 8
 """
     )
-    job = some(study(text), "scratch-32", "base-32", "base-64", "grow-32")
+    job = some(study(text), "scratch-32", "base-32", "grow-32")
     grow = sweep(work(job, stack=stack), "grow-32")
     assert grow["finished"]
     assert len(grow["points"]) == 8
