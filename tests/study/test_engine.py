@@ -153,7 +153,7 @@ def test_costs_are_those_of_the_runs(finished):
     steps = (16 - 3) + 3 + 2
     assert grown["flops"] == grown["flops_per_step"] * steps * 2 * len(grown["points"])
     assert grown["flops_per_step"] == large["flops_per_step"]
-    for name in ("scratch-32", "base-32", "grow-32"):
+    for name in ("scratch-32", "base-32", "base-64", "grow-32"):
         assert sweep(results, name)["flops"] == foretold[name]
 
 
