@@ -22,6 +22,8 @@ OPTIMIZERS = {
     "sgd dampening maximize": lambda p: optim.SGD(p, lr=1e-3, momentum=0.9, dampening=0.3, maximize=True),
     "asgd": lambda p: optim.ASGD(p, lr=0.02, lambd=1e-2, t0=12, weight_decay=0.01),
     "adam": lambda p: optim.Adam(p, lr=3e-3, eps=1e-4),
+    "adam l2": lambda p: optim.Adam(p, lr=3e-3, weight_decay=0.05),
+    "adam amsgrad": lambda p: optim.Adam(p, lr=3e-3, amsgrad=True),
     "adam l2 amsgrad": lambda p: optim.Adam(p, lr=3e-3, weight_decay=0.05, amsgrad=True),
     "adam decoupled": lambda p: optim.Adam(p, lr=3e-3, weight_decay=0.1, decoupled_weight_decay=True),
     "adam tensor lr": lambda p: optim.Adam(p, lr=torch.tensor(3e-3, dtype=torch.float64), foreach=False),
