@@ -21,7 +21,6 @@ from torch import nn
 import mupscale
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import operator_named
-from mupscale.study.data.stream import collate
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.history import HISTORY_FILE, Point, write_json
 from mupscale.study.runs.models import load_checkpoint
@@ -186,8 +185,7 @@ class Lab:
         self, narrow: nn.Module, wide: nn.Module, plan: mupscale.Plan, operator: str, config: TrainConfig
     ) -> dict[str, Any]:
         """Whether both compute the same on held-out data."""
-        items = self.workload.data.held_out(replace(config, eval_blocks=VERIFIED_ITEMS))
-        batch = collate([items[place] for place in range(len(items))])
+        batch = self.workload.data.held_out(replace(config, eval_blocks=VERIFIED_ITEMS))[:]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         report = mupscale.verify(narrow, wide, plan, inputs=inputs, operator=operator)
         return {**report.to_dict(), "text": str(report)}
