@@ -441,3 +441,11 @@ def test_a_model_may_be_a_config_of_its_own(tmp_path):
     assert workload.empty(workload.size(64)).config.hidden_size == 64
     with pytest.raises(GrowthError, match=r"\[widths\] narrow: 16, but own/config\.json is 32 wide"):
         loaded(written(tmp_path, text.replace("narrow = 32", "narrow = 16")))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "a/b", "", "narrow+", "runs", "data", ".hidden"])
+def test_a_sweep_s_name_is_that_of_a_folder_of_the_study(tmp_path, name):
+    text = SWEEPS.replace("[sweep.narrow]", f'[sweep."{name}"]')
+    with pytest.raises(GrowthError, match=r"study\.toml:\d+: sweep: .*expected letters, digits") as caught:
+        read_study(written(tmp_path, text))
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ Knows what a file may say; what the values mean is `mupscale.study.spec.sweeps`'
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -54,6 +55,7 @@ _OWN = {
     "record": int,
     "verify": bool,
 }
+_FOLDERS = ("data", "runs", "transfer")  # that a study makes beside those of its sweeps
 _SEARCH = {f.name for f in fields(Search)}
 _OTHER = {"width", "lengths", "try", "take", "seeds", "search_seeds"}
 
@@ -111,6 +113,10 @@ def _sweeps(
     for name, values in tables.items():
         if not isinstance(values, dict):
             raise FieldError("", "sweep", f"{name}: expected a table [sweep.{name}]")
+        # It names a folder of models; and NAME+ are the further seeds of NAME.
+        if not re.fullmatch(r"\w[\w .,:=-]*", name) or name in _FOLDERS:
+            said = f"{name!r}: expected letters, digits and any of _ - . , : =, but not {', '.join(_FOLDERS)}"
+            raise FieldError("", "sweep", said)
         families[name] = []
         for one_name, one in _one_of_each(name, values, families):
             sweep, extension = _sweep(one_name, places.get(name, f"sweep.{name}"), one, training, seeds)
