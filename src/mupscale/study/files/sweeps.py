@@ -1,6 +1,7 @@
 """A study file: tables [model], [data], [training], a [sweep.NAME] for each set of runs, and [[question]]s.
 
-A sweep whose width is a list, or that grows one such, stands for one of each: NAME-32, NAME-64, …
+A sweep whose width (or tokens_per_parameter) is a list, or that grows one such, stands for one of each:
+NAME-32, NAME-64, …
 
 Knows what a file may say; what the values mean is `mupscale.study.spec.sweeps`'.
 """
@@ -57,7 +58,7 @@ _OWN = {
 }
 _FOLDERS = ("data", "runs", "transfer")  # that a study makes beside those of its sweeps
 _SEARCH = {f.name for f in fields(Search)}
-_OTHER = {"width", "lengths", "try", "take", "seeds", "search_seeds"}
+_OTHER = {"width", "lengths", "try", "take", "seeds", "search_seeds", "like"}
 
 
 def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str] | None = None) -> Study:
@@ -118,7 +119,7 @@ def _sweeps(
             said = f"{name!r}: expected letters, digits and any of _ - . , : =, but not {', '.join(_FOLDERS)}"
             raise FieldError("", "sweep", said)
         families[name] = []
-        for one_name, one in _one_of_each(name, values, families):
+        for one_name, one in _one_of_each(name, _whole_table(name, values, tables), families):
             sweep, extension = _sweep(one_name, places.get(name, f"sweep.{name}"), one, training, seeds)
             families[name].append(one_name)
             sweeps[one_name] = sweep
@@ -129,15 +130,32 @@ def _sweeps(
     return sweeps, families
 
 
+def _whole_table(name: str, values: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with all that the one which it is like says, and it does not."""
+    like = values.get("like")
+    if like is None:
+        return dict(values)
+    before = [*tables][: [*tables].index(name)]
+    if like not in before:
+        said = f"{like!r}: no such sweep before it; expected one of {', '.join(before) or 'none'}"
+        raise FieldError(f"sweep.{name}", "like", said)
+    return {**_whole_table(like, tables[like], tables), **values}
+
+
 def _one_of_each(
     name: str, values: Mapping[str, Any], families: Mapping[str, list[str]]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """A table's sweeps: one a width, where it lists several, or one for each that its source stands for."""
-    width, sources = values.get("width"), families.get(values.get("from", ""), [])
-    if isinstance(width, list):
-        if not width or not all(map(is_whole, width)) or len(set(width)) < len(width):
-            raise FieldError(f"sweep.{name}", "width", f"{width}: expected different whole numbers")
-        return [(f"{name}-{each}", {**values, "width": each}) for each in width]
+    """A table's sweeps: one for each size or length that it lists, or for each that its source stands for."""
+    sources = families.get(values.get("from", ""), [])
+    for key, fits, kind in (
+        ("width", is_whole, "whole numbers"),
+        ("tokens_per_parameter", is_number, "numbers"),
+    ):
+        each_of = values.get(key)
+        if isinstance(each_of, list):
+            if not each_of or not all(map(fits, each_of)) or len(set(each_of)) < len(each_of):
+                raise FieldError(f"sweep.{name}", key, f"{each_of}: expected different {kind}")
+            return [(f"{name}-{each:g}", {**values, key: each}) for each in each_of]
     if sources and sources != [values.get("from")]:
         return [(f"{name}-{source.rpartition('-')[2]}", {**values, "from": source}) for source in sources]
     return [(name, dict(values))]

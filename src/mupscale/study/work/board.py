@@ -68,29 +68,49 @@ class Board:
         """What the trials of a sweep try; a value that is taken over is always among them."""
         space = dict(sweep.tried)
         for knob, name in sweep.take.items():
-            taken, tried = self.best(self.study.sweeps[name])[knob], space.get(knob)
-            values = {taken, *(tried.values if isinstance(tried, Choices) else ())}
-            space[knob] = Choices(tuple(sorted(values))) if len(values) > 1 else only(taken)
+            bests, tried = self.bests(self.study.sweeps[name]), space.get(knob)
+            # Further seeds run at what was best at any length.
+            taken = [*bests.values()] if sweep.extends else [bests[max(bests)]]
+            values = {
+                *(point[knob] for point in taken),
+                *(tried.values if isinstance(tried, Choices) else ()),
+            }
+            space[knob] = Choices(tuple(sorted(values))) if len(values) > 1 else only(*values)
         if self.study.by_seed(sweep):
             space["seed"] = Choices(sweep.seeds)
         return space
 
     def best(self, sweep: Sweep) -> Point:
-        """The best point of a finished sweep; a mean over seeds.
+        """The best point of a finished sweep, where its runs end last; a mean over seeds.
 
         Raises:
             GrowthError: every point diverged.
         """
-        queue = self.queue(sweep)
-        losses: dict[Any, list[float]] = defaultdict(list)
+        bests = self.bests(sweep)
+        return bests[max(bests)]
+
+    def bests(self, sweep: Sweep) -> dict[int, Point]:
+        """The best point of a finished sweep at each of its lengths, in steps.
+
+        Raises:
+            GrowthError: every point diverged.
+        """
+        queue, lengths = self.queue(sweep), self.budget.lengths(sweep)
+        losses: dict[Any, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for trial in queue.results():
             point = {knob: value for knob, value in queue.point(trial).items() if knob != "seed"}
-            losses[tuple(point.items())].append(math.inf if trial.value is None else trial.value)
-        means = {point: fmean(values) for point, values in losses.items()}
-        finite = {point: mean for point, mean in means.items() if math.isfinite(mean)}
-        if not finite:
-            raise FieldError(sweep.table, "lr", "every point diverged; give lower rates")
-        return dict(min(finite, key=lambda point: finite[point]))
+            for ends in trial.user_attrs["ends"]:
+                for steps in lengths:  # what was pruned, or diverged on the way, ended in none
+                    loss = None if trial.value is None else dict(ends).get(steps)
+                    losses[tuple(point.items())][steps].append(math.inf if loss is None else loss)
+        found = {}
+        for steps in lengths:
+            means = {point: fmean(ended[steps]) for point, ended in losses.items()}
+            best = min(means, key=means.__getitem__)
+            if not math.isfinite(means[best]):
+                raise FieldError(sweep.table, "lr", "every point diverged; give lower rates")
+            found[steps] = dict(best)
+        return found
 
     def trained(self, sweep: Sweep, seed: int) -> tuple[Point, Path]:
         """The knobs of the best run of a finished sweep with some seed, and where its model lies."""

@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 import mupscale
-from mupscale.study.spec.space import at_edge
+from mupscale.study.spec.space import Space, at_edge
 from mupscale.study.spec.sweeps import Sweep
 from mupscale.study.work.board import Board
 from mupscale.study.work.queue import Queue
@@ -92,6 +92,7 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         "points": [],
         "best": None,
         "at_edge": [],
+        "best_ends": [],
     }
     if sweep.begin == "checkpoint":
         return row | _checkpoint(board)
@@ -115,7 +116,26 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         "points": points,
         "best": chosen and {key: chosen[key] for key in ("point", "loss", "spread")},
         "at_edge": at_edge(chosen["point"], knobs) if chosen else [],
+        "best_ends": best_ends(points, len(sweep.seeds), row["steps"], knobs),
     }
+
+
+def best_ends(points: Sequence[Row], seeds: int, steps: int, knobs: Space) -> list[Row]:
+    """The best point at each length, the shortest first: steps, point, loss, spread, losses, at_edge.
+
+    Args:
+        points: of a sweep, as `points_of` tells them.
+        seeds: how many tried every point; these tell which is best, and all that ran there its loss.
+        steps: of a run that ends in one place.
+        knobs: what was tried.
+    """
+    ends: dict[int, list[Row]] = {}
+    for row in _finite(points):
+        for end in row["lengths"] or [{"steps": steps, **{k: row[k] for k in ("loss", "spread", "losses")}}]:
+            if math.isfinite(end["loss"]):
+                edges = at_edge(row["point"], knobs)
+                ends.setdefault(end["steps"], []).append(end | {"point": row["point"], "at_edge": edges})
+    return [min(same, key=lambda end: fmean(end["losses"][:seeds])) for _, same in sorted(ends.items())]
 
 
 def _checkpoint(board: Board) -> Row:
