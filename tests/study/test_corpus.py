@@ -1,9 +1,11 @@
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from mupscale import GrowthError
-from mupscale.study.data.corpus import read_corpus, read_documents
+from mupscale.cli.studying import text_source
+from mupscale.study.data.corpus import Corpus, read_corpus, read_documents
 from mupscale.study.data.tokens import load_tokens
 
 
@@ -52,6 +54,83 @@ def test_default_is_the_standard_library_without_its_tests() -> None:
     assert all(name.endswith(".py") and "test" not in name.split("/") for name in names)
     assert 200_000 < sum(len(d.text) for d in (*corpus.train, *corpus.held_out)) <= 400_000
     assert corpus == read_corpus(max_bytes=400_000)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Python of thirty modules with their tests, which has packages in a folder of its own, as they mostly are."""
+    library, packages = tmp_path / "python", tmp_path / "python/site-packages"
+    folder_of(library, {f"module{i}.py": f"module = {i}\n" * 20 for i in range(30)})
+    folder_of(library, {f"test/test_module{i}.py": f"assert {i}\n" * 20 for i in range(30)})
+    folder_of(packages, {f"good/part{i}.py": f"part = {i}\n" * 20 for i in range(30)})
+    folder_of(
+        packages, {"module0.py": "another = 0\n", "good/data.json": "{}", "mupscale/plan.py": "plan = 1\n"}
+    )
+    folder_of(packages, {"vendor/part3.py": "part = 3\n" * 20, "vendor/module4.py": "module = 4\n" * 20})
+    folder_of(packages, {"good/table.py": "x = 1\n" * 170_000, "good/empty.py": "\n"})
+    (packages / "good/latin.py").write_bytes(b"cafe = 'caf\xe9'\n")
+    paths = {"stdlib": library, "platlib": packages, "purelib": packages}
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(paths[name]))
+    return tmp_path
+
+
+def documents_of(corpus: Corpus) -> dict[str, str]:
+    return {d.name: d.text for d in (*corpus.train, *corpus.held_out)}
+
+
+def test_site_packages_are_all_sources_and_each_text_once(machine: Path) -> None:
+    corpus = read_corpus("site-packages", held_out=0.2)
+    found = documents_of(corpus)
+    expected = {f"stdlib/module{i}.py" for i in range(30)} | {
+        f"stdlib/test/test_module{i}.py" for i in range(30)
+    }
+    expected |= {f"site-packages/good/part{i}.py" for i in range(30)} | {"site-packages/module0.py"}
+    # Of two alike the first by name stays.
+    expected = expected - {"stdlib/module4.py"} | {"site-packages/vendor/module4.py"}
+    assert set(found) == expected
+    assert list(corpus.train) == sorted(corpus.train, key=lambda d: d.name)
+    assert len(set(found.values())) == len(found) == len(corpus.train) + len(corpus.held_out)
+    assert len(corpus.held_out) > 5
+    assert not {d.text for d in corpus.train} & {d.text for d in corpus.held_out}
+    assert "and the installed packages: 91 files" in corpus.about
+    assert set(documents_of(read_corpus("stdlib"))) == {f"module{i}.py" for i in range(30)}
+
+
+def test_site_packages_are_thinned_by_whole_files(machine: Path) -> None:
+    thin = read_corpus("site-packages", max_bytes=6_000)
+    assert documents_of(thin).items() < documents_of(read_corpus("site-packages")).items()
+    assert 4_000 < sum(map(len, documents_of(thin).values())) <= 6_000
+
+
+def test_the_digest_tells_what_was_read(machine: Path) -> None:
+    first = read_corpus("site-packages")
+    assert first == read_corpus("site-packages")
+    assert first.about.endswith(f", sha256 {first.digest[:12]}")
+    assert (
+        read_corpus("site-packages", held_out=0.3).digest != first.digest
+    )  # the same files, split otherwise
+    module = machine / "python/module7.py"
+    module.write_text(module.read_text().replace("7", "8", 1))  # one byte of a file
+    second = read_corpus("site-packages")
+    assert second.digest != first.digest
+    assert second.about.rpartition(" ")[0] == first.about.rpartition(" ")[0]
+    module.rename(module.with_name("module77.py"))
+    assert len({first.digest, second.digest, read_corpus("site-packages").digest}) == 3
+
+
+def test_the_sources_of_this_machine_hold_no_text_twice() -> None:
+    texts = documents_of(corpus := read_corpus("site-packages", max_bytes=3_000_000))
+    assert len(set(texts.values())) == len(corpus.train) + len(corpus.held_out)
+    assert {name.split("/")[0] for name in texts} <= {"stdlib", "site-packages"}
+
+
+def test_a_path_is_never_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "stdlib", {"a.txt": "a text of one's own"})
+    monkeypatch.chdir(tmp_path)
+    assert read_documents(Path("stdlib")) == read_documents("./stdlib")
+    assert [d.name for d in read_documents(Path("stdlib"))[0]] == ["a.txt"]
+    assert text_source("stdlib") == "stdlib"
+    assert text_source("./stdlib") == str(tmp_path / "stdlib")
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mupscale.cli.studying import HeldOut, Json, Text, need_extras, run_study, training_table
+from mupscale.cli.studying import HeldOut, Json, Text, need_extras, run_study, text_source, training_table
 from mupscale.errors import GrowthError
 
 STARTS = (
@@ -49,7 +49,7 @@ def compare(
     seeds: Annotated[int, arg(help="repetitions, each with other noise, weights and text")] = 3,
     steps: Annotated[int, arg(help="steps of the wide model")] = 300,
     cooldown_fraction: Annotated[float, arg(help="share of the steps in the cooldown")] = 0.2,
-    data: Text = None,
+    data: Text = "stdlib",
     held_out: HeldOut = 0.05,
     lr: Annotated[
         float | None, arg(help="the narrow model's learning rate; default: as it was trained")
@@ -108,7 +108,7 @@ def compare(
         "seeds": seeds,
         "growth_seed": 0,
         "model": {"checkpoint": source.absolute()},
-        "data": {"source": data and data.absolute(), "held_out": held_out},
+        "data": {"source": text_source(data), "held_out": held_out},
         "training": training_table(settings),
         "sweep": {
             "narrow": {"begin": "checkpoint"},

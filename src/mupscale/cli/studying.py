@@ -33,7 +33,10 @@ Stack = Annotated[int | None, arg(help="small runs to train at once in a process
 OneWorker = Annotated[bool, arg(help="be one more worker of a study that runs elsewhere; no report")]
 DryRun = Annotated[bool, arg(help="print the runs and what they would cost, and stop")]
 Json = Annotated[bool, arg(help="print one JSON object")]
-Text = Annotated[Path | None, arg(help="text file or folder; without it, Python's standard library source")]
+Text = Annotated[
+    str,
+    arg(help="text file or folder, stdlib (Python's own source) or site-packages (all packages' with it)"),
+]
 HeldOut = Annotated[float, arg(help="share of the text kept for evaluation")]
 
 
@@ -334,6 +337,13 @@ def need_extras() -> None:
         raise GrowthError(
             f"{' and '.join(missing)} not installed; this command needs: pip install 'mupscale[study]'"
         )
+
+
+def text_source(data: str) -> str:
+    """What `--data` names: a corpus with a name, or else a path, from anywhere."""
+    from mupscale.study.data.corpus import NAMED
+
+    return data if data in NAMED else str(Path(data).absolute())
 
 
 def training_table(settings: TrainConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mupscale.cli.studying import (
     run_study,
     say,
     tell,
+    text_source,
     training_table,
 )
 from mupscale.errors import GrowthError
@@ -38,7 +39,7 @@ def train(
     start: Annotated[
         Path | None, arg(name="from", help="checkpoint to start from, such as a grown one")
     ] = None,
-    data: Text = None,
+    data: Text = "stdlib",
     vocab_size: Annotated[
         int, arg(help="entries of the tokenizer that is trained when there is none yet")
     ] = 1024,
@@ -106,7 +107,7 @@ def train(
         bf16=bf16,
         skip_blocks=skip_blocks if skip_blocks is not None else (seen_blocks(start) if start else 0),
     )
-    source = {"source": data and data.absolute(), "vocab_size": vocab_size, "held_out": held_out}
+    source = {"source": text_source(data), "vocab_size": vocab_size, "held_out": held_out}
     if stages:
         if start is not None and settings.skip_blocks != seen_blocks(start):
             raise GrowthError("--skip-blocks: a line goes on behind what its start has seen; leave it out")
@@ -226,7 +227,7 @@ def _train_stages(
         "growth_seed": 0,
         "skip_blocks": settings.skip_blocks,
         "model": model,
-        "data": {**source, "source": str(source["source"] or "stdlib")},
+        "data": source,
         "training": training_table(settings),
         **stages,
     }

@@ -1,4 +1,4 @@
-"""Text in: a file, a folder, or Python's own source, split into a training and a held-out part.
+"""Text in: a file, a folder, or the Python sources of a machine, split into training and held-out text.
 
 Knows files; nothing of tokens or models.
 """
@@ -10,7 +10,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,10 @@ from mupscale.errors import GrowthError, one_line
 TEXT_SUFFIXES = frozenset(
     {".txt", ".md", ".rst", ".py", ".tex", ".html", ".csv", ".json", ".c", ".h", ".cpp", ".js"}
 )
-# Tests repeat each other and hold files in odd encodings on purpose; site-packages is not the standard
-# library.
-_NOT_STDLIB = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
-)
-
+_PACKAGES = frozenset({"site-packages", "dist-packages"})  # not the standard library, but in its folder
+# Tests repeat each other and hold files in odd encodings on purpose.
+_TESTS = frozenset({"test", "tests", "idle_test", "lib2to3"})
+_BY_HAND = 1_000_000  # bytes; larger sources are generated
 _FILE_BYTES = 4_000_000  # of text from the hub in a file: enough files for a split by files
 
 
@@ -44,16 +42,44 @@ class Corpus:
     """Documents split into a training and a held-out part that share no text position.
 
     Attributes:
-        about: one sentence for people: what was read and how it was split.
+        about: one sentence for people: what was read, how it was split, and how the digest begins.
+        digest: of the names and texts of both parts.
     """
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
     about: str
+    digest: str
 
 
-def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[list[Document], str]:
-    """Read a file, a folder, or (None) the standard library; say what was read.
+def _stdlib() -> tuple[str, dict[str, Path]]:
+    """The sources of Python's standard library, which every machine has."""
+    about = f"the standard library of Python {sysconfig.get_python_version()} (without its tests)"
+    return about, _sources("stdlib", _PACKAGES | _TESTS)
+
+
+def _site_packages() -> tuple[str, dict[str, Path]]:
+    """The standard library with its tests, and the installed packages, but for what is large or mupscale's.
+
+    (mupscale changes as one works on it, and of an editable install nothing would be there.)
+    """
+    about = f"the standard library of Python {sysconfig.get_python_version()} and the installed packages"
+    found = {f"stdlib/{name}": file for name, file in _sources("stdlib", _PACKAGES).items()}
+    for folder in ("platlib", "purelib"):  # mostly the same one
+        for name, file in _sources(folder).items():
+            if not name.startswith("mupscale/"):
+                found[f"site-packages/{name}"] = file
+    return about, {name: found[name] for name in sorted(found) if found[name].stat().st_size <= _BY_HAND}
+
+
+# What has a name: what it is, in words, and its files by their names.
+NAMED = {"stdlib": _stdlib, "site-packages": _site_packages}
+
+
+def read_documents(source: str | Path, max_bytes: int | None = None) -> tuple[list[Document], str]:
+    """Read a file, a folder, or what has a name in `NAMED`; say what was read.
+
+    Of ``site-packages``, where packages bring copies of each other, equal texts are read once.
 
     Returns:
         The documents that hold any text, sorted by name, and a phrase that names the source.
@@ -61,63 +87,77 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
     Raises:
         GrowthError: the path is missing, holds no text file, or a file is not UTF-8.
     """
-    if path is None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        source = f"the standard library of Python {sysconfig.get_python_version()} (without its tests)"
-        files = [f for f in _walk(root, {".py"}) if not _NOT_STDLIB & set(f.relative_to(root).parts)]
+    path = Path(source)
+    if source in NAMED:
+        about, files = NAMED[str(source)]()
     elif path.is_file():
-        root, source, files = path.parent, str(path), [path]
+        about, files = str(path), {path.name: path}
     elif path.is_dir():
-        root, source, files = path, str(path), _walk(path, TEXT_SUFFIXES)
+        about, files = str(path), _walk(path, TEXT_SUFFIXES)
     else:
         raise GrowthError(
-            f"{path}: no such file or folder; give a text file, a folder of them, or none at all"
+            f"{path}: no such file or folder; give a text file, a folder of them, or one of "
+            f"{', '.join(NAMED)}"
         )
     if not files:
         suffixes = " ".join(sorted(TEXT_SUFFIXES))
         raise GrowthError(f"{path}: no text file found; expected files ending in {suffixes}")
     documents = []
-    for file in _thin(files, max_bytes):
+    seen: set[str] = set()
+    for name, file in _thin(files, max_bytes).items():
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            if path is None:
+            if source in NAMED:
                 continue
             raise GrowthError(
                 f"{file}: not UTF-8 text (byte {error.start}); convert it to UTF-8 or take it out of the "
                 "folder"
             ) from None
-        if text.strip():
-            documents.append(Document(file.relative_to(root).as_posix(), text))
+        if text.strip() and text not in seen:
+            documents.append(Document(name, text))
+        if source == "site-packages":
+            seen.add(text)
     if not documents:
         raise GrowthError(f"{path}: every text file is empty; give a file with some text in it")
-    return documents, source
+    return documents, about
 
 
-def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:
+def _sources(folder: str, without: frozenset[str] = frozenset()) -> dict[str, Path]:
+    """The Python files of a folder that sysconfig knows, but for those in or under some names."""
+    files = _walk(Path(sysconfig.get_path(folder)), {".py"})
+    return {name: file for name, file in files.items() if not without & set(name.split("/"))}
+
+
+def _walk(root: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     found = (f for f in root.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
-    return sorted(found, key=Path.as_posix)
+    return {f.relative_to(root).as_posix(): f for f in sorted(found, key=Path.as_posix)}
 
 
-def _thin(files: Sequence[Path], max_bytes: int | None) -> list[Path]:
+def _thin(files: dict[str, Path], max_bytes: int | None) -> dict[str, Path]:
     """Drop whole files, evenly over the list, until about max_bytes are left."""
-    sizes = np.array([f.stat().st_size for f in files], dtype=np.int64)
+    sizes = np.array([f.stat().st_size for f in files.values()], dtype=np.int64)
     if max_bytes is None or sizes.sum() <= max_bytes:
-        return list(files)
-    chosen = sorted(range(len(files)), key=lambda i: digest(files[i].name, str(i)))
+        return files
+    names = list(files)
+    chosen = sorted(range(len(names)), key=lambda i: digest(files[names[i]].name, str(i)))
     kept = max(1, int((np.cumsum(sizes[chosen]) <= max_bytes).sum()))
-    return [files[i] for i in sorted(chosen[:kept])]
+    return {names[i]: files[names[i]] for i in sorted(chosen[:kept])}
 
 
-def read_corpus(path: Path | None = None, *, held_out: float = 0.05, max_bytes: int | None = None) -> Corpus:
+def read_corpus(
+    source: str | Path = "stdlib", *, held_out: float = 0.05, max_bytes: int | None = None
+) -> Corpus:
     """Read the text and split it.
 
     Twenty files or more are split by whole files, chosen by a hash of their names; fewer are cut once, near
     the end of the text. Either way no held-out position is ever trained on.
 
     Args:
-        path: a text file or a folder of them (read recursively, by suffix); None reads the source of Python's
-            own standard library, which every machine has.
+        source: a text file or a folder of them (read recursively, by suffix); or ``stdlib``, the source of
+            Python's own standard library, which every machine has; or ``site-packages``, many times as
+            much: that with its tests, and all Python sources of the installed packages (not mupscale's own)
+            but for files that are not UTF-8, are larger than 1 MB, or repeat another.
         held_out: share of the text kept for evaluation, as a fraction in (0, 0.5].
         max_bytes: read at most about this many bytes (whole files, spread evenly); None reads all.
 
@@ -131,7 +171,7 @@ def read_corpus(path: Path | None = None, *, held_out: float = 0.05, max_bytes: 
     """
     if not 0 < held_out <= 0.5:
         raise GrowthError(f"held_out is {held_out}, expected a fraction above 0 and at most 0.5")
-    documents, source = read_documents(path, max_bytes)
+    documents, what = read_documents(source, max_bytes)
     total = sum(len(d.text) for d in documents)
     train: list[Document] = []
     kept: list[Document] = []
@@ -154,8 +194,11 @@ def read_corpus(path: Path | None = None, *, held_out: float = 0.05, max_bytes: 
             remaining -= len(head)
         how = f"the last {held_out:.0%} of the text held out"
     files = f"{len(documents)} file{'s' * (len(documents) > 1)}"
-    about = f"{source}: {files}, {total / 1e6:.2f} million characters, {how}"
-    return Corpus(tuple(sorted(train, key=_name)), tuple(sorted(kept, key=_name)), about)
+    train.sort(key=_name)
+    kept.sort(key=_name)
+    key = digest(str(len(train)), *(part for d in (*train, *kept) for part in (d.name, d.text)))
+    about = f"{what}: {files}, {total / 1e6:.2f} million characters, {how}, sha256 {key[:12]}"
+    return Corpus(tuple(train), tuple(kept), about, key)
 
 
 def _name(document: Document) -> str:
@@ -196,7 +239,7 @@ def text_from_hub(name: str, max_bytes: int | None, folder: Path | None, *, end:
     except Exception as error:  # whatever the hub, the network or the file system raise
         raise GrowthError(
             f"{name}: cannot be read from the Hugging Face hub ({one_line(error)[:200]}); "
-            "without a network, give a text file or stdlib"
+            "without a network, give a text file, stdlib or site-packages"
         ) from None
     return done
 
@@ -218,4 +261,10 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 def digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    """The SHA-256 of some texts, each ended by a zero byte but for the last."""
+    hashed, between = hashlib.sha256(), b""
+    for part in parts:  # joined, a large corpus would be in memory twice more
+        hashed.update(between)
+        hashed.update(part.encode())
+        between = b"\0"
+    return hashed.hexdigest()

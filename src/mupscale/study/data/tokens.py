@@ -119,7 +119,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokens(
-    path: Path | None = None,
+    source: str | Path = "stdlib",
     *,
     vocab_size: int = 1024,
     held_out: float = 0.05,
@@ -130,7 +130,7 @@ def load_tokens(
     """Read, split and encode a corpus; train the tokenizer on the training part unless one is given.
 
     Args:
-        path, held_out, max_bytes: what to read, as `read_corpus` takes it.
+        source, held_out, max_bytes: what to read, as `read_corpus` takes it.
         vocab_size: entries of the tokenizer to train.
         tokenizer: an existing one, for instance of the checkpoint that is trained on.
         cache: a folder to keep the encoded tokens in; a second call with the same text and settings reads
@@ -144,9 +144,9 @@ def load_tokens(
         >>> bool(tokens.train_ids.max() < 512)
         True
     """
-    corpus = read_corpus(path, held_out=held_out, max_bytes=max_bytes)
+    corpus = read_corpus(source, held_out=held_out, max_bytes=max_bytes)
     known = tokenizer.backend_tokenizer.to_str() if tokenizer is not None else str(vocab_size)
-    key = digest(known, *(part for d in (*corpus.train, *corpus.held_out) for part in (d.name, d.text)))[:16]
+    key = digest(known, corpus.digest)[:16]
     stored = cache / f"tokens-{key}" if cache is not None else None
     if stored is not None and (stored / "about.json").is_file():
         found = PreTrainedTokenizerFast.from_pretrained(stored) if tokenizer is None else tokenizer

@@ -21,7 +21,7 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.models.skeletons import skeleton
 from mupscale.planner import from_first
-from mupscale.study.data.corpus import text_from_hub
+from mupscale.study.data.corpus import NAMED, text_from_hub
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
 from mupscale.study.data.stream import Data
 from mupscale.study.data.tokens import END_OF_TEXT, load_tokens
@@ -151,12 +151,12 @@ def _data(study: Study, cache: Path | None) -> Data:
     try:
         if not study.model.reads_text:
             return load_labelled(about.source, held_out=about.held_out)
-        path = None
+        source: str | Path = about.source
         if about.source.startswith(HUB):
             name = about.source.removeprefix(HUB)
-            path = text_from_hub(name, about.max_bytes, cache, end=END_OF_TEXT)
-        elif about.source != "stdlib":
-            path = study.file.parent / about.source
+            source = text_from_hub(name, about.max_bytes, cache, end=END_OF_TEXT)
+        elif about.source not in NAMED:
+            source = study.file.parent / about.source
         if study.model.file is not None:
             folder = study.file.parent / study.model.file
             tokenizer = read_tokenizer(folder)
@@ -164,7 +164,7 @@ def _data(study: Study, cache: Path | None) -> Data:
                 said = f"{folder}: no tokenizer.json; the text must be encoded with the model's own tokenizer"
                 raise FieldError("model", "checkpoint", said)
         return load_tokens(
-            path,
+            source,
             vocab_size=about.vocab_size,
             held_out=about.held_out,
             max_bytes=about.max_bytes,

@@ -107,8 +107,9 @@ class Source:
 
     Attributes:
         source: a text file or a folder of them (from where the study file lies), ``stdlib`` for the source of
-            Python's standard library, ``hub:NAME`` or ``hub:NAME/SUBSET`` for a text data set of the Hugging
-            Face hub, or, for classifiers, a name that `mupscale.study.data.labelled` knows.
+            Python's standard library, ``site-packages`` for that and the sources of the installed packages,
+            ``hub:NAME`` or ``hub:NAME/SUBSET`` for a text data set of the Hugging Face hub, or, for
+            classifiers, a name that `mupscale.study.data.labelled` knows.
         vocab_size: of the tokenizer that is trained on the text, where the model has none.
         held_out: share kept for evaluation.
         max_bytes: of text to read.
