@@ -19,12 +19,12 @@ from mupscale.errors import GrowthError
 from mupscale.models.contents import state_tensors, unwrapped
 from mupscale.models.skeletons import skeleton
 from mupscale.models.surroundings import plain_surroundings
-from mupscale.operators.any_tensor import Grower, ShrinkLike
+from mupscale.operators.any_tensor import Grower
 from mupscale.operators.filling import check_memory, fill_, tables
 from mupscale.operators.noise import Noise
-from mupscale.operators.zero_pad import DEFAULT_SHRINK
-from mupscale.optim.carry import state_is_padded
-from mupscale.planner import from_first, prove_identity
+from mupscale.operators.zero_pad import ShrinkLike
+from mupscale.optim.carry import way_of
+from mupscale.planner import from_first, prove_operator
 from mupscale.planner import plan as make_plan
 from mupscale.theory.manifest import MANIFEST, Plan
 
@@ -37,7 +37,7 @@ def grow(
     *,
     operator: str = "duplicate",
     noise: str | Noise | None = "default",
-    shrink: ShrinkLike = DEFAULT_SHRINK,
+    shrink: ShrinkLike | None = None,
     seed: int = 0,
     from_first: Plan | None = None,
 ) -> nn.Module:
@@ -45,12 +45,15 @@ def grow(
 
     Args:
         model: the narrow model that ``plan`` was made from (or one of the same names and shapes).
-        operator: ``"duplicate"``: θ↑ = s · dup(θ). ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization.
-            The others are rivals to compare with (see `mupscale.operators.catalogue.OPERATORS`).
+        operator: ``"duplicate"``: θ↑ = s · dup(θ). ``"expand"``: θ beside new units that nothing sees yet.
+            ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization. The others are rivals to compare with
+            (see `mupscale.operators.catalogue.OPERATORS`).
         noise: with duplicate, ``"balanced:1"`` by default: it keeps the function and makes the copies differ,
             so that the new width gets used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure
-            copies (see `mupscale.operators.noise`). With zero_pad, ``"fresh:1"``, or None for a plain pad.
-        shrink: λ of zero_pad: a number, or one for each pattern of parameter names.
+            copies (see `mupscale.operators.noise`). With zero_pad and expand, ``"fresh:1"``, or None for a
+            plain pad.
+        shrink: λ of zero_pad, by default 0.4, and of expand, by default 1, which keeps the function: a
+            number, or one for each pattern of parameter names.
         seed: of the noise.
         from_first: of a model that was itself grown, or made under μP from a narrower one: the plan from that
             one to the wide model. What is fresh, in zero_pad and in gaussian noise, then has the size that μP
@@ -94,9 +97,10 @@ def grow(
         )
     check_memory(inner)
     with plain_surroundings(), torch.no_grad():
-        if grower.operator.adds_identity:
+        if grower.keeps_function_if_proved:
             with torch.enable_grad():
-                prove_identity(plan, operator)
+                prove_operator(plan, operator)
+        plan = grower.plan
         if plan.config is None:
             wide = fill_(_built(inner, plan), inner, plan, grower)
         else:
@@ -116,11 +120,12 @@ def grow_checkpoint(
     axes: Mapping[str, int] | None = None,
     operator: str = "duplicate",
     noise: str | Noise | None = "default",
-    shrink: ShrinkLike = DEFAULT_SHRINK,
+    shrink: ShrinkLike | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
     optimizer: bool | None = None,
+    state: str = "carried",
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
@@ -140,6 +145,7 @@ def grow_checkpoint(
         operator, noise, shrink, seed: as in `grow`.
         optimizer: grow the training state too, where there is one. By default an operator that makes even
             copies does; zero_pad does when asked, padding the state with zeros; the others cannot.
+        state: what becomes of the optimizer's, as in `mupscale.carry_optimizer`.
         allow_nonfinite: let NaN and infinity in the weights through.
         progress: called with (bytes done, bytes in all).
 
@@ -157,7 +163,6 @@ def grow_checkpoint(
     checkpoint = Checkpoint(source)
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
     assert plan.narrow_config is not None
-    assert plan.config is not None
     narrow = skeleton(plan.narrow_config)
     # Where transformers makes one tensor of several, only a model that it has loaded holds what is to grow.
     loaded = state_tensors(checkpoint.load()) if checkpoint.is_merged(narrow) else None
@@ -172,10 +177,13 @@ def grow_checkpoint(
 
     first = from_first(checkpoint.path, plan)
     grower = Grower(plan, read, operator=operator, noise=noise, shrink=shrink, seed=seed, from_first=first)
-    if grower.operator.adds_identity:
-        prove_identity(plan, operator)
+    if grower.keeps_function_if_proved:
+        prove_operator(plan, operator)
+    plan = grower.plan
+    assert plan.narrow_config is not None
+    assert plan.config is not None
     optimizer = grower.operator.copies_evenly if optimizer is None else optimizer
-    padded = optimizer and state_is_padded(operator)
+    way = way_of(operator, state) if optimizer else None
 
     def spec(name: str) -> TensorSpec:
         narrow_name = plan.canonical(name)
@@ -205,8 +213,8 @@ def grow_checkpoint(
         if (checkpoint.path / "modules.json").is_file():
             copy_pooling(checkpoint.path, partial, plan.narrow_config.hidden_size, plan.config.hidden_size)
         checksums = pool.submit(checkpoint.checksums)
-        carried = optimizer and grow_training_state(
-            checkpoint.path, partial, plan, narrow, advance, pad_state=padded
+        carried = way is not None and grow_training_state(
+            checkpoint.path, partial, plan, narrow, advance, way=way
         )
         write_weights(partial, list(specs.values()), grown, max_shard_size=max_shard_size)
         copy_companions(checkpoint.path, partial, training_state=carried)
@@ -217,9 +225,10 @@ def grow_checkpoint(
             "mupscale": version("mupscale"),
             "operator": operator,
             "noise": str(grower.noise or "none"),
-            **({"shrink": str(grower.shrink)} if operator == "zero_pad" else {}),
+            **({"shrink": str(grower.shrink)} if grower.operator.shrink is not None else {}),
             "seed": seed,
             "optimizer": carried,
+            **({"optimizer_state": state} if carried else {}),
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
             "plan": plan.to_dict(),
             "from_first": first.to_dict(),

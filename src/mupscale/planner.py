@@ -215,8 +215,12 @@ def _plan_modules(
     )
     _check_shapes(plan, {name: tuple(tensor.shape) for name, tensor in state_tensors(wide).items()})
     if drawn is not None and not plan.inexact:
-        proof = prove_modules(build_narrow, build_wide, plan, [given, drawn.call])
+        calls = [given, drawn.call]
+        proof = prove_modules(build_narrow, build_wide, plan, calls)
         plan = replace(_proved(plan, proof), proved=drawn.shows_nothing is None)
+        if made:
+            own = plan
+            plan = replace(plan, prove=lambda op: prove_modules(build_narrow, build_wide, own, calls, op))
         plan = replace(plan, unproved_because=drawn.shows_nothing)
     return plan
 
@@ -247,16 +251,25 @@ def _plan_transformers(
     return made
 
 
-def prove_identity(made: Plan, operator: str) -> None:
-    """Prove that the layers which an operator adds leave the function as it is.
+def prove_operator(made: Plan, operator: str) -> None:
+    """Prove that what an operator adds, layers or units, leaves the function as it is.
 
     Raises:
-        GrowthError: they do not, as where a norm follows the sum of a layer and its input.
+        GrowthError: it does not, as where a norm follows the sum of a layer and its input; or it cannot be
+            tried.
     """
-    assert made.narrow_config is not None
-    family = family_of(made.narrow_config)
-    growth = {DEPTH: Fraction(2)}  # what holds of one more stack holds of any number
-    prove(made.narrow_config, growth, lambda small: _alike(family, small, growth), operator=operator)
+    if made.narrow_config is not None:
+        family = family_of(made.narrow_config)
+        # What holds of one more stack, of as many units again, holds of any number.
+        growth = {axis: Fraction(2) for axis in made.growth if axis == DEPTH or axis in family.laws}
+        prove(made.narrow_config, growth, lambda small: _alike(family, small, growth), operator=operator)
+    elif made.prove is not None:
+        made.prove(operator)
+    else:
+        raise GrowthError(
+            f"operator {operator}: that it keeps the function is proved on a run; make the plan here, with "
+            "mupscale.plan(make, width=..., inputs=x)"
+        )
 
 
 def _proved(made: Plan, proof: Proof) -> Plan:

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.optim.carry import grow_state_value, is_copied, state_axes
+from mupscale.optim.carry import Way, grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.theory.manifest import Plan
 from mupscale.theory.registry import rule_of_state
@@ -31,7 +31,7 @@ def grow_training_state(
     skeleton: nn.Module,
     on_bytes: Callable[[int], None],
     *,
-    pad_state: bool = False,
+    way: Way = Way.COPIED,
 ) -> bool:
     """Grow ``optimizer.pt`` and ``scheduler.pt``, so that a Trainer resumes from ``destination``.
 
@@ -40,7 +40,7 @@ def grow_training_state(
     Args:
         skeleton: the narrow model's names and shapes.
         on_bytes: told the bytes written, as they are.
-        pad_state: pad the state with zeros instead of copying it.
+        way: copy the state, or pad it with zeros.
 
     Returns:
         Whether there was an optimizer to grow.
@@ -81,7 +81,7 @@ def grow_training_state(
 
     def lazy(index: int, key: str, value: Any) -> Any:
         name, rule = names[index], rules[index]
-        grown = functools.partial(grow_state_value, name, key, value, plan, rule, pad_state=pad_state)
+        grown = functools.partial(grow_state_value, name, key, value, plan, rule, way=way)
         if not isinstance(value, Tensor):
             return value if is_copied(key, value, rule) else grown()
         if is_copied(key, value, rule):

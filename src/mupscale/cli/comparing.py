@@ -130,7 +130,6 @@ def _start(text: str) -> dict[str, Any]:
         GrowthError: an unknown operator, option or value.
     """
     from mupscale.operators.catalogue import OPERATORS, operator_named
-    from mupscale.operators.zero_pad import DEFAULT_SHRINK
 
     operator, *options = text.split(",")
     if operator == "scratch":
@@ -151,11 +150,11 @@ def _start(text: str) -> dict[str, Any]:
     if OPERATORS[operator].deepens:
         raise GrowthError(f"start {text!r}: widths are compared here, and it makes a model deeper")
     found["optimizer_state"] = given.get("optimizer", "carried" if operator == "duplicate" else "fresh")
-    if "shrink" in given and operator != "zero_pad":
-        raise GrowthError(f"start {text!r}: shrink is for zero_pad")
-    if operator == "zero_pad":
+    if "shrink" in given and OPERATORS[operator].shrink is None:
+        raise GrowthError(f"start {text!r}: shrink is for zero_pad and expand")
+    if (own := OPERATORS[operator].shrink) is not None:
         try:
-            found["shrink"] = float(given.get("shrink", DEFAULT_SHRINK))
+            found["shrink"] = float(given.get("shrink", own))
         except ValueError:
             said = f"start {text!r}: shrink is {given['shrink']!r}, expected a number"
             raise GrowthError(said) from None

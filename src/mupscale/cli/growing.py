@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mupscale
-from mupscale.cli.names import DTYPES, OPERATORS, OPTIMIZERS, SHRINK
+from mupscale.cli.names import DTYPES, OPERATORS, OPTIMIZERS
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
 from mupscale.errors import GrowthError
 
@@ -66,8 +66,11 @@ def grow(
     ] = "default",
     shrink: Annotated[
         tuple[str, ...],
-        arg(help="λ of zero_pad: a number, and PATTERN=NUMBER for parameters, as '*.mlp.*=0.6'"),
-    ] = (SHRINK,),
+        arg(
+            help="λ of zero_pad (default: 0.4) and expand (1): a number, and PATTERN=NUMBER for parameters, "
+            "as '*.mlp.*=0.6'"
+        ),
+    ] = (),
     seed: Annotated[int, arg(help="of the noise")] = 0,
     dtype: Annotated[str | None, arg(help=f"store as {', '.join(DTYPES)}; default: as it is")] = None,
     max_shard_size: Annotated[str, arg(help="largest weight file")] = "5GB",
@@ -109,7 +112,7 @@ def grow(
             made,
             operator=operator,
             noise=noise,
-            shrink=shrink,
+            shrink=shrink or None,
             seed=seed,
             dtype=getattr(torch, dtype) if dtype else None,
             max_shard_size=max_shard_size,

@@ -6,7 +6,7 @@ Knows plans, operators and fresh laws; nothing of modules or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
@@ -15,13 +15,12 @@ from torch import Tensor
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import operator_named
 from mupscale.operators.duplicate import duplicate_scaled
+from mupscale.operators.expand import averaged, expand, silent_axes, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_value
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_
-from mupscale.operators.zero_pad import DEFAULT_SHRINK, Shrink, zero_pad
+from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
-
-ShrinkLike = Shrink | float | Mapping[str, float] | Sequence[str]
 
 
 class Grower:
@@ -34,7 +33,8 @@ class Grower:
         read: gives a tensor of the narrow model by name.
         operator: one of `mupscale.operators.catalogue.OPERATORS`.
         noise: ``"default"`` for the operator's own, None for none.
-        shrink: λ of zero_pad, by pattern too (see `mupscale.operators.zero_pad.Shrink`).
+        shrink: λ of zero_pad and expand, by pattern too (see `mupscale.operators.zero_pad.Shrink`); None for
+            the operator's own.
         from_first: the plan from the first model of the line, where this one has itself been grown: what is
             fresh has the size that μP gives it from there.
 
@@ -49,23 +49,28 @@ class Grower:
         *,
         operator: str = "duplicate",
         noise: str | Noise | None = "default",
-        shrink: ShrinkLike = DEFAULT_SHRINK,
+        shrink: ShrinkLike | None = None,
         seed: int = 0,
         from_first: Plan | None = None,
     ) -> None:
-        self.plan = plan
         self.from_first = from_first or plan
         self.operator = operator_named(operator)
         self.operator.check(plan)
         self.noise = self.operator.noise(noise)
-        self.shrink = Shrink.parse(shrink)
-        if self.operator.name != "zero_pad" and self.shrink != Shrink():
-            raise GrowthError(f"shrink {self.shrink} is for the operator zero_pad, not for {operator}")
+        own = self.operator.shrink
+        if shrink is not None and own is None:
+            raise GrowthError(f"shrink {shrink} is for the operators zero_pad and expand, not for {operator}")
+        self.shrink = Shrink.parse(shrink if shrink is not None else own or 0.0, own or 0.0)
         self.shrink.check_patterns(tuple(plan.layout.params))
+        # With λ below 1 expand changes the function, as zero_pad does, and asks nothing of the norms.
+        expands = self.operator.expands and self.shrink == Shrink(1.0)
+        self.keeps_function_if_proved = self.operator.adds_identity or expands
+        self.plan = with_smaller_eps(plan) if expands else plan
         self.seed = seed
         self._read = read
         # Asked where something fresh is added only, and then once.
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
+        self._gains: Callable[[], Mapping[str, float]] = cache(lambda: averaged(self.plan, self._fresh()))
 
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
@@ -78,8 +83,8 @@ class Grower:
         if self.operator.deepens:
             silent = self.operator.adds_identity and wide_name != name and self._writes_residual(name)
             wide = torch.zeros_like(narrow) if silent else narrow.clone()
-        elif self.operator.name == "zero_pad":
-            wide = self._zero_pad(name, narrow)
+        elif self.operator.shrink is not None:
+            wide = self._beside_fresh(name, narrow)
         else:
             wide = self._copies(name, narrow)
             if self.noise is not None and name in self.plan.layout.params:
@@ -140,23 +145,29 @@ class Grower:
             ),
         )
 
-    def _zero_pad(self, name: str, narrow: Tensor) -> Tensor:
+    def _beside_fresh(self, name: str, narrow: Tensor) -> Tensor:
+        """What is padded or expanded, with a fresh wide one in it or beside it."""
         scaling, law = self.plan[name], self._fresh().get(name)
         if law is None:
             raise GrowthError(
                 f"{name}: cannot tell what a fresh one holds; give the module that owns it a "
                 "reset_parameters() method that fills it"
             )
-        strength = self.noise.strength if self.noise is not None else 0.0
+        strength, shrink = (self.noise.strength if self.noise is not None else 0.0), self.shrink.of(name)
+        sizes, growth = self.plan.layout.sizes, self.plan.growth
         fresh = fresh_value(
             self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength
-        )
-        return zero_pad(
+        ).to(narrow.device)
+        if self.operator.name == "zero_pad":
+            return zero_pad(narrow, scaling, sizes, growth, shrink=shrink, fresh=fresh, fresh_mean=law.mean)
+        gains = self._gains()
+        return expand(
             narrow,
-            scaling,
-            self.plan.layout.sizes,
-            self.plan.growth,
-            shrink=self.shrink.of(name),
-            fresh=fresh.to(narrow.device),
-            fresh_mean=law.mean,
+            scaling.axes,
+            sizes,
+            growth,
+            fresh=fresh,
+            silent=silent_axes(self.plan, gains),
+            gain_offset=gains.get(name),
+            shrink=shrink,
         )

@@ -23,6 +23,8 @@ class Operator:
         copies_evenly: θ↑ = s · dup(θ) but for noise: the function is kept, and the optimizer can be carried.
         deepens: it adds layers and widens nothing.
         adds_identity: the added layers are to leave the function as it is, which is proved of each model.
+        expands: what is new is not to be seen at first, which is proved of each model.
+        shrink: λ, where it takes one, unless another is chosen.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Operator:
     copies_evenly: bool = False
     deepens: bool = False
     adds_identity: bool = False
+    expands: bool = False
+    shrink: float | None = None
 
     def noise(self, given: str | Noise | None) -> Noise | None:
         """The noise to add; ``"default"`` stands for the operator's own.
@@ -63,7 +67,7 @@ class Operator:
             if plan.growth[DEPTH].denominator != 1:
                 raise GrowthError(f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor")
             return
-        # Copies of randomly chosen units can be any number.
+        # Copies of randomly chosen units, and new ones, can be any number.
         for axis, reason in (plan.inexact if self.copies_evenly else plan.not_copied).items():
             if self.name != "zero_pad" or axis == DEPTH:
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
@@ -76,7 +80,7 @@ OPERATORS = {
             "duplicate",
             "even copies, rescaled: keeps the function, with balanced noise or none",
             "Ma et al. 2026, arXiv 2602.10545",
-            ("balanced", "relative", "gaussian", "spectral", "hadamard", "interpolate", "paired"),
+            ("balanced", "uneven", "relative", "gaussian", "spectral", "hadamard", "interpolate", "paired"),
             "balanced:1",
             copies_evenly=True,
         ),
@@ -86,6 +90,16 @@ OPERATORS = {
             "Mallik et al. 2024, arXiv 2411.07340",
             ("fresh",),
             "fresh:1",
+            shrink=0.4,
+        ),
+        Operator(
+            "expand",
+            "old weights as they are, beside them new units that nothing sees yet: keeps the function",
+            "this project; of the kind of Net2Net's wider layers, without copies",
+            ("fresh",),
+            "fresh:1",
+            expands=True,
+            shrink=1.0,
         ),
         Operator(
             "hyperclone",

@@ -8,14 +8,15 @@ root mean square of the narrow parameter and ε standard normal, the term added 
     balanced:σ   relative, projected to sum to zero over the copies of the contracted axes taken together
     spectral:t   t · ε · ‖s·dup(θ)‖₂ / ‖ε‖₂, in spectral norms, at every position of a kernel (Ma et al. 2026)
     hadamard:t   t · ε ⊙ |s·dup(θ)|                                                           (Ma et al. 2026)
+    uneven:t     hadamard, projected as balanced is: the copies of a weight share it unevenly
     interpolate:t   spectral:√t, added to √(1 − t) · s·dup(θ)                                 (Ma et al. 2026)
     paired:d     RMS(s·θ) · 10^(−d/20) · ±ε, opposite in every pair of copies of the contracted axis, none in
                  an odd last one: a signal-to-noise ratio of d dB (Samragh et al. 2024, arXiv 2409.12903)
 
-Gaussian and relative noise times the parameter's fold. Balanced and paired noise leave the function exactly
-as it was; with ``balanced:1`` the wide matrix has the size that a μP-consistent one has (RMS · √fan_in kept).
-Spectral norms cost a singular value decomposition each. (``fresh:σ``, σ times the random part of
-`mupscale.init_`, belongs to zero_pad and is made there.)
+Gaussian and relative noise times the parameter's fold. Balanced, uneven and paired noise leave the function
+exactly as it was; with ``balanced:1`` the wide matrix has the size that a μP-consistent one has
+(RMS · √fan_in kept). Spectral norms cost a singular value decomposition each. (``fresh:σ``, σ times the
+random part of `mupscale.init_`, belongs to zero_pad and expand and is made there.)
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Noise:
     strength: float
 
     KINDS: ClassVar[tuple[str, ...]] = (
-        *("gaussian", "relative", "balanced", "spectral", "hadamard", "interpolate", "paired", "fresh"),
+        *("gaussian", "relative", "balanced", "uneven", "spectral", "hadamard", "interpolate", "paired"),
+        "fresh",
     )
 
     @classmethod
@@ -83,7 +85,7 @@ class Noise:
 
     @property
     def keeps_function(self) -> bool:
-        return self.kind in ("balanced", "paired") or self.strength == 0
+        return self.kind in ("balanced", "uneven", "paired") or self.strength == 0
 
 
 def add_noise_(
@@ -102,20 +104,25 @@ def add_noise_(
     Complex weights get none.
 
     Args:
-        copies: ``scaling.axes.expand_copies(...)`` of the growth; asked by balanced and paired noise only.
+        copies: ``scaling.axes.expand_copies(...)`` of the growth; asked by noise that cancels only.
         seed, name: decide the random numbers, together with the shape.
         fresh_std: standard deviation of a fresh narrow init of this parameter; asked by gaussian noise only.
     """
     if not scaling.has_noise or noise.strength == 0 or wide.is_complex():
         return wide
-    cancel = {"balanced": subtract_copy_mean_, "paired": oppose_copies_}.get(noise.kind)
+    cancel = {
+        "balanced": subtract_copy_mean_,
+        "uneven": subtract_copy_mean_,  # copies are of one size: it may come before that is multiplied in
+        "paired": oppose_copies_,
+    }.get(noise.kind)
     if cancel is not None:
         assert copies is not None, "noise that cancels needs copies"
         if not copies.summed:
             return wide
     if noise.kind in ("spectral", "interpolate"):
         return _add_spectral_(wide, narrow, scaling, noise, normal(wide.shape, seed=seed, name=name))
-    if noise.kind == "hadamard":
+    by_entry = noise.kind in ("hadamard", "uneven")
+    if by_entry:
         std = noise.strength
     elif noise.kind == "paired":
         std = 10 ** (-noise.strength / 20) * _rms(narrow) * scaling.weight_scale
@@ -128,7 +135,7 @@ def add_noise_(
         if cancel is not None:
             assert copies is not None
             cancel(term, copies)
-        if noise.kind == "hadamard":
+        if by_entry:
             term *= wide[rows].abs()
         wide[rows].add_(term, alpha=std)
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -17,8 +18,6 @@ from mupscale.errors import GrowthError
 from mupscale.notation.axes import pad
 from mupscale.notation.dims import Growth, Sizes
 from mupscale.theory.scaling import Scaling
-
-DEFAULT_SHRINK = 0.4
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,20 @@ class Shrink:
         patterns: λ by shell pattern over parameter names; of several that match, the last counts.
     """
 
-    value: float = DEFAULT_SHRINK
+    value: float
     patterns: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, given: Shrink | float | Mapping[str, float] | Sequence[str]) -> Shrink:
+    def parse(cls, given: ShrinkLike, default: float) -> Shrink:
         """Read a number, a mapping from patterns (``"*"``: all others), or words as on the command line.
+
+        Args:
+            default: λ of what no pattern matches, where nothing is said of it.
 
         Raises:
             GrowthError: a value is not a number of at least 0.
 
-        >>> Shrink.parse(["0.4", "*.mlp.*=0.6"]).of("model.layers.0.mlp.up_proj.weight")
+        >>> Shrink.parse(["0.4", "*.mlp.*=0.6"], 0.4).of("model.layers.0.mlp.up_proj.weight")
         0.6
         """
         if isinstance(given, Shrink):
@@ -55,7 +57,7 @@ class Shrink:
                 raise GrowthError(f"shrink {' '.join(given)}: two values for the same parameters")
             given = {pattern or "*": value for pattern, _, value in (word.rpartition("=") for word in given)}  # type: ignore[misc]
         values = {pattern: _checked(value) for pattern, value in given.items()}
-        return cls(values.pop("*", DEFAULT_SHRINK), values)
+        return cls(values.pop("*", default), values)
 
     def of(self, name: str) -> float:
         """λ of a parameter."""
@@ -69,6 +71,9 @@ class Shrink:
 
     def __str__(self) -> str:
         return " ".join([f"{self.value:g}", *(f"{p}={v:g}" for p, v in self.patterns.items())])
+
+
+ShrinkLike: TypeAlias = "Shrink | float | Mapping[str, float] | Sequence[str]"
 
 
 def _checked(value: float | str) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,7 @@ def carry_optimizer(
     plan: Plan,
     *,
     operator: str = "duplicate",
+    state: str = "carried",
 ) -> torch.optim.Optimizer:
     """The optimizer of the wide model, in the state that the narrow model's has reached.
 
@@ -38,8 +41,11 @@ def carry_optimizer(
         optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, or registered.
         narrow, wide: the models before and after growing by ``plan``. Either may be sharded by FSDP2: every
             rank must call, and then holds its own shard of the state.
-        operator: what ``wide`` was grown with. ``"zero_pad"`` pads the state with zeros, unscaled: no law
-            says more, and a fresh optimizer is the paper's choice.
+        operator: what ``wide`` was grown with. ``"zero_pad"`` and ``"expand"`` pad the state with zeros,
+            unscaled: old weights are as they were, and what is new has no past.
+        state: ``"carried"``; or ``"asymmetric"``, by which the first copy of an output goes on with what is
+            carried and the others begin with zeros: of a parameter whose outputs do not grow, the first copy
+            of an input. It makes copies differ at once (after arXiv 2602.02472).
 
     Returns:
         A new optimizer of the same class. Learning rates are scaled from their present values; attach a new
@@ -51,9 +57,10 @@ def carry_optimizer(
     """
     if isinstance(optimizer, Together):
         return Together(
-            carry_optimizer(part, narrow, wide, plan, operator=operator) for part in optimizer.parts
+            carry_optimizer(part, narrow, wide, plan, operator=operator, state=state)
+            for part in optimizer.parts
         )
-    pad_state = state_is_padded(operator)
+    way = way_of(operator, state)
     names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}
     if len(wide_params) != len(list(wide.parameters())) and DEPTH not in plan.growth:
@@ -84,25 +91,44 @@ def carry_optimizer(
         if param in optimizer.state:
             if reason := rule.ready(optimizer.state[param], group_of[param]):
                 raise GrowthError(f"{name}: {reason}")
-            state = {k: whole(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[param].items()}
-            state = grow_state(name, state, plan, rule, tuple(param.shape), pad_state=pad_state)
+            own = {k: whole(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[param].items()}
+            own = grow_state(name, own, plan, rule, tuple(param.shape), way)
             wide_param = wide_params[name]
-            grown.state[wide_param] = {k: _placed(name, v, wide_param) for k, v in state.items()}
+            grown.state[wide_param] = {k: _placed(name, v, wide_param) for k, v in own.items()}
     return grown
 
 
-def state_is_padded(operator: str) -> bool:
-    """Whether an operator's optimizer state is padded with zeros, and not copied as the weights are.
+STATES = ("carried", "asymmetric", "fresh")
+
+
+class Way(Enum):
+    """How optimizer state becomes wide: copied as the weights are, for the first copies only, or padded."""
+
+    COPIED = "copied"
+    FIRST = "first copies"
+    PADDED = "padded"
+
+
+def way_of(operator: str, state: str = "carried") -> Way:
+    """How the optimizer state goes with an operator.
+
+    Args:
+        state: of `STATES`, but for fresh, for which nothing is carried.
 
     Raises:
-        GrowthError: the operator is unknown, or no optimizer state goes with it.
+        GrowthError: the operator is unknown, or no such optimizer state goes with it.
     """
-    if not operator_named(operator).copies_evenly and operator != "zero_pad":
+    if state not in STATES[:2]:
+        raise GrowthError(f"optimizer state {state!r}: expected {' or '.join(STATES[:2])}")
+    found = operator_named(operator)
+    if not found.copies_evenly and found.shrink is None:
         raise GrowthError(
             f"operator {operator!r}: its copies are uneven, so no optimizer state goes with them; "
             "start with a fresh optimizer"
         )
-    return operator == "zero_pad"
+    if state == "asymmetric" and not found.copies_evenly:
+        raise GrowthError(f"operator {operator!r} makes no copies: its optimizer state cannot be asymmetric")
+    return Way.FIRST if state == "asymmetric" else Way.COPIED if found.copies_evenly else Way.PADDED
 
 
 def grow_state(
@@ -111,8 +137,7 @@ def grow_state(
     plan: Plan,
     rule: Rule,
     narrow_shape: tuple[int, ...],
-    *,
-    pad_state: bool = False,
+    way: Way = Way.COPIED,
 ) -> dict[str, Any]:
     """One parameter's optimizer state, grown; step counters are copied.
 
@@ -125,7 +150,7 @@ def grow_state(
             grown[key] = value.clone() if isinstance(value, Tensor) else value
         else:
             rule.check_state(name, key, value, narrow_shape)
-            grown[key] = grow_state_value(name, key, value, plan, rule, pad_state=pad_state)
+            grown[key] = grow_state_value(name, key, value, plan, rule, way)
     return grown
 
 
@@ -134,26 +159,35 @@ def is_copied(key: str, value: Any, rule: Rule) -> bool:
     return key in rule.copied or value is None
 
 
-def grow_state_value(
-    name: str, key: str, value: Any, plan: Plan, rule: Rule, *, pad_state: bool = False
-) -> Any:
-    """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most. Or zero-padded.
+def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way = Way.COPIED) -> Any:
+    """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most. Or with zeros.
 
     Raises:
-        GrowthError: state to pad that lives in parameter space, where zeros would mean something.
+        GrowthError: state that lives in parameter space, where zeros would mean something.
     """
     scaling = plan[name]
     scale = rule.state_scale(key, scaling)
     if not isinstance(value, Tensor):
         return value * scale
     axes = state_axes(scaling, value)
-    if pad_state:
-        if not isinstance(rule.state[key], int):
-            raise GrowthError(
-                f"{name}: optimizer state {key!r} cannot be padded with zeros; start with a fresh optimizer"
-            )
+    if way is not Way.COPIED and not isinstance(rule.state[key], int):
+        raise GrowthError(f"{name}: optimizer state {key!r} cannot be zero; start with a fresh optimizer")
+    if way is Way.PADDED:
         return pad(value, axes, plan.layout.sizes, plan.growth).clone()
-    return duplicate_scaled(value, axes, plan.layout.sizes, plan.growth, scale).to(value.dtype)
+    wide = duplicate_scaled(value, axes, plan.layout.sizes, plan.growth, scale).to(value.dtype)
+    return wide if way is Way.COPIED else _of_first_copies_(wide, axes, plan)
+
+
+def _of_first_copies_(wide: Tensor, axes: Axes, plan: Plan) -> Tensor:
+    """Zero, in place, all but the first copy of every output, or of every input where no output grows."""
+    sizes, growth = plan.layout.sizes, plan.growth
+    outputs = any(dim.growth(growth) != 1 for dim in axes.dims if not dim.contracted)
+    for place, dim in enumerate(axes.dims):
+        if dim.contracted != outputs and dim.growth(growth) != 1:
+            source = dim.sources(sizes, growth).numpy()
+            later = np.delete(np.arange(len(source)), np.unique(source, return_index=True)[1])
+            wide.index_fill_(place, torch.from_numpy(later).to(wide.device), 0)
+    return wide
 
 
 def state_axes(scaling: Scaling, value: Tensor) -> Axes:

@@ -33,12 +33,18 @@ from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64, float64
 from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
 from mupscale.operators.any_tensor import Grower
+from mupscale.operators.catalogue import operator_named
+from mupscale.operators.expand import with_smaller_eps
 from mupscale.operators.filling import fill_
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.proof.lockstep import in_lockstep
 from mupscale.theory.manifest import Plan
 
 TOLERANCE = 1e-10
+_EXPANDS = (
+    "; expand knows norms that divide by a root mean square over d_model, with one eps for all of them; with "
+    "other models grow d_ff and heads alone (axes, --axes), or choose the operator duplicate"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +86,8 @@ def prove(
     """
     small = _still(explicit(tiny(config)))
     made = plan(small)
+    if operator_named(operator).expands:
+        made = with_smaller_eps(made)
     found = remembered(
         "proof",
         [operator, json.loads(small.to_json_string()), made.to_dict()["growth"], made.layout.to_dict()],
@@ -91,7 +99,8 @@ def prove(
         wish = ", ".join(f"{axis} by {factor}" for axis, factor in growth.items())
         wish += f" with {operator}" * (operator != "duplicate")
         raise GrowthError(
-            f"{config.model_type}: growing {wish} is not exact, so that nothing is grown: {proof.failure}"
+            f"{config.model_type}: growing {wish} is not exact, so that nothing is grown: "
+            f"{proof.failure}{_EXPANDS * (operator == 'expand')}"
         )
     return proof
 
@@ -101,6 +110,7 @@ def prove_modules(
     build_wide: Callable[[], nn.Module],
     plan: Plan,
     calls: Sequence[Call],
+    operator: str = "duplicate",
 ) -> Proof:
     """Prove that a growth is exact for a plain module, on instances of it with random weights.
 
@@ -108,6 +118,7 @@ def prove_modules(
 
     Args:
         calls: inputs to compare outputs on; the last are trained on.
+        operator: what grows it; of others than duplicate the outputs alone are looked at.
 
     Raises:
         GrowthError: it is not exact, or one of them does not run.
@@ -117,10 +128,12 @@ def prove_modules(
     for model in (narrow, wide):
         for param in model.parameters():
             param.requires_grad_(param.is_floating_point() or param.is_complex())
-    proof = tried(narrow, wide, plan, calls)
+    proof = tried(narrow, wide, plan, calls, operator)
     if proof.failure is not None:
+        how = f" with {operator}" * (operator != "duplicate")
         raise GrowthError(
-            f"{type(narrow).__name__}: growing it is not exact, so that nothing is grown: {proof.failure}"
+            f"{type(narrow).__name__}: growing it{how} is not exact, so that nothing is grown: "
+            f"{proof.failure}{_EXPANDS * (operator == 'expand')}"
         )
     return proof
 
@@ -163,7 +176,8 @@ def tried(
     _grow(narrow, wide, plan, operator)
     loss_difference, nonlinear = 0.0, list[str]()
     with said_as(f"{type(narrow).__name__}: it does not run"), float64(), quiet(), Float64():
-        difference, failure = _at_rest(narrow, wide, plan, calls)
+        copies = operator_named(operator).copies_evenly
+        difference, failure = _at_rest(narrow, wide, plan, calls, by_module=copies)
         if failure is None and operator == "duplicate":
             loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
         if failure is None and operator == "duplicate":
@@ -176,7 +190,9 @@ def _grow(
 ) -> None:
     """Fill ``wide`` from ``narrow`` as `grow` does, with noise in some of its weights, which sums to zero."""
     state = state_tensors(narrow)
-    pure = Grower(plan, lambda name: state[name].detach(), operator=operator, noise=None)
+    # What is new is to go unseen whatever it is; without noise it would be nothing.
+    kept = "default" if operator_named(operator).expands else None
+    pure = Grower(plan, lambda name: state[name].detach(), operator=operator, noise=kept)
     noise = Grower(plan, lambda name: state[name].detach(), noise="balanced:1") if noisy else pure
     with torch.no_grad():
         fill_(wide, narrow, plan, lambda name: (noise if name in noisy else pure)(name))
@@ -185,18 +201,22 @@ def _grow(
 
 
 def _at_rest(
-    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call], *, by_module: bool = True
 ) -> tuple[float, str | None]:
     worst = 0.0
     for call in calls:
-        error, failure = _outputs(narrow, wide, plan, call)
+        error, failure = _outputs(narrow, wide, plan, call, by_module)
         worst = max(worst, error)
         if failure is not None:
             return worst, failure
     return worst, None
 
 
-def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
+def _outputs(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_module: bool
+) -> tuple[float, str | None]:
+    """The largest difference of the outputs, and what is wrong; where modules make copies, the first that
+    does not."""
     seen: dict[str, Tensor] = {}
     first: list[str] = []
 
@@ -212,7 +232,7 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
     with torch.no_grad():
         with watch(narrow, seen.__setitem__), SameChance(0):
             outputs = result_tensors(call(narrow))
-        with watch(wide, compare), SameChance(0):
+        with watch(wide, compare if by_module else lambda name, output: None), SameChance(0):
             wide_outputs = result_tensors(grown_call(call, plan)(wide))
     if not outputs:
         raise GrowthError(
@@ -230,9 +250,10 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tupl
         worst = max(worst, error) if math.isfinite(error) else math.inf
     if worst <= TOLERANCE:
         return worst, None
-    return worst, f"outputs differ by {worst:.3g}; " + (
-        first[0] if first else "every module's own output agrees"
-    )
+    said = f"outputs differ by {worst:.3g}"
+    if by_module:
+        said += f"; {first[0]}" if first else "; every module's own output agrees"
+    return worst, said
 
 
 def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]) -> list[str]:

@@ -50,6 +50,8 @@ class Plan:
     # How to build a fresh narrow and wide module; not part of the file, nor of equality.
     build_narrow: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
     build_wide: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
+    # Proves an operator by name, on the inputs that a plain module was planned with.
+    prove: Callable[[str], object] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def params(self) -> dict[str, Scaling]:

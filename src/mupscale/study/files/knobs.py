@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import operator_named
 from mupscale.operators.noise import Noise
-from mupscale.optim.carry import state_is_padded
+from mupscale.optim.carry import STATES, way_of
 from mupscale.study.files.toml import is_whole, typed
 from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.space import PRUNERS, SAMPLERS, Choices, Range, Space, read_knob
@@ -32,7 +32,7 @@ SHARED = {"optimizer", "block_size"}
 _WORDS: dict[str, tuple[str, ...] | None] = {
     "operator": None,
     "noise_kind": None,
-    "optimizer_state": ("carried", "fresh"),
+    "optimizer_state": STATES,
     "parametrization": tuple(PARAMETRIZATIONS),
 }
 
@@ -63,14 +63,14 @@ def read_space(table: str, values: Mapping[str, Any]) -> Space:
         _check_knob(table, knob, space[knob])
     _check_noise(table, space)
     operators = [str(value) for value in values_of(space.get("operator", only("duplicate")))]
-    if "shrink" in space and "zero_pad" not in operators:
-        raise FieldError(table, "shrink", "for the operator zero_pad, which is not tried")
-    if "optimizer_state" in space and "carried" in values_of(space["optimizer_state"]):
-        for operator in operators:
-            try:
-                state_is_padded(operator)
-            except GrowthError as error:
-                raise FieldError(table, "optimizer_state", str(error)) from None
+    if "shrink" in space and all(operator_named(name).shrink is None for name in operators):
+        raise FieldError(table, "shrink", "for the operators zero_pad and expand, of which none is tried")
+    states = [s for s in values_of(space.get("optimizer_state", only("fresh"))) if s != "fresh"]
+    for operator, state in itertools.product(operators, states):
+        try:
+            way_of(operator, state)
+        except GrowthError as error:
+            raise FieldError(table, "optimizer_state", str(error)) from None
     return space
 
 

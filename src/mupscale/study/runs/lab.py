@@ -140,8 +140,11 @@ class Lab:
                 f"{folder}: no trained model here; workers on several machines need the same folder (--out), "
                 "on a file system that they share"
             )
-        model = self.workload.empty(size := self.budget.size(source))
-        load_model(model, folder / "model.safetensors")
+        size = self.budget.size(source)
+        if (folder / "config.json").is_file():  # some operators change more of the config than sizes
+            model: nn.Module = load_checkpoint(folder)
+        else:
+            load_model(model := self.workload.empty(size), folder / "model.safetensors")
         standard = source.begin == "scratch" and knobs.get("parametrization") == "standard"
         return model, None if standard else self.workload.relative(size), folder
 
@@ -161,16 +164,18 @@ class Lab:
         operator, seed = str(knobs.get("operator", GROWTH_KNOBS["operator"])), self.study.growth_seed + seed
         noise = str(operator_named(operator).noise(noise_of(knobs)) or "none")
         how: dict[str, Any] = {"operator": operator, "noise": noise, "seed": seed}
-        if operator == "zero_pad":
-            how["shrink"] = str(knobs.get("shrink", GROWTH_KNOBS["shrink"]))
+        if (own := operator_named(operator).shrink) is not None:
+            how["shrink"] = str(knobs.get("shrink", own))
         wide = mupscale.grow(narrow, growth, from_first=relative, **how)
         optimizer = build_optimizer(wide, config, relative)
         default = "carried" if operator == "duplicate" else "fresh"  # as the operators' papers do
-        if knobs.get("optimizer_state", default) == "carried":
+        if (state := str(knobs.get("optimizer_state", default))) != "fresh":
             saved = carried_optimizer(narrow, config, before, folder)
-            carried = mupscale.carry_optimizer(saved, narrow, wide, growth, operator=operator)
+            carried = mupscale.carry_optimizer(saved, narrow, wide, growth, operator=operator, state=state)
             optimizer.state.update(carried.state)
         equality = self._compare(narrow, wide, growth, operator, config) if sweep.verify else None
+        if growth.config is not None:
+            growth = replace(growth, config=wide.config)
         manifest = {**how, "plan": growth.to_dict(), "from_first": relative.to_dict()}
         return Run(
             model=wide,

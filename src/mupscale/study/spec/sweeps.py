@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.space import Choices, Space, grid
 
@@ -25,7 +24,7 @@ GROWTH_KNOBS: dict[str, Any] = {
     "operator": "duplicate",
     "noise_kind": "balanced",
     "noise": 1.0,
-    "shrink": DEFAULT_SHRINK,
+    "shrink": None,
     "optimizer_state": None,
 }
 # Numbers of `TrainConfig` that a sweep may try.

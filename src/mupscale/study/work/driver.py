@@ -9,10 +9,10 @@ import multiprocessing
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from mupscale.study.work.results import collect
 from mupscale.study.work.timing import seconds_of_runs
 from mupscale.study.work.worker import Worker
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 5.0  # a look reads the storage, which takes a while once there are many trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def _watch(workers: Sequence[BaseProcess], look: Callable[[], None]) -> None:
         # A worker that was killed (exit code below 0) leaves its trial to the others.
         if not running or any((worker.exitcode or 0) > 0 for worker in workers):
             return
-        time.sleep(LOOK_SECONDS)
+        wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=LOOK_SECONDS)
 
 
 class Display:

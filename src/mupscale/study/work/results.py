@@ -6,7 +6,7 @@ Knows the board and its queues; trains nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Any
@@ -105,8 +105,7 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         row["finished"] = board.is_finished(extension)
         queues += [board.queue(extension)] if board.is_open(extension) else []
     points = points_of(queues, branches=sweep.branches)
-    # Further seeds ran at one point only; which is best was told without them.
-    chosen = min(_finite(points), key=lambda p: fmean(p["losses"][: len(sweep.seeds)]), default=None)
+    chosen = _best(_finite(points))
     knobs = {name: values for name, values in queues[0].space.items() if name != "seed"}
     return row | {
         "total": sum(queue.total for queue in queues),
@@ -116,16 +115,20 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         "points": points,
         "best": chosen and {key: chosen[key] for key in ("point", "loss", "spread")},
         "at_edge": at_edge(chosen["point"], knobs) if chosen else [],
-        "best_ends": best_ends(points, len(sweep.seeds), row["steps"], knobs),
+        "best_ends": best_ends(points, row["steps"], knobs),
     }
 
 
-def best_ends(points: Sequence[Row], seeds: int, steps: int, knobs: Space) -> list[Row]:
+def _best(rows: Iterable[Row]) -> Row | None:
+    """The lowest mean, of those over the most seeds: one seed alone may have been lucky."""
+    return min(rows, key=lambda row: (-len(row["losses"]), row["loss"]), default=None)
+
+
+def best_ends(points: Sequence[Row], steps: int, knobs: Space) -> list[Row]:
     """The best point at each length, the shortest first: steps, point, loss, spread, losses, at_edge.
 
     Args:
         points: of a sweep, as `points_of` tells them.
-        seeds: how many tried every point; these tell which is best, and all that ran there its loss.
         steps: of a run that ends in one place.
         knobs: what was tried.
     """
@@ -135,7 +138,7 @@ def best_ends(points: Sequence[Row], seeds: int, steps: int, knobs: Space) -> li
             if math.isfinite(end["loss"]):
                 edges = at_edge(row["point"], knobs)
                 ends.setdefault(end["steps"], []).append(end | {"point": row["point"], "at_edge": edges})
-    return [min(same, key=lambda end: fmean(end["losses"][:seeds])) for _, same in sorted(ends.items())]
+    return [best for _, same in sorted(ends.items()) if (best := _best(same)) is not None]
 
 
 def _checkpoint(board: Board) -> Row:
@@ -261,5 +264,5 @@ def _mean_norms(tables: Sequence[Sequence[Sequence[Any]]]) -> list[list[Any]] | 
     return [[*key, *map(fmean, zip(*sizes, strict=True))] for key, sizes in found.items()] or None
 
 
-def _finite(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _finite(points: Sequence[Row]) -> list[Row]:
     return [p for p in points if p["state"] == "complete" and math.isfinite(p["loss"])]

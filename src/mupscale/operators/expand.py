@@ -1,0 +1,135 @@
+"""Old weights as they are, new units beside them that nothing sees yet: the function is kept, nothing copied.
+
+An axis is one of two kinds. Along a *silent* axis, the one over which a norm averages (d_model), new channels
+hold zeros: what writes to them is zero, what reads them is fresh, and the norm's gain gets √(d/d↑), since the
+mean square over d↑ channels is that much smaller. Along every other axis (d_ff, heads) new units are fresh,
+and what reads them into old ones is zero:
+
+    θ↑[o, i] = θ[o, i]       o, i old
+               0             o new and silent, or i new and heard by an old o
+               fresh         everywhere else, of the size that μP gives it
+
+With λ between this and a fresh model, θ↑ = λ · expand(θ) + (1 − λ) · fresh. λ = 1 keeps the function, λ = 0
+is `mupscale.init_`. Any sizes will do, fractions too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mupscale.models.skeletons import PreTrainedConfig
+from mupscale.notation.axes import Axes, pad
+from mupscale.notation.dims import Dim, Growth, Sizes, wide_sizes
+from mupscale.operators.fresh import Law, fresh_laws
+from mupscale.theory.manifest import Plan
+
+
+def averaged(plan: Plan, laws: Mapping[str, Law]) -> dict[str, float]:
+    """The gains of norms that average over an axis that grows, each with what the norm adds to it.
+
+    A gain is a constant, one for each channel, that begins as 1 (or as 0 to which the norm adds 1). What also
+    has a running variance is a norm of every channel by itself.
+    """
+    found = {}
+    for name, scaling in plan.params.items():
+        owner, _, leaf = name.rpartition(".")
+        constant = name in laws and laws[name].std == 0 and laws[name].mean in (0, 1)
+        vector = len(scaling.shape) == 1 and scaling.fan_in == 1 != scaling.copies
+        if constant and vector and leaf != "bias" and f"{owner}.running_var" not in plan.layout.buffers:
+            found[name] = 1 - laws[name].mean
+    return found
+
+
+def expand(
+    tensor: Tensor,
+    axes: Axes,
+    sizes: Sizes,
+    growth: Growth,
+    *,
+    fresh: Tensor,
+    silent: Collection[str],
+    gain_offset: float | None = None,
+    shrink: float = 1.0,
+) -> Tensor:
+    """A wide parameter from a narrow one and a fresh wide one, in the precision of ``fresh``.
+
+    Args:
+        tensor: θ. Integers are only padded.
+        axes: its own; of them the contracted ones are read, the others written.
+        fresh: a wide parameter as `mupscale.init_` makes it.
+        silent: the axes whose new channels hold zeros.
+        gain_offset: of a norm's gain over a silent axis: what the norm adds to it.
+        shrink: λ.
+
+    >>> axes = Axes.parse("d_model [d_ff]")
+    >>> expand(torch.ones(1, 1), axes, {"d_model": 1, "d_ff": 1}, {"d_model": 2, "d_ff": 2},
+    ...        fresh=torch.full((2, 2), 5.0), silent={"d_model"}).tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
+    if not tensor.is_floating_point():
+        return pad(tensor, axes, sizes, growth).clone()
+    wide = pad(tensor.to(fresh.dtype), axes, sizes, growth).clone()
+
+    def new(among: Collection[str], *, contracted: bool) -> Tensor:
+        """Where an entry is new along these axes, read or written; of a shape that broadcasts."""
+        found = torch.zeros((), dtype=torch.bool, device=fresh.device)
+        for place, dim in enumerate(axes.dims):
+            if dim.contracted == contracted:
+                along = [-1 if i == place else 1 for i in range(tensor.ndim)]
+                found = found | _beyond(dim, sizes, growth, among).view(along).to(fresh.device)
+        return found
+
+    loud = growth.keys() - set(silent)
+    written, read = new(growth, contracted=False), new(growth, contracted=True)
+    zero = new(silent, contracted=False) | (new(loud, contracted=True) & ~written)
+    if gain_offset is None:
+        wide = torch.where((written | read) & ~zero, fresh, wide)
+    else:
+        wide = (torch.where(written, fresh, wide) + gain_offset) / math.sqrt(
+            axes.copies(growth)
+        ) - gain_offset
+    return wide if shrink == 1 else wide.mul_(shrink).add_(fresh, alpha=1 - shrink)
+
+
+def _beyond(dim: Dim, sizes: Sizes, growth: Growth, axes: Collection[str]) -> Tensor:
+    """Of every index of the wide dim, whether it is beyond the narrow one's along some of the axes."""
+    others = {axis: g for axis, g in growth.items() if axis not in axes}
+    before = wide_sizes(sizes, others)
+    mine = {axis: g for axis, g in growth.items() if axis in axes}
+    new = torch.ones(dim.size(wide_sizes(before, mine)), dtype=torch.bool)
+    new[dim.places(before, mine)] = False
+    return new
+
+
+def silent_axes(plan: Plan, gains: Collection[str]) -> frozenset[str]:
+    """The axes whose new channels are to hold zeros: those that grow, of the gains of norms."""
+    return frozenset(axis for name in gains for axis in plan[name].axes.names if axis in plan.growth)
+
+
+def with_smaller_eps(plan: Plan) -> Plan:
+    """The plan to a config by which norms add as much to a mean square as before, in proportion.
+
+    A mean square over d↑ channels of which d hold something is d/d↑ of what it was, and so has the norm's eps
+    to be. In a transformers config it is one field, for all norms of the model.
+    """
+    silent = silent_axes(plan, averaged(plan, fresh_laws(plan)))
+    if plan.config is None or plan.narrow_config is None or not silent:
+        return plan
+    config, share = deepcopy(plan.config), 1 / float(max(plan.growth[axis] for axis in silent))
+    for part, narrow in zip(_parts(config), _parts(plan.narrow_config), strict=True):
+        for key, value in narrow.to_dict().items():
+            if isinstance(value, float) and re.search(r"(^|_)eps(ilon)?$", key):
+                setattr(part, key, value * share)
+    return replace(plan, config=config)
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    inner = (getattr(config, name, None) for name in config.sub_configs)
+    return [config, *(part for part in inner if part is not None)]
