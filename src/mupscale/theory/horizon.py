@@ -18,8 +18,8 @@ Length: Complete(d)P finds the best lr to go as 1/√m_D. It reads this as the s
 with only the signal-to-noise ratio changed, so that wd goes along: lr · wd stays what it is per share of the
 run. For β and eps the same is taken here. More tokens in larger and no more steps then change nothing.
 
-β^r and not 1 − r · (1 − β), which falls below 0: moments remember as many tokens at any batch size, as in Marek
-et al. 2025 (arXiv 2507.07101) for β₂ and in Busbridge et al. 2023 (arXiv 2307.13813) for averages of weights.
+β^r and not 1 − r · (1 − β), which falls below 0: moments remember as many tokens at any batch size, as in
+Marek et al. 2025 (arXiv 2507.07101) for β₂ and Busbridge et al. 2023 (arXiv 2307.13813) for means of weights.
 """
 
 from __future__ import annotations
