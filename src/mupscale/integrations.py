@@ -60,16 +60,26 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
     the narrow model's; ``optim`` may be any that has a scaling rule. All else is the Trainer.
 
     Args:
-        plan: of `mupscale.plan` or `Plan.load`; the other arguments are the Trainer's.
+        plan: of `mupscale.plan` or `Plan.load`.
+        batch_size, tokens: (the narrow model's, this one's), where they differ, as `mupscale.param_groups`
+            takes them. The training arguments are still the narrow model's, but for these two.
+        kwargs: the Trainer's other arguments.
     """
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments | None = None, *, plan: Plan, **kwargs: Any
+        self,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        plan: Plan,
+        batch_size: tuple[float, float] | None = None,
+        tokens: tuple[float, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         args = copy.copy(args) if args is not None else TrainingArguments("tmp_trainer")
         max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
         super().__init__(model, args, **kwargs)
-        self.plan = plan
+        self.plan, self.batch_size, self.tokens = plan, batch_size, tokens
         self.optimizer: torch.optim.Optimizer | None
         if max_norm > 0:
             self.add_callback(ClipGradNorm(plan, max_norm))
@@ -82,7 +92,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         """The optimizer that the arguments name, with the plan's groups.
 
         Raises:
-            GrowthError: the optimizer has no scaling rule.
+            GrowthError: the optimizer has no scaling rule, or none for batch size and tokens.
         """
         if self.optimizer is None:
             model = self.model if model is None else model
@@ -95,6 +105,8 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 only=[n for n, _ in model.named_parameters() if n not in frozen],
                 decay=self.get_decay_parameter_names(model),
                 weight_decay=self.args.weight_decay,
+                batch_size=self.batch_size,
+                tokens=self.tokens,
                 **values,
             )
             self.optimizer = load_by_name(optimizer_class(groups, **values))

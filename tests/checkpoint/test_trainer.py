@@ -41,7 +41,7 @@ class StopAt(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
-def trainer(model, out, *, optimizer=None, stop=None, plan=None, **arguments):
+def trainer(model, out, *, optimizer=None, stop=None, plan=None, batch_size=None, tokens=None, **arguments):
     args = TrainingArguments(
         output_dir=str(out),
         max_steps=STEPS,
@@ -57,7 +57,7 @@ def trainer(model, out, *, optimizer=None, stop=None, plan=None, **arguments):
         use_cpu=True,
         **arguments,
     )
-    return (partial(PlanTrainer, plan=plan) if plan else Trainer)(
+    return (partial(PlanTrainer, plan=plan, batch_size=batch_size, tokens=tokens) if plan else Trainer)(
         model,
         args,
         train_dataset=Tokens(),
@@ -285,3 +285,38 @@ def test_plan_trainer_trains_the_wide_model_as_the_trainer_does_the_narrow(optim
         runs.append(losses(run))
     assert runs[0][0] > runs[0][-1] + 0.01
     assert runs[1] == pytest.approx(runs[0], abs=1e-4)
+
+
+SIZES = {"batch_size": (2, 8), "tokens": (1e6, 16e6)}
+
+
+def test_plan_trainer_goes_by_batch_size_and_tokens_as_param_groups_do(tmp_path):
+    """And resumes by them; what is grown from that grows again."""
+    narrow = build("llama_tied").float()
+    plan = mupscale.plan(narrow, width=3)
+    wide = mupscale.grow(narrow, plan)
+    run = trainer(wide, tmp_path, plan=plan, stop=STOP, **SIZES)
+    run.train()
+    decay = Trainer.get_decay_parameter_names(None, wide)
+    values = {"lr": 5e-3, "weight_decay": 0.1, "betas": (0.9, 0.999), "decay": decay}
+    groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, **values, **SIZES)
+    shared = ("param_names", "lr_scale", "weight_decay", "betas", "eps", "steps_ratio")
+    for group, wanted in zip(run.optimizer.param_groups, groups, strict=True):
+        assert {key: group[key] for key in shared} == {key: wanted[key] for key in shared}
+        assert group["initial_lr"] == wanted["lr"]
+    checkpoint = tmp_path / f"checkpoint-{STOP}"
+    again = trainer(AutoModelForCausalLM.from_pretrained(checkpoint), tmp_path, plan=plan, **SIZES)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.state.global_step == STEPS
+    grow_checkpoint(checkpoint, tmp_path / "twice", width=2)
+    saved = torch.load(tmp_path / "twice/optimizer.pt")["param_groups"]
+    assert {group["steps_ratio"] for group in saved} == {0.25}
+
+
+def test_a_run_is_not_resumed_by_another_batch_size(narrow_run, tmp_path):
+    """The values in the optimizer.pt would take the place of those that were asked for."""
+    plan = grow_checkpoint(narrow_run[0], tmp_path / "wide", width=2)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    run = trainer(model, tmp_path / "out", plan=plan, **SIZES)
+    with pytest.raises(GrowthError, match="another batch size or number of tokens"):
+        run.train(resume_from_checkpoint=str(tmp_path / "wide"))

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import mupscale
 from models import CONFIGS, batch, build, loss_of
@@ -93,6 +94,53 @@ def test_hparams_are_the_groups_of_the_library(pair, capsys):
     assert main(["hparams", pair[0], "--lr", "1e-3"]) == 2
     assert main(["hparams", pair[1], "--lr", "-1"]) == 2
     assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "lion"]) == 2
+
+
+def test_hparams_go_by_batch_size_and_tokens_as_the_groups_of_the_library_do(pair, capsys):
+    argv = ["hparams", pair[1], "--lr", "3e-3", "--weight-decay", "0.1", "--betas", "0.9", "0.95"]
+    before = run_json(capsys, *argv)[1]["groups"]
+    status, result = run_json(capsys, *argv, "--batch-size", "0.5M", "2M", "--tokens", "1.4B", "22.4B")
+    assert status == 0
+    for was, group in zip(before, result["groups"], strict=True):
+        assert group["param_names"] == was["param_names"]
+        for key, factor in {"lr": 0.5, "lr_scale": 0.5, "weight_decay": 0.5, "eps": 2}.items():
+            assert group[key] == pytest.approx(factor * was[key])
+        assert group["betas"] == pytest.approx([0.9**0.25, 0.95**0.25])
+    plan = mupscale.Plan.load(pair[1])
+    groups = mupscale.param_groups(
+        AutoModelForCausalLM.from_pretrained(pair[1]),
+        plan,
+        torch.optim.AdamW,
+        lr=3e-3,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        batch_size=(0.5e6, 2e6),
+        tokens=(1.4e9, 22.4e9),
+    )
+    of_library = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+    assert result["groups"] == json.loads(json.dumps(of_library))
+    assert main([*argv, "--batch-size", "64", "16"]) == 0
+    assert "4 × the narrow model's steps: lr and decoupled weight decay × 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch-size", "64", "none"], "--batch-size 'none': expected a number above 0"),
+        (["--tokens", "0", "1B"], "--tokens '0': expected a number above 0"),
+        (["--tokens", "1B"], "--tokens"),
+        (
+            ["--tokens", "1B", "4B", "--optimizer", "sgd"],
+            "SGD: no rule is published for both batch size and tokens",
+        ),
+        (["--batch-size", "64", "256", "--optimizer", "muon"], "Muon: no rule is published for both"),
+    ],
+)
+def test_batch_sizes_and_tokens_that_cannot_be_are_refused_in_one_line(words, said, pair, capsys):
+    assert main(["hparams", pair[1], "--lr", "1e-3", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])

@@ -11,6 +11,7 @@ import mupscale
 from models import batch, build, loss_of, make_mlp, plan_source
 from mupscale import GrowthError
 from mupscale.optim import Together
+from mupscale.theory.horizon import STEPS_RATIO, rescaled
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -194,3 +195,125 @@ def test_optimizers_that_step_together_can_be_copied():
     assert torch.equal(copied_model.weight, model.weight)
     assert torch.equal(copied_model.bias, model.bias)
     assert len(copied.state) == len(both.state) == 2
+
+
+# ---- batch size and tokens ---------------------------------------------------------------------------------
+
+
+def groups_by_name(plan, optimizer_class=torch.optim.AdamW, **values):
+    """The values of every parameter of the wide MLP."""
+    groups = mupscale.param_groups(make_mlp(4), plan, optimizer_class, lr=1e-2, **values)
+    return {
+        name: {k: v for k, v in g.items() if k not in ("params", "param_names")}
+        for g in groups
+        for name in g["param_names"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratio"),
+    [
+        ({"batch_size": (64, 256)}, 4),
+        ({"tokens": (1e9, 4e9)}, 1 / 4),
+        ({"batch_size": (4, 64), "tokens": (1, 4)}, 4),
+    ],
+)
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.Adam])
+def test_batch_size_and_tokens_scale_what_width_has_scaled(optimizer_class, sizes, ratio):
+    """Each by itself and once: the factors of the one on the groups of the other; no more groups than before."""
+    plan = mupscale.plan(make_mlp, width=4)
+    values = {"weight_decay": 0.1, "eps": 1e-6, "betas": (0.8, 0.9), "decay": {"0.weight", "2.weight"}}
+    by_width = groups_by_name(plan, optimizer_class, **values)
+    both = groups_by_name(plan, optimizer_class, **values, **sizes)
+    decoupled = optimizer_class is torch.optim.AdamW
+    for name, group in by_width.items():
+        wanted = rescaled(group, ratio, decoupled=decoupled)
+        assert both[name] == {key: pytest.approx(value) for key, value in wanted.items()}, name
+    assert by_width["0.bias"]["weight_decay"] == both["0.bias"]["weight_decay"] == 0
+    assert len({*map(str, both.values())}) == len({*map(str, by_width.values())})
+
+
+def test_without_batch_size_and_tokens_nothing_is_said_of_them():
+    plan = mupscale.plan(make_mlp, width=4)
+    group = groups_by_name(plan)["2.weight"]
+    assert group == {"lr": 2.5e-3, "eps": 2.5e-9, "weight_decay": 0.04, "lr_scale": 0.25}
+    equal = groups_by_name(plan, batch_size=(64, 64), tokens=(1e9, 1e9))["2.weight"]
+    assert equal == {**group, "betas": (0.9, 0.999), STEPS_RATIO: 1.0}
+
+
+def test_learning_rates_are_said_as_the_narrow_models_at_its_own_batch_size():
+    plan = mupscale.plan(make_mlp, width=4)
+    groups = mupscale.param_groups(make_mlp(4), plan, torch.optim.AdamW, lr=1e-2, batch_size=(64, 256))
+    optimizer = torch.optim.AdamW(groups)
+    mupscale.set_lr(optimizer, 3e-3)
+    found = {name: g["lr"] for g in optimizer.param_groups for name in g["param_names"]}
+    assert (found["0.weight"], found["2.weight"]) == (6e-3, 1.5e-3)
+
+
+def test_the_embeddings_own_values_go_by_batch_size_too():
+    narrow = build("gpt2_untied")
+    plan = mupscale.plan(narrow, width=4)
+    own = {"embedding_lr": 1e-2, "embedding_weight_decay": 0.2}
+    groups = mupscale.param_groups(
+        mupscale.grow(narrow, plan), plan, torch.optim.AdamW, lr=1e-3, batch_size=(1, 4), **own
+    )
+    group = next(g for g in groups if "transformer.wte.weight" in g["param_names"])
+    assert (group["lr"], group["weight_decay"], group["lr_scale"]) == (2e-2, 0.4, 20.0)
+
+
+@pytest.mark.parametrize(
+    "optimizer_class",
+    [torch.optim.SGD, torch.optim.Muon, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adafactor],
+)
+def test_batch_size_and_tokens_are_refused_where_no_rule_is_published(optimizer_class):
+    plan = mupscale.plan(make_mlp, width=2)
+    for sizes in ({"batch_size": (64, 256)}, {"tokens": (1e9, 4e9)}):
+        with pytest.raises(GrowthError) as caught:
+            mupscale.param_groups(make_mlp(2), plan, optimizer_class, lr=1e-2, **sizes)
+        assert str(caught.value).startswith(
+            f"{optimizer_class.__name__}: no rule is published for both batch"
+        )
+        assert "\n" not in str(caught.value)
+
+
+def test_a_registered_optimizer_says_whether_it_goes_by_the_rules_of_adamw():
+    class Mine(torch.optim.AdamW):
+        """AdamW under a name of its own."""
+
+    plan = mupscale.plan(make_mlp, width=2)
+    for horizon in (True, False):
+        mupscale.register_optimizer(Mine, mupscale.Rule(degree=0, state={}, decoupled=True, horizon=horizon))
+        if horizon:
+            assert groups_by_name(plan, Mine, tokens=(1, 4)) == groups_by_name(plan, tokens=(1, 4))
+        else:
+            with pytest.raises(GrowthError, match="Mine: no rule is published"):
+                groups_by_name(plan, Mine, tokens=(1, 4))
+
+
+def test_what_is_loaded_by_name_was_scaled_by_the_same_batch_size_and_tokens():
+    """Loading brings the saved values along. Who says no sizes goes on with those, as with the learning rate."""
+    plan = mupscale.plan(make_mlp, width=2)
+
+    def optimizer(**sizes):
+        groups = mupscale.param_groups(make_mlp(2), plan, torch.optim.AdamW, lr=1e-2, **sizes)
+        return mupscale.load_by_name(torch.optim.AdamW(groups))
+
+    saved, plain = optimizer(batch_size=(1, 4)).state_dict(), optimizer().state_dict()
+    for loading in (optimizer(batch_size=(2, 8)), optimizer()):
+        loading.load_state_dict(saved)
+        assert {g["lr_scale"] for g in loading.param_groups} == {2.0, 1.0}
+    for state, sizes in ((saved, {"batch_size": (1, 8)}), (plain, {"tokens": (1, 4)})):
+        with pytest.raises(GrowthError, match="0.weight: saved with values for another batch size or number"):
+            optimizer(**sizes).load_state_dict(state)
+
+
+def test_an_optimizer_is_carried_on_with_its_batch_size_and_tokens():
+    plan = mupscale.plan(make_mlp, width=2)
+    middle, wide = make_mlp(2), make_mlp(4)
+    groups = mupscale.param_groups(middle, plan, torch.optim.AdamW, lr=1e-2, batch_size=(1, 4))
+    further = mupscale.plan(middle, to=wide)
+    carried = mupscale.carry_optimizer(torch.optim.AdamW(groups), middle, wide, further)
+    at_once = groups_by_name(mupscale.plan(make_mlp, width=4), batch_size=(1, 4))
+    for group in carried.param_groups:
+        for name in group["param_names"]:
+            assert {key: group[key] for key in at_once[name]} == at_once[name]

@@ -18,6 +18,7 @@ from made_up import (
     parametrizations,
     procedure,
     pruned,
+    rates,
     read_back,
     row,
     study,
@@ -29,6 +30,7 @@ from mupscale.study.page import Answer, Table, markdown, markdown_table, write
 from mupscale.study.page.parts import html_table
 from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.questions import answers
+from mupscale.study.questions.knobs import knob_plots
 
 
 class Page(HTMLParser):
@@ -280,3 +282,13 @@ def test_words_of_the_user_are_escaped(tmp_path: Path) -> None:
     assert "<h1>&lt;b&gt;&amp;</h1>" in html
     assert "<h2>&lt;i&gt;</h2>\n<p>a &lt; b</p>" in html
     assert "<b>&lt;1</b>&amp;" in html
+
+
+def test_lines_over_a_knob_are_told_apart_by_width_or_else_by_name():
+    by_width = [sweep("mup-32", rates(0.004, 2.0)), sweep("mup-64", rates(0.004, 1.8))]
+    by_name = [sweep("B", rates(0.004, 2.0), width=32), sweep("4B", rates(0.008, 1.9), width=32)]
+    for sweeps, labels in ((by_width, ["32: 2.000", "64: 1.800"]), (by_name, ["B: 2.000", "4B: 1.900"])):
+        axes = knob_plots(study(sweeps), {"from scratch": sweeps})[0].figure.axes[0]
+        handles, found = axes.get_legend_handles_labels()
+        assert found == labels
+        assert len({handle.get_color() for handle in handles}) == 2

@@ -178,14 +178,27 @@ def hparams(
     lr: Annotated[float, arg(help="learning rate of the narrow model")],
     weight_decay: Annotated[float, arg(help="weight decay of the narrow model")] = 0.0,
     eps: Annotated[float | None, arg(help="eps of the narrow model; default: torch's")] = None,
+    betas: Annotated[tuple[float, float] | None, arg(help="its betas; default: torch's")] = None,
     trainer_split: Annotated[
         bool, arg(help="no decay on norms and biases, as transformers.Trainer splits them")
     ] = False,
+    batch_size: Annotated[
+        tuple[str, str] | None,
+        arg(metavar="NARROW WIDE", help="where they differ, in one unit: scale AdamW's values by them, too"),
+    ] = None,
+    tokens: Annotated[
+        tuple[str, str] | None,
+        arg(metavar="NARROW WIDE", help="to train on, where they differ, such as 1.4B 22B; likewise"),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Say what the narrow model's hyperparameters become, group by group, for a model that mupscale grew.
 
+    With --batch-size and --tokens AdamW's and Adam's values go by these, too: lr and weight decay as the
+    square root of batch size over tokens (Mlodozeniec et al. 2025, arXiv 2512.22382).
+
     Example: mupscale hparams wide --optimizer adamw --lr 3e-3 --weight-decay 0.1
+    Example: mupscale hparams wide --lr 3e-3 --batch-size 64 256 --tokens 1.4B 22B
     """
     if optimizer not in OPTIMIZERS:
         raise GrowthError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -195,6 +208,7 @@ def hparams(
     from transformers import Trainer
 
     from mupscale.models.skeletons import skeleton
+    from mupscale.theory.horizon import STEPS_RATIO, in_words
     from mupscale.theory.manifest import Plan
     from mupscale.theory.registry import optimizer_names
     from mupscale.theory.tables import groups_table
@@ -203,20 +217,40 @@ def hparams(
     assert made.config is not None
     wide = skeleton(made.config)
     decay = Trainer.get_decay_parameter_names(None, wide) if trainer_split else None
-    values: dict[str, Any] = {"weight_decay": weight_decay} | ({"eps": eps} if eps is not None else {})
+    given: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps, "betas": betas}
     only = mupscale.hidden_matrices(made) if optimizer == "muon" else None
     groups = mupscale.param_groups(
-        wide, made, optimizer_names()[optimizer], lr=lr, decay=decay, only=only, **values
+        wide,
+        made,
+        optimizer_names()[optimizer],
+        lr=lr,
+        decay=decay,
+        only=only,
+        batch_size=_pair("--batch-size", batch_size),
+        tokens=_pair("--tokens", tokens),
+        **{key: value for key, value in given.items() if value is not None},
     )
     if json:
         rows = [{k: v for k, v in g.items() if k != "params"} for g in groups]
         print_json({"optimizer": optimizer, "lr": lr, "groups": rows})
     else:
         print_text(f"{optimizer} at the narrow model's lr {lr:g}; {made.describe()}")
+        if ratio := groups[0].get(STEPS_RATIO):
+            print_text(in_words(ratio))
         print_table(lambda axes: groups_table(groups))
         if only is not None:
             print_text("Muon takes the hidden matrices; the rest goes to AdamW (--optimizer adamw)")
     return 0
+
+
+def _pair(option: str, words: tuple[str, str] | None) -> tuple[float, float] | None:
+    """Two numbers from words such as 1.4B."""
+    if words is None:
+        return None
+    from mupscale.study.advice import parse_count
+
+    narrow, wide = (parse_count(word, option) for word in words)
+    return narrow, wide
 
 
 def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | None) -> mupscale.Plan:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mupscale.errors import GrowthError
+from mupscale.theory.horizon import STEPS_RATIO, rescaled, steps_ratio
 from mupscale.theory.manifest import Plan
 from mupscale.theory.registry import rule_for
 
@@ -23,6 +24,8 @@ def param_groups(
     only: Collection[str] | None = None,
     embedding_lr: float | None = None,
     embedding_weight_decay: float | None = None,
+    batch_size: tuple[float, float] | None = None,
+    tokens: tuple[float, float] | None = None,
     **values: Any,
 ) -> list[dict[str, Any]]:
     """Groups for ``optimizer_class`` under which the wide model trains as the narrow one did at ``lr``.
@@ -35,6 +38,9 @@ def param_groups(
         embedding_lr, embedding_weight_decay: of the lookup tables, tied ones too; None for the same as all.
         only: names of the parameters to take; None for all. For Muon: `hidden_matrices`, and AdamW for the
             rest.
+        batch_size, tokens: (the narrow model's, the wide one's), in any unit that is the same for both: by
+            these AdamW's and Adam's lr, weight decay, betas and eps are scaled, besides what width does to
+            them (`mupscale.theory.horizon`). Without them they are taken to be as for the narrow model.
         values: the narrow optimizer's other values: ``weight_decay``, ``betas``, ``momentum``, ... A value
             that is scaled (``eps``) takes the class's default when not given.
 
@@ -44,7 +50,8 @@ def param_groups(
         ``wide.named_parameters()``.
 
     Raises:
-        GrowthError: the optimizer has no rule or does not know a value, or a parameter is not in the plan.
+        GrowthError: the optimizer has no rule, or none for batch size and tokens, or does not know a value;
+            or a parameter is not in the plan.
 
     >>> from torch import nn
     >>> import mupscale
@@ -54,20 +61,30 @@ def param_groups(
     >>> sorted((g["lr_scale"], g["weight_decay"]) for g in groups)
     [(0.25, 0.4), (1.0, 0.1), (1.0, 0.1)]
     >>> optimizer = torch.optim.AdamW(groups)
+    >>> groups = param_groups(make(4), wide_plan, torch.optim.AdamW, lr=1e-2, batch_size=(64, 256))
+    >>> sorted((g["lr"], g["lr_scale"]) for g in groups)
+    [(0.005, 0.5), (0.02, 2.0), (0.02, 2.0)]
     """
+    ratio = steps_ratio(batch_size, tokens)
     defaults = optimizer_class([nn.Parameter(torch.empty(1, 1))], lr=lr).defaults  # type: ignore[call-arg]
     rule = rule_for(optimizer_class, {**defaults, **values})
+    if ratio is not None and not rule.horizon:
+        raise GrowthError(
+            f"{optimizer_class.__name__}: no rule is published for both batch size and tokens, as there is "
+            "for AdamW and Adam; leave batch_size and tokens out, and tune"
+        )
     if values.get("initial_accumulator_value"):
         raise GrowthError("initial_accumulator_value: torch's Adagrad takes it for all groups alike; give 0")
     for key, value in values.items():
         if value and key not in defaults:  # torch would keep it in the group and never look at it
             raise GrowthError(f"{key}: {optimizer_class.__name__} has no such value; leave it out")
     given = {k: v for k, v in values.items() if k in defaults}
-    scaled = {"lr", "eps", "weight_decay", *rule.values} & defaults.keys()
+    by_horizon = () if ratio is None else ("betas",)
+    scaled = {"lr", "eps", "weight_decay", *rule.values, *by_horizon} & defaults.keys()
     narrow = {**{k: defaults[k] for k in sorted(scaled)}, **given, "lr": lr}
 
     def base(name: str) -> dict[str, Any]:
-        """The narrow optimizer's values for one parameter."""
+        """The narrow optimizer's values for one parameter, at the wide model's batch size and tokens."""
         mine = dict(narrow)
         if plan[name].is_embedding and embedding_lr is not None:
             mine |= {"lr": embedding_lr, "lr_scale": embedding_lr / lr}
@@ -75,7 +92,7 @@ def param_groups(
             mine["weight_decay"] = embedding_weight_decay
         if "weight_decay" in mine and decay is not None and name not in decay:
             mine["weight_decay"] = 0.0
-        return mine
+        return mine if ratio is None else rescaled(mine, ratio, decoupled=rule.decoupled)
 
     named = [(n, p) for n, p in wide.named_parameters() if only is None or n in only]
     named.sort(key=lambda pair: decay is not None and pair[0] not in decay)  # stable: decaying ones first
@@ -118,7 +135,8 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     torch goes by position alone. A model that was grown twice may have the same groups in another order.
 
     Returns:
-        The optimizer, whose ``load_state_dict`` now raises GrowthError for state of other parameters.
+        The optimizer, whose ``load_state_dict`` now raises GrowthError for state of other parameters, and for
+        values that were scaled by another batch size or number of tokens than this one's.
     """
 
     def by_name(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any] | None:
@@ -131,7 +149,8 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
         if differing := index.keys() ^ set(names):
             raise GrowthError(f"{min(differing)}: only in one of the saved optimizer and this one")
-        for mine in (group["param_names"] for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
+            mine = group["param_names"]
             values = [
                 {k: v for k, v in saved_groups[name].items() if k not in ("params", "param_names")}
                 for name in (mine[0], *mine)
@@ -140,6 +159,12 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
                 raise GrowthError(
                     f"{other}: saved with other values than {mine[0]}, but both are in one group here; "
                     "make the groups with the plan that the optimizer was saved under"
+                )
+            ratio = values[0].get(STEPS_RATIO, 1.0)
+            if group.get(STEPS_RATIO, ratio) != ratio:
+                raise GrowthError(
+                    f"{mine[0]}: saved with values for another batch size or number of tokens, which would "
+                    "take the place of this run's; leave both out, or start with a fresh optimizer"
                 )
         place = {name: i for i, name in enumerate(names)}
         groups = [

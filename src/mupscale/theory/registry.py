@@ -11,6 +11,7 @@ import torch
 from torch import nn, optim
 
 from mupscale.errors import GrowthError
+from mupscale.theory.horizon import STEPS_RATIO
 from mupscale.theory.rules import Power, Rule, Scale
 from mupscale.theory.scaling import Scaling
 
@@ -72,7 +73,7 @@ def rule_of_state(group: Mapping[str, Any]) -> Rule:
     Raises:
         GrowthError: the group is of no optimizer that has a rule, or of Adam or AdamW without a sign which.
     """
-    keys = set(group) - {"params", "param_names", "lr_scale", "initial_lr"}
+    keys = set(group) - {"params", "param_names", "lr_scale", "initial_lr", STEPS_RATIO}
     if "amsgrad" in keys and "decoupled_weight_decay" not in keys:
         if group["weight_decay"]:
             raise GrowthError(
@@ -151,8 +152,8 @@ _TORCH: dict[type[optim.Optimizer], RuleOf] = {
         values={"lambd": Power(grad=1, weight=-1)},
         looks_at_values=True,
     ),
-    optim.Adam: _adam_like(state={**_MOMENTS, "max_exp_avg_sq": 2}),
-    optim.AdamW: Rule(degree=0, state={**_MOMENTS, "max_exp_avg_sq": 2}, decoupled=True),
+    optim.Adam: _adam_like(state={**_MOMENTS, "max_exp_avg_sq": 2}, horizon=True),
+    optim.AdamW: Rule(degree=0, state={**_MOMENTS, "max_exp_avg_sq": 2}, decoupled=True, horizon=True),
     optim.Adamax: Rule(degree=0, state={"exp_avg": 1, "exp_inf": 1}),
     optim.NAdam: _adam_like(copied=frozenset({"step", "mu_product"})),
     optim.RAdam: _adam_like(ready=_radam_ready),

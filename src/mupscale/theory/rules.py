@@ -56,6 +56,8 @@ class Rule:
         ready: (state of a parameter, group) → why it cannot be carried yet, or None.
         looks_at_values: whether a step or the state depends on the parameter's own value, beside weight
             decay. Where a model adds a constant to a parameter before use, that value does not scale.
+        horizon: whether its values go by batch size and training length as AdamW's do, by the rules in
+            `mupscale.theory.horizon`; no others are published for both.
     """
 
     degree: int
@@ -67,6 +69,7 @@ class Rule:
     lr: Scale | None = None
     ready: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None] = lambda state, group: None
     looks_at_values: bool = False
+    horizon: bool = False
 
     def lr_scale(self, p: Scaling) -> float:
         """lr↑ / lr = s / c^p."""

@@ -64,14 +64,20 @@ def _over(results: Row, by_panel: Mapping[str, Sequence[Row]], knob: str, same_s
         values=True,
         zoom=6,
         same_scale=same_scale,
-        legend_title="width: lowest loss",
+        legend_title="lowest loss",
         panel_size=(7.0, 4.6) if len(panels) == 1 else (5.0, 4.6),
     )
 
 
 def _lines(groups: Sequence[Group], knob: str, relative: bool) -> list[Line]:
-    """Mean losses from the best to the worst seed, a line each group; a star at the lowest."""
-    colours = dict(zip(dict.fromkeys(sweep["width"] for sweep, _, _ in groups), cycle(COLOURS), strict=False))
+    """Mean losses from the best to the worst seed, a line each group; a star at the lowest.
+
+    A sweep goes by its width, or, where several have the same, by its name.
+    """
+    places = {sweep["name"]: widths(sweep) for sweep, _, _ in groups}
+    if len({*places.values()}) < len(places):
+        places = {name: name for name in places}
+    colours = dict(zip(places, cycle(COLOURS), strict=False))
     styles = dict(zip(dict.fromkeys(kind for _, kind, _ in groups), cycle(STYLES), strict=False))
     lines = []
     for sweep, kind, rows in groups:
@@ -82,8 +88,8 @@ def _lines(groups: Sequence[Group], knob: str, relative: bool) -> list[Line]:
             Line(
                 name=f"{sweep['name']} {kind}".strip(),
                 curve=[[at, *(loss - base for loss in band(row))] for at, row in best_at.items()],
-                label=f"{_place(sweep, kind)}: {lowest:.3f}",
-                colour=colours[sweep["width"]],
+                label=f"{', '.join(filter(None, (places[sweep['name']], kind)))}: {lowest:.3f}",
+                colour=colours[sweep["name"]],
                 style="" if _scattered(rows, knob) else styles[kind],
                 marker="o",
                 star=True,
