@@ -13,7 +13,6 @@ import mupscale
 from models import CONFIGS, batch, build, loss_of
 from mupscale.cli import COMMANDS, main, names
 from mupscale.operators.catalogue import OPERATORS
-from mupscale.operators.zero_pad import DEFAULT_SHRINK
 from mupscale.theory.registry import optimizer_names
 
 
@@ -229,7 +228,6 @@ def test_the_choices_that_help_shows_are_those_of_the_registries():
     own = [n for n, kind in optimizer_names().items() if kind.__module__.startswith("torch.")]
     assert tuple(own) == names.OPTIMIZERS
     assert all(getattr(torch, name).is_floating_point for name in names.DTYPES)
-    assert float(names.SHRINK) == DEFAULT_SHRINK
 
 
 def test_version(capsys):

@@ -28,7 +28,7 @@ def assert_equal_function(name, narrow, wide):
     torch.testing.assert_close(outputs(name, wide), outputs(name, narrow), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("noise", [None, "balanced:1", "balanced:3"])
+@pytest.mark.parametrize("noise", [None, "balanced:1", "uneven:2"])
 @pytest.mark.parametrize("width", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_growing_keeps_the_function(name, width, noise):
@@ -89,7 +89,7 @@ def test_growing_twice_by_two_is_growing_once_by_four(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_tied", "mlp"])
-@pytest.mark.parametrize(("noise", "differ"), [("balanced:1", True), (None, False)])
+@pytest.mark.parametrize(("noise", "differ"), [("balanced:1", True), ("uneven:1", True), (None, False)])
 def test_noise_breaks_the_symmetry_of_copies(name, noise, differ):
     """After five steps the copies of a unit differ with balanced noise and are still equal without."""
     narrow = build(name)

@@ -88,8 +88,13 @@ OPTIMIZERS = [
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=rotary() | gpt2(), seed=st.integers(0, 99), optimizer=st.sampled_from(OPTIMIZERS))
-def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optimizer):
+@given(
+    case=rotary() | gpt2(),
+    seed=st.integers(0, 99),
+    optimizer=st.sampled_from(OPTIMIZERS),
+    noise=st.sampled_from(["balanced:1", "balanced:4", "uneven:1"]),
+)
+def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optimizer, noise):
     config, growth = case
     torch.manual_seed(seed)
     narrow = AutoModelForCausalLM.from_config(config).double()
@@ -110,7 +115,7 @@ def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optim
 
     with Float64():
         step(narrow, narrow_optimizer)
-        noisy = mupscale.grow(narrow, plan, noise="balanced:1", seed=seed)
+        noisy = mupscale.grow(narrow, plan, noise=noise, seed=seed)
         assert (noisy(ids).logits - narrow(ids).logits).abs().max() < 1e-10
         wide = mupscale.grow(narrow, plan, noise=None)
         wide_optimizer = mupscale.carry_optimizer(narrow_optimizer, narrow, wide, plan)

@@ -167,9 +167,9 @@ def test_what_does_not_go_together_is_refused(operator, noise, message):
         mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator=operator, noise=noise)
 
 
-def test_shrink_is_for_zero_pad_alone():
+def test_shrink_is_for_what_adds_something_fresh():
     narrow = build("llama")
-    with pytest.raises(GrowthError, match=r"shrink 0\.2 is for the operator zero_pad, not for duplicate"):
+    with pytest.raises(GrowthError, match=r"shrink 0\.2 is for the operators zero_pad and expand, not"):
         mupscale.grow(narrow, mupscale.plan(narrow, width=2), shrink=0.2)
 
 

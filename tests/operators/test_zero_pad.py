@@ -136,20 +136,20 @@ def test_padded_again_what_is_fresh_has_the_size_from_the_first_model(tmp_path):
 
 
 def test_shrink_as_a_word_is_a_number():
-    assert Shrink.parse("0.4") == Shrink.parse(0.4)
+    assert Shrink.parse("0.4", 1) == Shrink.parse(0.4, 1)
     with pytest.raises(GrowthError, match="two values for the same parameters"):
-        Shrink.parse(["0.4", "0.6"])
+        Shrink.parse(["0.4", "0.6"], 1)
 
 
 @pytest.mark.parametrize("wrong", [-0.1, float("nan"), ["0.4", "mlp=much"], ["half"]])
 def test_shrink_must_be_a_number(wrong):
     with pytest.raises(GrowthError, match="expected a number of at least 0"):
-        Shrink.parse(wrong)
+        Shrink.parse(wrong, 1)
 
 
 def test_words_of_the_command_line_and_mappings_say_the_same():
-    assert Shrink.parse(["0.3", "*.mlp.*=0.6"]) == Shrink.parse({"*": 0.3, "*.mlp.*": 0.6})
-    assert str(Shrink.parse(["0.3", "*.mlp.*=0.6"])) == "0.3 *.mlp.*=0.6"
+    assert Shrink.parse(["0.3", "*.mlp.*=0.6"], 1) == Shrink.parse({"*": 0.3, "*.mlp.*": 0.6}, 1)
+    assert str(Shrink.parse(["0.3", "*.mlp.*=0.6"], 1)) == "0.3 *.mlp.*=0.6"
 
 
 @pytest.mark.parametrize("target", list(SIZES)[1:])
@@ -220,5 +220,5 @@ def test_state_in_parameter_space_cannot_be_padded():
     loss_of(narrow, batch("mlp", 0)).backward()
     optimizer.step()
     plan = mupscale.plan(plan_source("mlp", narrow), width=2)
-    with pytest.raises(GrowthError, match="'step_size' cannot be padded with zeros"):
+    with pytest.raises(GrowthError, match="'step_size' cannot be zero"):
         mupscale.carry_optimizer(optimizer, narrow, padded(narrow, plan), plan, operator="zero_pad")

@@ -54,6 +54,72 @@ def test_grown_mid_training_stays_in_lockstep(name, optimizer, growth):
     assert_lockstep(name, OPTIMIZERS[optimizer], growth)
 
 
+@pytest.mark.parametrize("growth", [2, 3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_asymmetric_state_is_the_carried_one_of_the_first_copies_alone(optimizer, growth):
+    narrow = build("llama_tied").train()
+    ours, plan = OPTIMIZERS[optimizer](list(narrow.parameters())), mupscale.plan(narrow, width=growth)
+    for seed in range(6):  # RAdam adapts after five
+        ours.zero_grad()
+        loss_of(narrow, batch("llama_tied", seed)).backward()
+        ours.step()
+    wide = mupscale.grow(narrow, plan, noise=None)
+    carried = mupscale.carry_optimizer(ours, narrow, wide, plan)
+    if optimizer in ("asgd", "rprop"):  # zeros would be an average of weights, a step of no size
+        with pytest.raises(GrowthError, match="cannot be zero; start with a fresh optimizer"):
+            mupscale.carry_optimizer(ours, narrow, wide, plan, state="asymmetric")
+        return
+    asymmetric = mupscale.carry_optimizer(ours, narrow, wide, plan, state="asymmetric")
+    tensors = 0
+    for name, param in wide.named_parameters():
+        dims, sizes = plan[name].axes.dims, plan.layout.sizes
+        outputs = any(d.growth(plan.growth) > 1 for d in dims if not d.contracted)
+        for key, value in carried.state[param].items():
+            found = asymmetric.state[param][key]
+            if getattr(value, "shape", None) != param.shape:
+                continue  # counts, and Adafactor's means over rows and columns
+            tensors += 1
+            kept = torch.ones_like(value, dtype=torch.bool)
+            for place, dim in enumerate(dims):
+                if dim.growth(plan.growth) > 1 and dim.contracted != outputs:
+                    seen, first = set(), []
+                    for index, source in enumerate(dim.sources(sizes, plan.growth).tolist()):
+                        first += [] if source in seen else [index]
+                        seen.add(source)
+                    later = [i for i in range(param.shape[place]) if i not in first]
+                    kept.index_fill_(place, torch.tensor(later), False)
+            assert 0 < kept.double().mean() < 1, name
+            assert torch.equal(found, torch.where(kept, value, 0)), (name, key)
+    assert tensors or optimizer in ("sgd",) or optimizer.startswith("adafactor")
+    loss_of(wide, batch("llama_tied", 3)).backward()
+    asymmetric.step()
+    assert all(p.isfinite().all() for p in wide.parameters())
+
+
+def test_asymmetric_state_makes_pure_copies_differ():
+    narrow = build("llama").train()
+    plan = mupscale.plan(narrow, width=2)
+    optimizer = optim.AdamW(narrow.parameters(), lr=1e-2)
+    loss_of(narrow, batch("llama", 0)).backward()
+    optimizer.step()
+    wide = mupscale.grow(narrow, plan, noise=None)
+    carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan, state="asymmetric")
+    loss_of(wide, batch("llama", 1)).backward()
+    carried.step()
+    first, second = wide.model.norm.weight.detach().view(-1, 2).unbind(1)
+    assert (first - second).abs().max() > 1e-4
+
+
+def test_no_asymmetric_state_without_copies():
+    narrow = build("llama")
+    plan, optimizer = mupscale.plan(narrow, width=2), optim.AdamW(narrow.parameters())
+    wide = mupscale.grow(narrow, plan, operator="zero_pad")
+    with pytest.raises(GrowthError, match="makes no copies"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan, operator="zero_pad", state="asymmetric")
+    with pytest.raises(GrowthError, match="expected carried or asymmetric"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan, state="half")
+
+
 def test_every_optimizer_of_torch_has_a_rule_or_a_refusal():
     known = {type(make([nn.Parameter(torch.zeros(2))])) for make in OPTIMIZERS.values()}
     known |= {optim.Muon, optim.SparseAdam}

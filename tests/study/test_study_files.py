@@ -318,7 +318,12 @@ def test_there_is_a_cpu_and_a_paper_size_of_each():
         ("noise = [0, 1.0]", 'noise_kind = "loud"', "[grow] noise_kind", "expected none or KIND:STRENGTH"),
         ("noise = [0, 1.0]", 'noise = [1]\noperator = ["zero_pad"]', "[grow] noise", "zero_pad"),
         ("noise = [0, 1.0]", 'operator = "stack"', "[grow] operator", "deeper"),
-        ("noise = [0, 1.0]", 'optimizer_state = ["old"]', "[grow] optimizer_state", "carried, fresh"),
+        (
+            "noise = [0, 1.0]",
+            'optimizer_state = ["old"]',
+            "[grow] optimizer_state",
+            "carried, asymmetric, fresh",
+        ),
         ("trials = 5", "trials = -5", "[grow] trials", "at least 1"),
         ("trials = 5", "", "[grow] trials", "needs a number of trials"),
         ('sampler = "tpe"', 'sampler = "sobol"', "[grow] sampler", "grid, random, tpe"),
@@ -341,7 +346,7 @@ def test_there_is_a_cpu_and_a_paper_size_of_each():
         ("lengths = [0.5, 1]", "lengths = [0.2, 1]", "[final] lengths", "a run of 4 steps: warmup_steps 4"),
         ("lengths = [0.5, 1]", "lengths = [true]", "[final] lengths", "up to 1"),
         ("noise = [0, 1.0]", 'noise_kind = "interpolate"\nnoise = [2.0]', "[grow] noise_kind", "from 0 to 1"),
-        ("noise = [0, 1.0]", "shrink = [0.4]", "[grow] shrink", "which is not tried"),
+        ("noise = [0, 1.0]", "shrink = [0.4]", "[grow] shrink", "of which none is tried"),
         (
             "noise = [0, 1.0]",
             'operator = "net2net"\noptimizer_state = "carried"',

@@ -55,13 +55,14 @@ def grow(
     axes: AxisFactors = (),
     to: To = None,
     operator: Annotated[
-        str, arg(help=f"{', '.join(OPERATORS)}; the first keeps the function, the second takes any size")
+        str, arg(help=f"{', '.join(OPERATORS)}; duplicate and expand keep the function")
     ] = "duplicate",
     noise: Annotated[
         str,
         arg(
             help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
-            "spectral, hadamard, interpolate, paired), fresh:1 for zero_pad, paired:10 (dB) for hyperclone"
+            "spectral, hadamard, interpolate, paired, uneven), fresh:1 for zero_pad and expand, paired:10 (dB) "
+            "for hyperclone"
         ),
     ] = "default",
     shrink: Annotated[
@@ -77,15 +78,18 @@ def grow(
     overwrite: Annotated[bool, arg(help="replace DST")] = False,
     no_optimizer: Annotated[bool, arg(help="leave optimizer.pt and the training state behind")] = False,
     carry_optimizer: Annotated[
-        bool, arg(help="with zero_pad: pad optimizer.pt, too, instead of starting fresh")
+        bool, arg(help="with zero_pad, expand: pad optimizer.pt, too, instead of starting fresh")
     ] = False,
+    optimizer_state: Annotated[
+        str, arg(help="of copies: carried, or asymmetric: the first copies' alone, zeros for the others")
+    ] = "carried",
     allow_nonfinite: Annotated[bool, arg(help="let NaN and infinity in the weights through")] = False,
     json: Json = False,
 ) -> int:
     """Grow a checkpoint into a wider one that computes the same, with its optimizer where there is one.
 
-    DST appears whole or not at all, and loads with stock transformers. --operator zero_pad reaches any larger
-    size, with a fresh optimizer, and does not keep the function.
+    DST appears whole or not at all, and loads with stock transformers. --operator expand reaches any larger
+    size, and refuses models whose function it would not keep; zero_pad does not keep it.
 
     Example: mupscale grow narrow wide --width 2
     """
@@ -117,6 +121,7 @@ def grow(
             dtype=getattr(torch, dtype) if dtype else None,
             max_shard_size=max_shard_size,
             optimizer=False if no_optimizer else carry_optimizer or None,
+            state=optimizer_state,
             overwrite=overwrite,
             allow_nonfinite=allow_nonfinite,
             progress=lambda done, total: bar.update(task, completed=done, total=max(done, total)),

@@ -95,7 +95,7 @@ OPERATORS = {
         Operator(
             "expand",
             "old weights as they are, beside them new units that nothing sees yet: keeps the function",
-            "this project; of the kind of Net2Net's wider layers, without copies",
+            "this project; Net2Net (Chen et al. 2016, arXiv 1511.05641) without its copies",
             ("fresh",),
             "fresh:1",
             expands=True,
