@@ -196,8 +196,13 @@ def test_a_checkpoint_keeps_its_function_its_optimizer_and_its_eps(tmp_path):
     carried = mupscale.carry_optimizer(optimizer, narrow, own, plan, operator="expand")
     moments = sorted(state["exp_avg"].norm().item() for state in carried.state.values())
     assert moments == pytest.approx(sorted(state["exp_avg"].norm().item() for state in saved.values()))
-    again = mupscale.grow(wide, mupscale.plan(wide, width=2), operator="expand")
-    assert again.config.rms_norm_eps == narrow.config.rms_norm_eps / 4
+    for operator, share in (("expand", 4), ("duplicate", 2)):
+        grow_checkpoint(tmp_path / "wide", tmp_path / operator, width=2, operator=operator)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / operator)
+        assert again.config.rms_norm_eps == narrow.config.rms_norm_eps / share
+        last = mupscale.Plan.load(tmp_path / operator, last_growth=True)
+        assert mupscale.verify(wide, again, last, operator=operator)
+        assert mupscale.Plan.load(tmp_path / operator).narrow_config.hidden_size == 32
 
 
 def test_the_seed_decides_what_is_new_and_nothing_else():

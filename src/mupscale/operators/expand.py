@@ -122,12 +122,18 @@ def with_smaller_eps(plan: Plan) -> Plan:
     silent = silent_axes(plan, averaged(plan, fresh_laws(plan)))
     if plan.config is None or plan.narrow_config is None or not silent:
         return plan
-    config, share = deepcopy(plan.config), 1 / float(max(plan.growth[axis] for axis in silent))
-    for part, narrow in zip(_parts(config), _parts(plan.narrow_config), strict=True):
-        for key, value in narrow.to_dict().items():
+    share = 1 / float(max(plan.growth[axis] for axis in silent))
+    return replace(plan, config=with_eps_of(plan.config, plan.narrow_config, share))
+
+
+def with_eps_of(config: PreTrainedConfig, other: PreTrainedConfig, share: float = 1.0) -> PreTrainedConfig:
+    """A copy of a config whose norms have the other's eps, or a share of it."""
+    config = deepcopy(config)
+    for part, theirs in zip(_parts(config), _parts(other), strict=True):
+        for key, value in theirs.to_dict().items():
             if isinstance(value, float) and re.search(r"(^|_)eps(ilon)?$", key):
                 setattr(part, key, value * share)
-    return replace(plan, config=config)
+    return config
 
 
 def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
