@@ -17,7 +17,8 @@ from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.models.precision import Float64
 from mupscale.notation.axes import Axes
-from mupscale.operators.expand import expand
+from mupscale.operators.expand import Norms, expand
+from mupscale.operators.fresh import fresh_laws
 from mupscale.study.runs.networks import mlp, resnet18
 
 VOCAB = 23
@@ -95,6 +96,27 @@ def test_what_is_new_learns_from_the_second_step(name):
         if not re.search("embed|wte|wpe|(k_proj|c_attn|query_key_value).bias", key):
             dead = (param.grad == 0).double().mean().item()
             assert dead < 0.02, key
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2"])
+def test_old_weights_have_their_gradients(name):
+    """So that padding the optimizer's state is right: what is new is not seen, and c = 1. Gains are √(d/d↑) of
+    what they were, and their gradients √(d↑/d)."""
+    narrow = build(name)
+    plan = mupscale.plan(narrow, width=2)
+    wide = mupscale.grow(narrow, plan, operator="expand")
+    with Float64():
+        for model in (narrow, wide):
+            loss_of(model, batch(name, 0)).backward()
+    silent = set(Norms.of(plan, fresh_laws(plan)).gains)
+    for key, param in narrow.named_parameters():
+        scaling = plan[key]
+        places = [dim.places(plan.layout.sizes, plan.growth) for dim in scaling.axes.dims]
+        grad = wide.get_parameter(key).grad[torch.meshgrid(*places, indexing="ij")]
+        expected = param.grad * float(scaling.copies) ** 0.5 if key in silent else param.grad
+        if name == "gpt2" and scaling.axes.names[-1:] == ("d_model",) and key not in silent:
+            continue  # what writes to old channels writes their mean to the new ones, too
+        torch.testing.assert_close(grad, expected, rtol=1e-8, atol=1e-12, msg=key)
 
 
 def test_experts_keep_the_function_where_their_number_stays():
