@@ -1,8 +1,16 @@
+import gc
+
 import pytest
 import torch
 
 # The models here are tiny: threads cost more than they give, and xdist runs a worker on every core.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Every garbage collection, of which each training asks for one, would walk through all of the libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
