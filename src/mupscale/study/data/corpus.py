@@ -10,7 +10,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
     if path is None:
         root = Path(sysconfig.get_paths()["stdlib"])
         source = f"the standard library of Python {sysconfig.get_python_version()} (without its tests)"
-        files = [f for f in _walk(root, {".py"}) if not _NOT_STDLIB & set(f.relative_to(root).parts)]
+        files = _walk(root, {".py"}, without=_NOT_STDLIB)
     elif path.is_file():
         root, source, files = path.parent, str(path), [path]
     elif path.is_dir():
@@ -94,8 +94,13 @@ def read_documents(path: Path | None, max_bytes: int | None = None) -> tuple[lis
     return documents, source
 
 
-def _walk(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    found = (f for f in root.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
+def _walk(root: Path, suffixes: Container[str], *, without: Container[str] = ()) -> list[Path]:
+    """The files of a folder and those below it, but for folders of some names, which are not entered."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in without]
+        files = (Path(folder, name) for name in names)
+        found += (file for file in files if file.suffix.lower() in suffixes and file.is_file())
     return sorted(found, key=Path.as_posix)
 
 
