@@ -209,7 +209,7 @@ def test_a_later_stage_is_checked_before_the_first_step(
         ("lr = 'high'", "stage2: lr: ['high']: expected numbers"),
         ("warmup_steps = 50", "stage2: warmup_steps: warmup_steps 50 and a cooldown"),
         ("learning_rate = 1", "stage2: learning_rate: unknown; expected after, batch_size"),
-        ("optimizer = 'old'", "stage2: optimizer_state: 'old': expected one of carried, fresh"),
+        ("optimizer = 'old'", "stage2: optimizer_state: 'old': expected one of carried, asymmetric, fresh"),
         ("noise = 1", "noise and optimizer are words"),
     ):
         (tmp_path / "s.toml").write_text(f"[[stages]]\nsteps = 5\n[[stages]]\nsteps = 5\nwidth = 2\n{line}\n")
