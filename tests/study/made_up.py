@@ -64,6 +64,21 @@ def ends(losses: dict[int, list[float]]) -> Row:
     return {"lengths": lengths}
 
 
+def best_ends(points: list[Row], steps: int, at_edge: dict[int, list[str]] | None = None) -> list[Row]:
+    """The best point at each length, with knobs at the edge there."""
+    found: dict[int, Row] = {}
+    for point in points:
+        whole = {"steps": steps, **{key: point[key] for key in ("loss", "spread", "losses")}}
+        for end in (point["lengths"] or [whole]) if point["state"] == "complete" else []:
+            if end["steps"] not in found or end["loss"] < found[end["steps"]]["loss"]:
+                found[end["steps"]] = {
+                    **end,
+                    "point": point["point"],
+                    "at_edge": (at_edge or {}).get(end["steps"], []),
+                }
+    return [end for _, end in sorted(found.items())]
+
+
 def sweep(name: str, points: list[Row], *, begin: str = "scratch", **more: Any) -> Row:
     """A sweep named KIND-WIDTH; its cost follows from the width."""
     width = more.pop("width", None) or int(name.rsplit("-")[-1])
@@ -84,6 +99,7 @@ def sweep(name: str, points: list[Row], *, begin: str = "scratch", **more: Any) 
         "flops": STEP_FLOPS[width] * sum(point["steps"] for point in points), "passes": 0.5,
         "knobs": list(points[0]["point"]) if points else ["lr"], "at_edge": [],
         "best": best and {key: best[key] for key in ("point", "loss", "spread")}, "points": points,
+        "best_ends": best_ends(points, steps),
     }  # fmt: skip
     return made | more
 
@@ -278,3 +294,66 @@ def parametrizations(*, at_edge: Any = ()) -> Row:
     ]
     panels = [[f"{name}-{width}" for width in widths] for name, widths in best.items()]
     return study(sweeps, {"ask": "transfer", "of": panels, "names": ["standard parametrization", "μP"]})
+
+
+# Of the map: tokens per parameter, what scratch ends at there, and what it loses for every further doubling.
+RATIOS = [2.5, 5, 10, 20, 40]
+HIGH, SLOPE = 3.0, 0.2
+
+
+def growing(
+    starts: dict[str, dict[int, tuple[float, float]]] | None = None,
+    *,
+    ratios: dict[str, list[float]] | None = None,
+    offsets: dict[str, tuple[float, ...]] | None = None,
+    at_edge: dict[str, dict[float, list[str]]] | None = None,
+) -> Row:
+    """Narrow models of width 32 at some tokens per parameter, each grown to 64 in some ways; a line in log₂ each.
+
+    At a budget of 2.5 · 2ˣ training from scratch ends at 3 − 0.2·x, and a start so much lower as it says for the
+    shortest budget, a lead of which it loses so much with every doubling.
+
+    Args:
+        starts: its lead and what it loses of it, by start and tokens per parameter of the narrow model.
+        ratios: budgets of a sweep, where they are not all.
+        offsets: of each seed's losses, by start; without any −0.01, 0 and 0.01.
+        at_edge: knobs that stand at the edge, by sweep and budget.
+    """
+    starts = starts or {
+        "continued": {20: (0.35, 0.18), 320: (0.6, 0.18)},
+        "default": {20: (0.25, 0.1), 320: (0.5, 0.15)},
+        "expand": {20: (0.3, 0.1), 320: (0.55, 0.15)},
+    }
+
+    def ended(name: str, unit: int, lead: float, lost: float) -> Row:
+        budgets = (ratios or {}).get(name, RATIOS)
+        x = {round(unit * ratio): math.log2(ratio / 2.5) for ratio in budgets}
+        seeds = (offsets or {}).get(name.rpartition("-")[0] or name, (-0.01, 0.0, 0.01))
+        losses = {s: [HIGH - SLOPE * x[s] - lead + lost * x[s] + off for off in seeds] for s in x}
+        point = row({"lr": 0.004}, losses[max(x)], steps=max(x), **ends(losses))
+        worse = row({"lr": 0.008}, [9.0], 1, steps=max(x))
+        edges = {round(unit * ratio): knobs for ratio, knobs in (at_edge or {}).get(name, {}).items()}
+        return {"points": [point, worse], "best_ends": best_ends([point], max(x), edges)}
+
+    narrows = sorted({ratio for leads in starts.values() for ratio in leads})
+    sweeps = [
+        sweep(
+            f"narrow-{ratio}",
+            [row({"lr": 0.004}, [3.2] * 3, steps=32 * ratio)],
+            width=32,
+        )
+        for ratio in narrows
+    ]
+    for start, leads in starts.items():
+        grown = start != "continued"
+        size: Row = {"width": 64, "begin": "grow"} if grown else {"width": 32, "begin": "continue"}
+        for ratio, (lead, lost) in leads.items():
+            name = f"{start}-{ratio}"
+            made = ended(
+                name, 64 if grown else 256, lead, lost
+            )  # 4 steps of the narrow one take as many FLOPs
+            sweeps.append(sweep(name, made.pop("points"), source=f"narrow-{ratio}", **size, **made))
+    scratch = ended("scratch", 64, 0.0, 0.0)
+    sweeps.append(sweep("scratch", scratch.pop("points"), width=64, **scratch))
+    names = [one["name"] for one in sweeps if one["source"]]
+    return study(sweeps, {"ask": "map", "of": names, "against": "scratch"})

@@ -11,10 +11,12 @@ from made_up import (
     NOISES,
     RATES,
     Row,
+    best_ends,
     check,
     comparison,
     demo,
     dynamics,
+    growing,
     parametrizations,
     procedure,
     pruned,
@@ -93,7 +95,7 @@ def test_a_wrong_question_is_refused(question: Row, message: str) -> None:
 
 
 def test_every_question_is_asked_somewhere_here(finished: Row, checked: Row) -> None:
-    studies = [finished, checked, demo(), comparison(), dynamics()]
+    studies = [finished, checked, demo(), comparison(), dynamics(), growing()]
     assert {question["ask"] for results in studies for question in results["questions"]} == set(QUESTIONS)
 
 
@@ -618,7 +620,7 @@ def test_random_points_make_no_line_and_no_grid() -> None:
 
 
 @pytest.mark.parametrize("state", ["nothing", "all diverged", "all pruned", "one seed"])
-@pytest.mark.parametrize("make", [lambda: procedure({40: 1.75, 200: 1.46}), lambda: check({32: (0.004, 1.0), 64: (0.004, 1.0)}), demo, comparison, dynamics, parametrizations])  # fmt: skip
+@pytest.mark.parametrize("make", [lambda: procedure({40: 1.75, 200: 1.46}), lambda: check({32: (0.004, 1.0), 64: (0.004, 1.0)}), demo, comparison, dynamics, growing, parametrizations])  # fmt: skip
 def test_every_question_has_an_answer_in_every_state(make: Any, state: str) -> None:
     results = make()
     for one in results["sweeps"]:
@@ -634,6 +636,7 @@ def test_every_question_has_an_answer_in_every_state(make: Any, state: str) -> N
                 row(p["point"], [p["loss"] if p["state"] == "complete" else None], i)
                 for i, p in enumerate(points)
             ]
+        one["best_ends"] = best_ends(one["points"], one["steps"])
     for form in (results, read_back(results)):
         for found in answers(form):
             assert found.title

@@ -89,4 +89,4 @@ def html_table(table: Table) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in ("–", "") or cell[:1].isdigit() or cell[:2] in ("> ", "≤ ", "< ", "≥ ")
+    return cell in ("–", "") or cell.lstrip("+-")[:1].isdigit() or cell[:2] in ("> ", "≤ ", "< ", "≥ ")

@@ -1,4 +1,4 @@
-"""Pictures: lines with bands, in panels side by side; and the numbers that each shows.
+"""Pictures: lines with bands, or coloured cells, in panels side by side; and the numbers that each shows.
 
 Knows matplotlib (its objects, never its global state); nothing of studies.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Okabe & Ito's palette: told apart by colour-blind readers and in grey print.
@@ -197,10 +198,68 @@ def draw(
     return Plot(name, figure, rows, caption)
 
 
-def canvas(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """An empty figure with pairs of axes side by side; its size is in inches."""
+def heat(
+    axes: Axes,
+    cells: Mapping[tuple[float, float], tuple[float | None, str]],
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    colours: str,
+    limits: tuple[float, float],
+    framed: tuple[float, float] | None = None,
+    border: float | None = None,
+) -> None:
+    """Cells on a grid, coloured by a value and with words in them.
+
+    Args:
+        cells: by their places, a value of x and one of y: the value (None: no colour) and the words.
+        x, y: their values, from the lower left on; each takes as much room.
+        colours: a colormap, whose ends stand for ``limits`` and all beyond.
+        framed: the place of a cell that stands out.
+        border: a value: a line runs between neighbours on either side of it.
+    """
+    values = np.full((len(y), len(x)), np.nan)
+    for (at, above), (value, _) in cells.items():
+        values[y.index(above), x.index(at)] = np.nan if value is None else value
+    colourmap = matplotlib.colormaps[colours].with_extremes(bad="#dcdcdc")
+    low, high = limits
+    image = axes.imshow(values, cmap=colourmap, vmin=low, vmax=high, aspect="auto", origin="lower")
+    shades = image.to_rgba(values)[..., :3] @ (0.299, 0.587, 0.114)
+    for place, (_, words) in cells.items():
+        row, column = y.index(place[1]), x.index(place[0])
+        look: dict[str, Any] = {"color": "white" if shades[row, column] < 0.45 else "black", "fontsize": 8.5}
+        if place == framed:
+            look |= {"fontweight": "bold"}
+            frame: dict[str, Any] = {"fill": False, "edgecolor": ORANGE, "linewidth": 2.5, "zorder": 3}
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
+        axes.text(column, row, words, ha="center", va="center", **look)
+    if border is not None:
+        _border(axes, values, border)
+    axes.grid(False)
+    axes.set_xticks(range(len(x)), [f"{value:.4g}" for value in x])
+    axes.set_yticks(range(len(y)), [f"{value:.4g}" for value in y])
+
+
+def _border(axes: Axes, values: np.ndarray, border: float) -> None:
+    """The line between neighbours that have values on either side of the border."""
+    side, known = values < border, ~np.isnan(values)
+    look: dict[str, Any] = {"color": "black", "linewidth": 3, "solid_capstyle": "projecting"}
+    for row, column in np.argwhere((side[:, 1:] != side[:, :-1]) & known[:, 1:] & known[:, :-1]):
+        axes.plot([column + 0.5] * 2, [row - 0.5, row + 0.5], **look)
+    for row, column in np.argwhere((side[1:] != side[:-1]) & known[1:] & known[:-1]):
+        axes.plot([column - 0.5, column + 0.5], [row + 0.5] * 2, **look)
+
+
+def canvas(
+    count: int, *, width: float, height: float, columns: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure with pairs of axes side by side, at most so many; its size is in inches."""
     figure = Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
-    all_axes = list(figure.subplots(1, count, squeeze=False)[0])
+    columns = min(count, columns or count)
+    all_axes = list(figure.subplots(-(-count // columns), columns, squeeze=False).flat)
+    for empty in all_axes[count:]:
+        empty.remove()
+    all_axes = all_axes[:count]
     for axes in all_axes:
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.study.page.parts import Answer
+from mupscale.study.questions.growing import map_
 from mupscale.study.questions.history import equality, line, plan
 from mupscale.study.questions.method import method
 from mupscale.study.questions.norms import norms
@@ -21,8 +22,8 @@ from mupscale.study.questions.starts import starts
 from mupscale.study.questions.transfer import transfer
 from mupscale.study.questions.tuned import cost, points, tuned
 
-_ALL = (tuned, cost, saving, transfer, starts, norms, equality, line, points, plan)
-QUESTIONS: dict[str, Callable[..., Answer]] = {question.__name__: question for question in _ALL}
+_ALL = (tuned, cost, saving, map_, transfer, starts, norms, equality, line, points, plan)
+QUESTIONS: dict[str, Callable[..., Answer]] = {question.__name__.rstrip("_"): question for question in _ALL}
 
 
 def answers(results: dict[str, Any]) -> list[Answer]:

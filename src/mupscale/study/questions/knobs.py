@@ -7,14 +7,11 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
-import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
-from mupscale.study.page.plots import COLOURS, ORANGE, STYLES, Line, Plot, canvas, draw
+from mupscale.study.page.plots import COLOURS, STYLES, Line, Plot, canvas, draw, heat
 from mupscale.study.questions.reading import Row, band, tried, varied, with_state
-from mupscale.study.questions.words import loss_axis, show, show_point, widths
+from mupscale.study.questions.words import loss_axis, show_point, widths
 
 # A line of a picture: its sweep, the kind of noise where there are several, its points.
 Group = tuple[Row, str, Sequence[Row]]
@@ -175,28 +172,25 @@ def _over_lr_and_noise(results: Row, sweeps: Sequence[Row]) -> Plot | None:
     return Plot("loss_over_lr_and_noise", figure, written, caption)
 
 
-def _heat(axes: Axes, cells: Mapping[Any, Row], rates: Sequence[Any], noises: Sequence[Any]) -> None:
-    losses = {place: row["loss"] for place, row in cells.items() if row["state"] == "complete"}
+def _heat(
+    axes: Axes,
+    rows: Mapping[tuple[float, float], Row],
+    rates: Sequence[float],
+    noises: Sequence[float],
+) -> None:
+    """One panel, the best of it framed; all that is far from the best has one colour."""
+    losses = {place: row["loss"] for place, row in rows.items() if row["state"] == "complete"}
     best = min(losses, key=losses.__getitem__)
-    span = max(median(losses.values()) - losses[best], cells[best]["spread"] or 0.0)
-    low, high = losses[best], min(max(losses.values()), losses[best] + 6 * span)
-    colours = matplotlib.colormaps["viridis_r"].with_extremes(bad="#f0f0f0")
-    image = np.array([[losses.get((rate, noise), np.nan) for rate in rates] for noise in noises])
-    axes.imshow(image, cmap=colours, vmin=low, vmax=high, aspect="auto", origin="lower")
-    for (rate, noise), row in cells.items():
-        x, y, loss = rates.index(rate), noises.index(noise), losses.get((rate, noise), low)
-        words = {"diverged": "×", "complete": f"{loss:.3f}", "pruned": "pruned"}[row["state"]]
-        # White on the dark end of the colours, which is the high one.
-        look: dict[str, Any] = {"color": "white" if 2 * loss > low + high else "black", "fontsize": 8.5}
-        if (rate, noise) == best:
-            look |= {"fontweight": "bold"}
-            frame: dict[str, Any] = {"fill": False, "edgecolor": ORANGE, "linewidth": 2.5, "zorder": 3}
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **frame))
-        axes.text(x, y, words, ha="center", va="center", **look)
-    axes.grid(False)
+    span = max(median(losses.values()) - losses[best], rows[best]["spread"] or 0.0)
+    limits = losses[best], min(max(losses.values()), losses[best] + 6 * span)
+    words = {"diverged": "×", "pruned": "pruned"}
+    cells = {
+        place: (losses.get(place), f"{losses[place]:.3f}" if place in losses else words[row["state"]])
+        for place, row in rows.items()
+    }
+    heat(axes, cells, rates, noises, colours="viridis_r", limits=limits, framed=best)
+    axes.tick_params("x", rotation=45)
     axes.set_xlabel("learning rate")
-    axes.set_xticks(range(len(rates)), [show(rate) for rate in rates], rotation=45)
-    axes.set_yticks(range(len(noises)), [show(noise) for noise in noises])
 
 
 def _is_grid(rows: Sequence[Row]) -> bool:
