@@ -247,8 +247,7 @@ CLAIMS = (
     Claim(
         paper=MALLIK,
         title="Figure 1: loss over compute",
-        says="Warmstarted, and at the small model's rate, it comes down to a loss with less compute than from "
-        "scratch.",
+        says="Warmstarted at the small model's rate, a model needs less compute to a loss than from scratch.",
         study="warmstart",
         asks=(*_MAPS, _STARTS),
         judge=lambda *answers: pays("warm", 20)(*answers[:2]),
