@@ -127,7 +127,9 @@ def _parts(answer: Answer, docs: Path, study: Study) -> list[str]:
 def _shown(plot: Plot, docs: Path, study: Study) -> str:
     """A picture with its caption and numbers; it is saved."""
     place = plot.save(docs / "evidence" / study.name).relative_to(docs)
-    return f"![{plot.caption}]({place})\n\n{plot.caption} [Numbers]({place.with_suffix('.csv')})"
+    return (
+        f"![{plot.name.replace('_', ' ')}]({place})\n\n{plot.caption} [Numbers]({place.with_suffix('.csv')})"
+    )
 
 
 def _tried(results: Row) -> list[str]:
@@ -184,15 +186,18 @@ def _results_page(
         mine = list(group)
         verdicts = [_verdict(claim, by_name[claim.study], known, told) for claim in mine]
         heads = ("claim", "the paper", "measured here", "agrees", "picture", "command")
-        rows, shown = [], []
+        rows: list[tuple[str, ...]] = []
+        shown: dict[tuple[Study, str], tuple[Plot, list[str]]] = {}  # a picture may stand for several claims
         for claim, (said, agrees) in zip(mine, verdicts, strict=True):
             study, picture = by_name[claim.study], ""
             plot = _picture(claim, told)
             if plot is not None:
-                shown.append(f"### {claim.title}\n\n{_shown(plot, docs, study)}")
+                shown.setdefault((study, plot.name), (plot, []))[1].append(claim.title)
                 picture = f"[picture](evidence/{study.name}/{plot.name}.png)"
             rows.append((claim.title, claim.says, said, agrees, picture, f"`{study.command}`"))
-        blocks += [f"## {paper}", markdown_table(table_of(heads, rows)), *shown]
+        blocks += [f"## {paper}", markdown_table(table_of(heads, rows))]
+        for (study, _), (plot, titles) in shown.items():
+            blocks.append(f"### {'; '.join(titles)}\n\n{_shown(plot, docs, study)}")
     blocks += ["## What it cost", markdown_table(_spent(known))]
     return "\n\n".join(blocks) + "\n"
 

@@ -47,6 +47,7 @@ begin = "continue"
 from = "narrow"
 steps = 10
 lr = 0.01
+keep = true
 [sweep.grown]
 like = "continued"
 begin = "grow"
@@ -149,7 +150,7 @@ def test_it_goes_on_where_it_was_killed(tmp_path, capsys):
     done = len(finished(tmp_path))
     assert f"Not finished: {done} of 10 trials; `mupscale study examples/studies/recipes.toml" in growing
     assert "What was tried" not in growing
-    assert "Not finished: 0 of 5 trials; `mupscale study examples/studies/equal.toml" in results
+    assert "Not finished: 0 of 6 trials; `mupscale study examples/studies/equal.toml" in results
     assert "| yes " not in results
 
     assert run(tmp_path) == 0

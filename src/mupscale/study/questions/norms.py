@@ -24,8 +24,8 @@ ENDINGS = {
 def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
     """Activations over width, and all sizes over time at the widest, a line for each value of a knob.
 
-    ``change`` and ``over_time`` of its data are the largest sizes over the smallest: of activations at the end
-    over width, and of everything over time at the widest.
+    ``change`` and ``over_time`` in its data are the largest sizes over the smallest: of activations at the
+    end, over width; and of everything over time, at the widest.
     """
     recorded = [
         (row["point"].get(by, sweep["name"]), sweep["width"], row)
