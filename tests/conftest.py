@@ -1,3 +1,6 @@
+import gc
+import os
+
 import pytest
 import torch
 
@@ -5,11 +8,23 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish():
+    """Every garbage collection, of which each training asks for one, would walk through all of the libraries."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _a_cache_of_its_own(tmp_path_factory):
-    """What is remembered of families from before must not hide what measuring them anew would find."""
+def _surroundings(tmp_path_factory):
+    """What is remembered of families from before must not hide what measuring them anew would find.
+
+    The workers of xdist share one cache, and processes that a test starts have one thread, too.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUPSCALE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("MUPSCALE_CACHE", str(shared / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield
 
 

@@ -35,6 +35,7 @@ from mupscale.models.skeletons import (
 )
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.notation.dims import wide_sizes
+from mupscale.operators.expand import with_eps_of
 from mupscale.operators.filling import check_memory
 from mupscale.proof.proof import Proof, prove, prove_modules
 from mupscale.theory.manifest import MANIFEST, Plan, builder
@@ -357,4 +358,7 @@ def from_first(source: Path, growth: Plan) -> Plan:
     if not (source / MANIFEST).is_file():
         return growth
     first = Plan.load(source).narrow_config
-    return plan(first, to=growth.config) if first is not None else growth
+    if first is None or growth.config is None:
+        return growth
+    # Expanding makes the eps of norms smaller, which no plan between sizes knows of.
+    return replace(plan(first, to=with_eps_of(growth.config, first)), config=growth.config)

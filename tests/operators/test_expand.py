@@ -1,6 +1,7 @@
 """`expand`: the function is kept and nothing copied, or the growth is refused; λ leads from there to `init_`."""
 
 import copy
+import re
 from fractions import Fraction
 
 import pytest
@@ -16,12 +17,13 @@ from mupscale import GrowthError
 from mupscale.growth import grow_checkpoint
 from mupscale.models.precision import Float64
 from mupscale.notation.axes import Axes
-from mupscale.operators.expand import expand
+from mupscale.operators.expand import Norms, expand
+from mupscale.operators.fresh import fresh_laws
 from mupscale.study.runs.networks import mlp, resnet18
 
 VOCAB = 23
 FAMILIES = [LlamaConfig, MistralConfig, Qwen2Config]
-KEPT = ["llama", "llama_tied", "llama_biases", "mistral", "qwen2"]
+KEPT = ["llama", "llama_tied", "llama_biases", "mistral", "qwen2", "gpt2", "gpt2_untied", "gpt_neox"]
 
 
 def expanded(narrow, plan, **how):
@@ -90,9 +92,31 @@ def test_what_is_new_learns_from_the_second_step(name):
         loss_of(wide, batch(name, step)).backward()
         optimizer.step()
     for key, param in wide.named_parameters():
-        if "embed_tokens" not in key:  # of a token that is not in the batch nothing is learned
+        # Of a token that is not in the batch nothing is learned; nor by the bias of a key, ever.
+        if not re.search("embed|wte|wpe|(k_proj|c_attn|query_key_value).bias", key):
             dead = (param.grad == 0).double().mean().item()
             assert dead < 0.02, key
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2"])
+def test_old_weights_have_their_gradients(name):
+    """So that padding the optimizer's state is right: what is new is not seen, and c = 1. Gains are √(d/d↑) of
+    what they were, and their gradients √(d↑/d)."""
+    narrow = build(name)
+    plan = mupscale.plan(narrow, width=2)
+    wide = mupscale.grow(narrow, plan, operator="expand")
+    with Float64():
+        for model in (narrow, wide):
+            loss_of(model, batch(name, 0)).backward()
+    silent = set(Norms.of(plan, fresh_laws(plan)).gains)
+    for key, param in narrow.named_parameters():
+        scaling = plan[key]
+        places = [dim.places(plan.layout.sizes, plan.growth) for dim in scaling.axes.dims]
+        grad = wide.get_parameter(key).grad[torch.meshgrid(*places, indexing="ij")]
+        expected = param.grad * float(scaling.copies) ** 0.5 if key in silent else param.grad
+        if name == "gpt2" and scaling.axes.names[-1:] == ("d_model",) and key not in silent:
+            continue  # what writes to old channels writes their mean to the new ones, too
+        torch.testing.assert_close(grad, expected, rtol=1e-8, atol=1e-12, msg=key)
 
 
 def test_experts_keep_the_function_where_their_number_stays():
@@ -113,10 +137,8 @@ def test_experts_keep_the_function_where_their_number_stays():
     assert mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="expand"), plan, operator="expand")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "qwen3"])
-def test_norms_that_it_does_not_know_are_refused_and_the_rest_still_grows(name):
-    """A mean that is subtracted, and one eps for norms over axes of which not all grow."""
-    narrow = build(name)
+def test_one_eps_for_norms_of_which_not_all_grow_is_refused_and_the_rest_still_grows():
+    narrow = build("qwen3")
     with pytest.raises(GrowthError, match=r"with expand is not exact, .*grow d_ff and heads alone"):
         expanded(narrow, mupscale.plan(narrow, width=2))
     assert expanded(narrow, mupscale.plan(narrow, axes={"d_ff": 2}))[1] < 1e-10
@@ -196,8 +218,13 @@ def test_a_checkpoint_keeps_its_function_its_optimizer_and_its_eps(tmp_path):
     carried = mupscale.carry_optimizer(optimizer, narrow, own, plan, operator="expand")
     moments = sorted(state["exp_avg"].norm().item() for state in carried.state.values())
     assert moments == pytest.approx(sorted(state["exp_avg"].norm().item() for state in saved.values()))
-    again = mupscale.grow(wide, mupscale.plan(wide, width=2), operator="expand")
-    assert again.config.rms_norm_eps == narrow.config.rms_norm_eps / 4
+    for operator, share in (("expand", 4), ("duplicate", 2)):
+        grow_checkpoint(tmp_path / "wide", tmp_path / operator, width=2, operator=operator)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / operator)
+        assert again.config.rms_norm_eps == narrow.config.rms_norm_eps / share
+        last = mupscale.Plan.load(tmp_path / operator, last_growth=True)
+        assert mupscale.verify(wide, again, last, operator=operator)
+        assert mupscale.Plan.load(tmp_path / operator).narrow_config.hidden_size == 32
 
 
 def test_the_seed_decides_what_is_new_and_nothing_else():

@@ -2,10 +2,12 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import mupscale
@@ -13,12 +15,19 @@ import mupscale
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(script, *arguments):
-    command = [sys.executable, EXAMPLES / script, *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """An example in this process, which has long imported what takes them longest; what it prints."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_plain_loop_loses_nothing_by_growing():
+def test_plain_loop_loses_nothing_by_growing(run):
     out = run("plain_loop.py", "--steps", 30, "--wide-steps", 15)
     before, grown, after = (float(x) for x in re.findall(r"held-out loss ([\d.]+)", out))
     assert grown == before
@@ -27,7 +36,9 @@ def test_plain_loop_loses_nothing_by_growing():
 
 def test_a_checkpoint_of_nanogpt_grows_and_is_one_again(tmp_path):
     narrow, wide = tmp_path / "ckpt.pt", tmp_path / "wide" / "ckpt.pt"
-    out = run("grow_nanogpt.py", narrow, wide, "--demo", "--narrow-steps", 60, "--steps", 30)
+    command = [sys.executable, EXAMPLES / "grow_nanogpt.py", narrow, wide, "--demo"]
+    command += ["--narrow-steps", "60", "--steps", "30"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert out.startswith("equal: ") or "\nequal: " in out
     before, grown, after = (float(x) for x in re.findall(r"held-out loss ([\d.]+)", out))
     assert grown == before
@@ -60,6 +71,6 @@ def test_a_checkpoint_of_nanogpt_grows_and_is_one_again(tmp_path):
     assert {group["lr_scale"] for group in optimizer.param_groups} == {0.5, 1.0}
 
 
-def test_lightning_module_learns():
+def test_lightning_module_learns(run):
     (loss,) = re.findall(r"loss after 12 steps: ([\d.]+)", run("lightning_module.py", "--steps", 12))
     assert float(loss) < 6.1  # ln 512 = 6.24

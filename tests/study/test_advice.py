@@ -5,10 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import growing
 
 from mupscale import GrowthError
 from mupscale.cli import main
-from mupscale.study.advice import ALPHA, BETA, A, B, advise, count, head_start, parse_count, staged_flops
+from mupscale.study.advice import (
+    ALPHA,
+    BETA,
+    A,
+    Advice,
+    B,
+    advise,
+    count,
+    head_start,
+    parse_count,
+    staged_flops,
+)
+from mupscale.study.growing_pays import packaged
+from mupscale.study.page import json_safe
+from mupscale.study.questions import ask
 
 
 def loss(parameters: float, tokens: float) -> float:
@@ -129,3 +144,142 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_counts() -> None:
     assert [count(x) for x in (999, 1e3, 9.67e6, 70e9, 1.4e12)] == ["999", "1K", "9.67M", "70B", "1.4T"]
     assert parse_count("1.4b") == 1.4e9
+
+
+# ---- what was measured -------------------------------------------------------------------------------------
+
+
+def measured(start: str, narrow: float, wide: float, share: float, **more: Any) -> dict[str, Any]:
+    """A cell at ×2; a narrow model with half of the parameters costs a quarter, times the ratio of the tokens."""
+    return {
+        "start": start,
+        "begin": "grow",
+        "narrow_tokens_per_parameter": narrow,
+        "tokens_per_parameter": wide,
+        "factor": 2.0,
+        "share": share,
+        "share_spread": None if more.get("sign") else 0.02,
+        "with_narrow": share + narrow / wide / 4,
+        "sign": "",
+        "seeds": 3,
+        "at_edge": [],
+    } | more
+
+
+TABLE = {
+    "about": "A map that nobody measured.",
+    "model": "models of 64 and 128 parameters",
+    "command": "make nothing",
+    "best": "expand",
+    "cells": [
+        measured("continued", 20, 5, 1.5, begin="continue", sign="> "),
+        measured("default", 20, 5, 0.99),
+        *(
+            measured("expand", narrow, wide, share, sign="≤ " * (share == 0.5))
+            for narrow, shares in {5: (0.9, 0.96, 1.05), 20: (0.7, 0.8, 0.92), 320: (0.5, 0.5, 0.64)}.items()
+            for wide, share in zip((5, 10, 40), shares, strict=True)
+        ),
+        measured("expand", 20, 5, 0.6, factor=4.0, with_narrow=None, at_edge=["lr"]),
+    ],
+}
+
+
+def ask_map(factor: float, narrow_ratio: float, ratio: float, table: Any = TABLE) -> Advice:
+    return advise(1e6, factor * 1e6, ratio * factor * 1e6, narrow_tokens=narrow_ratio * 1e6, table=table)
+
+
+@pytest.mark.parametrize(
+    ("factor", "narrow", "wide", "verdict", "share", "with_narrow", "said"),
+    [
+        # A cell; one of another factor, near enough; between two, four; where growing loses.
+        (2, 20, 10, "grow", 0.8, 1.3, "takes 80% ± 2% of the FLOPs from scratch to the same loss: measured at ×2"),
+        (1.7, 20, 40, "grow", 0.92, 1.045, "counted in, 104%: that does not pay."),
+        (2, 20, 20, "grow", (0.8 * 0.92) ** 0.5, (0.8 * 0.92) ** 0.5 + 0.25, "takes 86% ± 2%"),
+        (2, 10, 20, "grow", (0.96 * 1.05 * 0.8 * 0.92) ** 0.25, (0.96 * 1.05 * 0.8 * 0.92) ** 0.25 + 0.125, "takes 93% ± 2%"),
+        (2, 5, 40, "train from scratch", 1.05, 1.05 + 1 / 32, "takes 105% ± 2% of the FLOPs"),
+        (2, 320, 7, "grow", 0.5, 0.5 + 80 / 7, "takes ≤ 50% of the FLOPs"),
+        (4.5, 20, 5, "grow", 0.6, None, "measured at ×4 in parameters, 3 seeds. [map]"),
+    ],
+)  # fmt: skip
+def test_where_the_map_holds_it_decides(
+    factor: float,
+    narrow: float,
+    wide: float,
+    verdict: str,
+    share: float,
+    with_narrow: float | None,
+    said: str,
+) -> None:
+    advice = ask_map(factor, narrow, wide)
+    assert (advice.went_by, advice.verdict) == ("map", verdict)
+    assert advice.sizes == (1e6, factor * 1e6)
+    first = advice.shares[0]
+    assert first.start == "expand"
+    assert first.share == pytest.approx(share)
+    assert first.with_narrow == pytest.approx(with_narrow)
+    assert said in str(advice)
+    assert "[map] A map that nobody measured. make nothing" in str(advice)
+    assert "measured with models of 64 and 128 parameters holds" in str(advice)
+    assert "[law]" not in " ".join(advice.reasons)
+
+
+@pytest.mark.parametrize(
+    ("factor", "narrow", "wide", "said"),
+    [
+        (2.6, 20, 10, "the map does not reach to ×2.6 in parameters (×2, ×4)."),
+        (2, 20, 60, "to 60 tokens per parameter of the wide model (5 to 40)."),
+        (2, 2, 10, "to 2 tokens per parameter of the narrow model (5 to 320)."),
+        (16, 1000, 2, "to ×16 in parameters (×2, ×4) or 1e+03 tokens per parameter of the narrow model (20 to 20) or "
+         "2 tokens per parameter of the wide model (5 to 5)."),
+        (2, 320, 20, "the map has a gap there."),
+    ],
+)  # fmt: skip
+def test_where_it_does_not_the_law_does(factor: float, narrow: float, wide: float, said: str) -> None:
+    cells = [cell for cell in TABLE["cells"] if cell["tokens_per_parameter"] < 40 or narrow < 320]  # type: ignore[index]
+    cells += [measured("other", 20, 40, 0.9)]
+    advice, by_law = (
+        ask_map(factor, narrow, wide, {**TABLE, "cells": cells}),
+        ask_map(factor, narrow, wide, {}),
+    )
+    assert advice.went_by == by_law.went_by == "law"
+    assert said in advice.reasons[1]
+    assert advice.reasons[1].startswith("This goes by the law alone: ")
+    assert (advice.verdict, advice.reasons[2:]) == (by_law.verdict, by_law.reasons[2:])
+    assert "[map]" not in str(advice)
+
+
+def test_without_a_map_the_law_is_all_there_is() -> None:
+    assert "no map of what was measured comes with this version" in str(ask_map(2, 20, 10, {}))
+
+
+def test_what_the_map_says_besides() -> None:
+    said = str(ask_map(2, 20, 5))
+    assert "The narrow model, simply continued, takes > 150% of the FLOPs. [map]" in said
+    assert [one.start for one in ask_map(2, 20, 5).shares] == ["expand", "continued", "default"]
+    assert "Its best lr stood at the edge there" in str(ask_map(4, 20, 5))
+    near = measured("expand", 20, 10, 0.99)
+    assert "within a deviation" in str(ask_map(2, 20, 10, {**TABLE, "cells": [near]}))
+    open_ended = measured("expand", 20, 10, 0.9, sign="≤ ")
+    assert "whether that pays is not known" in str(ask_map(2, 20, 10, {**TABLE, "cells": [open_ended]}))
+    both = [measured("expand", 20, 5, 0.5, sign="≤ "), measured("expand", 20, 10, 1.0, sign="> ")]
+    assert ask_map(2, 20, 7, {**TABLE, "cells": both}).went_by == "law"
+
+
+def test_the_map_of_a_study_can_be_asked() -> None:
+    results = growing()
+    data = ask(results, results["questions"][0]).data
+    table = {"about": "Made up.", "model": "toys", "command": "make nothing", **json_safe(data)}
+    advice = ask_map(2, 20, 10, json.loads(json.dumps(table, allow_nan=False)))
+    assert advice.shares[0].start == data["best"] == "expand"
+    assert advice.shares[0].share == pytest.approx(0.5)
+    assert json.loads(json.dumps(advice.to_dict()))["shares"][0]["with_narrow"] == pytest.approx(0.75)
+
+
+def test_the_map_that_comes_with_the_package_is_whole() -> None:
+    table = packaged()
+    assert not table or {"about", "model", "command", "best", "cells"} <= table.keys()
+    for cell in table.get("cells", ()):
+        place = cell["factor"], cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]
+        found = {one.start: one for one in ask_map(*place, table).shares}
+        if cell["share"] is not None and cell["begin"] == "grow":
+            assert found[cell["start"]].share == pytest.approx(cell["share"])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import GPT2Config, LlamaConfig
 
 from mupscale import GrowthError
 from mupscale.cli import main
@@ -37,9 +40,31 @@ GPT2 = GPT2Config(
 )
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_only_the_standard_parametrization_grows_with_width(config: PreTrainedConfig) -> None:
-    found = slopes(coordinate_check(config))
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], Path]:
+    """The command on a Llama: its status, what it prints, and the folder with what it writes."""
+    folder = tmp_path_factory.mktemp("checked")
+    LLAMA.save_pretrained(folder / "narrow")
+    with redirect_stdout(StringIO()) as printed:
+        status = main(["coord-check", str(folder / "narrow"), "--out", str(folder), "--json"])
+    return status, json.loads(printed.getvalue()), folder
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the file that the command writes."""
+    kinds = {"width": int, "seed": int, "step": int, "mean_abs": float}
+    with (folder / "coordinates.csv").open(newline="") as file:
+        return [{k: kinds.get(k, str)(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_only_the_standard_parametrization_grows_with_width(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    if family == "llama":  # the command's defaults are the function's
+        found = slopes(written(request.getfixturevalue("checked")[-1]))
+    else:
+        found = slopes(coordinate_check(GPT2))
     for slope in found:
         if slope.parametrization != "standard":
             assert abs(slope.slope) <= 0.15, slope
@@ -69,21 +94,17 @@ def test_an_overflow_counts_as_growing(size: float) -> None:
 
 
 def test_command_writes_numbers_and_a_picture_and_tells_by_its_status(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checked: tuple[int, dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    LLAMA.save_pretrained(tmp_path / "narrow")
-    options = ["--out", str(tmp_path / "out"), "--json"]
-    assert main(["coord-check", str(tmp_path / "narrow"), *options]) == 0
-    result = json.loads(capsys.readouterr().out)
+    status, result, folder = checked
+    assert status == 0
     assert result["passed"]
     assert any(line.startswith("standard: ") and "lm_head grows" in line for line in result["verdicts"])
     assert any(line.startswith("mup: all 15 kinds of modules keep their size") for line in result["verdicts"])
-    with (tmp_path / "out/coordinates.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 4 * 3 * 5 * 15  # parametrizations, widths, seeds, steps, modules
-    assert (tmp_path / "out/coordinates.png").read_bytes().startswith(b"\x89PNG")
-    narrow = str(tmp_path / "narrow/config.json")
-    assert main(["coord-check", narrow, *options, "--parametrizations", "standard"]) == 1
+    assert len(written(folder)) == 3 * 4 * 3 * 5 * 15  # parametrizations, widths, seeds, steps, modules
+    assert (folder / "coordinates.png").read_bytes().startswith(b"\x89PNG")
+    alone = ["coord-check", str(folder / "narrow/config.json"), "--parametrizations", "standard"]
+    assert main([*alone, "--seeds", "1", "--out", str(tmp_path)]) == 1
 
 
 @pytest.mark.parametrize(

@@ -328,10 +328,16 @@ def test_the_map_shows_every_cell_and_where_gain_turns_into_loss() -> None:
 def test_a_bound_that_leaves_it_open_has_no_colour() -> None:
     found = answer(growing(starts={"expand": {20: (0.3, 0.1)}}, ratios={"scratch": [3, 5, 10, 20, 40]}))
     (share, *_) = [part for part in found.parts if isinstance(part, Plot)]
-    assert "grey where these leave it open" in share.caption
+    assert "grey where they leave it open" in share.caption
     (image,) = share.figure.axes[0].images
     # At 3, with at most 2.5/3 and the narrow model's 2.5/3, it may pay.
     assert [bool(masked) for masked in image.get_array().mask[0]] == [True, False, False, False, False]
+    # Of three seeds that end where scratch does, 0.05 lower and 0.05 higher, at either end one goes by a bound.
+    found = answer(growing({"level": {20: (0.0, 0.0)}}, offsets={"level": (-0.06, 0.0, 0.06)}))
+    (_, times, *_) = [part for part in found.parts if isinstance(part, Plot)]
+    (image,) = times.figure.axes[0].images
+    assert [bool(masked) for masked in image.get_array().mask[0]] == [True, False, False, False, True]
+    assert times.figure.axes[0].texts[4].get_text() == f">{(2 + 2**-0.25) / 3:.2f}"
 
 
 def test_many_starts_stand_in_rows() -> None:

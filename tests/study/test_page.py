@@ -15,6 +15,7 @@ from made_up import (
     demo,
     dynamics,
     ends,
+    growing,
     parametrizations,
     procedure,
     pruned,
@@ -28,7 +29,7 @@ from made_up import (
 
 from mupscale.study.page import Answer, Table, markdown, markdown_table, write
 from mupscale.study.page.parts import html_table
-from mupscale.study.page.plots import Line, Plot, draw
+from mupscale.study.page.plots import Line, Plot, canvas, draw, heat
 from mupscale.study.questions import answers
 from mupscale.study.questions.knobs import knob_plots
 
@@ -154,6 +155,24 @@ def test_a_picture_writes_what_it_shows(tmp_path: Path) -> None:
     assert [handle.get_text() for handle in plot.figure.axes[0].get_legend().get_texts()] == ["a"]
 
 
+def test_cells_have_words_a_frame_and_borders_between_those_that_are_known() -> None:
+    figure, (axes, other) = canvas(2, width=4, height=4, columns=1)
+    cells = {(1, 1): (0.5, "a"), (2, 1): (1.5, "b"), (1, 2): (None, "c"), (2, 2): (0.7, "d")}
+    heat(axes, cells, [1, 2, 3], [1, 2], colours="RdBu", limits=(0.0, 2.0), framed=(2, 1), border=1.0)
+    assert [(text.get_text(), text.get_position()) for text in axes.texts] == [
+        ("a", (0, 0)),
+        ("b", (1, 0)),
+        ("c", (0, 1)),
+        ("d", (1, 1)),
+    ]
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert lines == [([0.5, 0.5], [-0.5, 0.5]), ([0.5, 1.5], [0.5, 0.5])]
+    assert [patch.get_xy() for patch in axes.patches] == [(0.5, -0.5)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert figure.axes == [axes, other]
+    assert len(canvas(3, width=4, height=4, columns=2)[0].axes) == 3
+
+
 # ---- the folder --------------------------------------------------------------------------------------------
 
 
@@ -165,9 +184,10 @@ def test_a_picture_writes_what_it_shows(tmp_path: Path) -> None:
         (demo(), 2),
         (comparison(), 1),
         (dynamics(), 4),
+        (growing(), 3),
         (parametrizations(), 1),
     ],
-    ids=["procedure", "check", "demo", "comparison", "dynamics", "parametrizations"],
+    ids=["procedure", "check", "demo", "comparison", "dynamics", "growing", "parametrizations"],
 )
 def test_the_page_stands_alone_and_its_pictures_beside_it(
     results: Row, pictures: int, tmp_path: Path

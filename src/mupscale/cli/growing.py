@@ -61,8 +61,8 @@ def grow(
         str,
         arg(
             help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
-            "spectral, hadamard, interpolate, paired, uneven), fresh:1 for zero_pad and expand, paired:10 (dB) "
-            "for hyperclone"
+            "spectral, hadamard, interpolate, paired, uneven), fresh:1 for zero_pad and expand, "
+            "paired:10 (dB) for hyperclone"
         ),
     ] = "default",
     shrink: Annotated[

@@ -248,6 +248,8 @@ def advise(
 ) -> int:
     """Say whether to grow, in how many stages and by how much, with reasons, sources and what is not known.
 
+    It goes by what was measured where that holds the case, else by a published law, and says which.
+
     Example: mupscale advise --params 5M --to 70M --tokens 1.4B
     """
     from mupscale.study.advice import advise as judge

@@ -15,7 +15,7 @@ from torch import Tensor
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import operator_named
 from mupscale.operators.duplicate import duplicate_scaled
-from mupscale.operators.expand import averaged, expand, silent_axes, with_smaller_eps
+from mupscale.operators.expand import Norms, expand, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_value
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_
@@ -70,7 +70,7 @@ class Grower:
         self._read = read
         # Asked where something fresh is added only, and then once.
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
-        self._gains: Callable[[], Mapping[str, float]] = cache(lambda: averaged(self.plan, self._fresh()))
+        self._norms: Callable[[], Norms] = cache(lambda: Norms.of(self.plan, self._fresh()))
 
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
@@ -160,14 +160,15 @@ class Grower:
         ).to(narrow.device)
         if self.operator.name == "zero_pad":
             return zero_pad(narrow, scaling, sizes, growth, shrink=shrink, fresh=fresh, fresh_mean=law.mean)
-        gains = self._gains()
+        norms = self._norms()
         return expand(
             narrow,
             scaling.axes,
             sizes,
             growth,
             fresh=fresh,
-            silent=silent_axes(self.plan, gains),
-            gain_offset=gains.get(name),
+            silent=norms.silent,
+            means=norms.centred and not norms.is_own_bias(name),
+            gain_offset=norms.gains.get(name),
             shrink=shrink,
         )

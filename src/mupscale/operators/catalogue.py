@@ -69,7 +69,9 @@ class Operator:
             return
         # Copies of randomly chosen units, and new ones, can be any number.
         for axis, reason in (plan.inexact if self.copies_evenly else plan.not_copied).items():
-            if self.name != "zero_pad" or axis == DEPTH:
+            if axis == DEPTH:
+                raise GrowthError(f"axis {axis!r}: {reason}")
+            if self.name != "zero_pad":
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
 
 

@@ -2,11 +2,12 @@
 
 An axis is one of two kinds. Along a *silent* axis, the one over which a norm averages (d_model), new channels
 hold zeros: what writes to them is zero, what reads them is fresh, and the norm's gain gets √(d/d↑), since the
-mean square over d↑ channels is that much smaller. Along every other axis (d_ff, heads) new units are fresh,
-and what reads them into old ones is zero:
+mean square over d↑ channels is that much smaller. Where the norm subtracts the mean, they hold the mean of
+the old channels instead, which leaves it as it was, and them at zero behind the norm. Along every other axis
+(d_ff, heads) new units are fresh, and what reads them into old ones is zero:
 
     θ↑[o, i] = θ[o, i]       o, i old
-               0             o new and silent, or i new and heard by an old o
+               0             o new and silent (or their mean over the old o), or i new and loud to an old o
                fresh         everywhere else, of the size that μP gives it
 
 With λ between this and a fresh model, θ↑ = λ · expand(θ) + (1 − λ) · fresh. λ = 1 keeps the function, λ = 0
@@ -19,11 +20,12 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mupscale.models.copying import copied
 from mupscale.models.skeletons import PreTrainedConfig
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim, Growth, Sizes, wide_sizes
@@ -31,20 +33,52 @@ from mupscale.operators.fresh import Law, fresh_laws
 from mupscale.theory.manifest import Plan
 
 
-def averaged(plan: Plan, laws: Mapping[str, Law]) -> dict[str, float]:
-    """The gains of norms that average over an axis that grows, each with what the norm adds to it.
+@dataclass(frozen=True)
+class Norms:
+    """The norms of a model that average over axes which grow.
 
-    A gain is a constant, one for each channel, that begins as 1 (or as 0 to which the norm adds 1). What also
-    has a running variance is a norm of every channel by itself.
+    Attributes:
+        gains: their gains, each with what the norm adds to it.
+        silent: the axes.
+        centred: whether they subtract the mean, as a layer norm does.
     """
-    found = {}
-    for name, scaling in plan.params.items():
+
+    gains: Mapping[str, float]
+    silent: frozenset[str]
+    centred: bool
+
+    @classmethod
+    def of(cls, plan: Plan, laws: Mapping[str, Law]) -> Norms:
+        """Those of a plan. A gain is a constant, one for each channel, that begins as 1, or as 0 to which the
+        norm adds 1; what also has a running variance is a norm of every channel by itself.
+        """
+        gains = {}
+        for name, scaling in plan.params.items():
+            owner, _, leaf = name.rpartition(".")
+            constant = name in laws and laws[name].std == 0 and laws[name].mean in (0, 1)
+            vector = len(scaling.shape) == 1 and scaling.fan_in == 1 != scaling.copies
+            if constant and vector and leaf != "bias" and f"{owner}.running_var" not in plan.layout.buffers:
+                gains[name] = 1 - laws[name].mean
+        silent = {axis for name in gains for axis in plan[name].axes.names if axis in plan.growth}
+        return cls(gains, frozenset(silent), bool(gains) and _centres(plan, next(iter(gains))))
+
+    def is_own_bias(self, name: str) -> bool:
+        """Whether it is what one of the norms adds in the end."""
         owner, _, leaf = name.rpartition(".")
-        constant = name in laws and laws[name].std == 0 and laws[name].mean in (0, 1)
-        vector = len(scaling.shape) == 1 and scaling.fan_in == 1 != scaling.copies
-        if constant and vector and leaf != "bias" and f"{owner}.running_var" not in plan.layout.buffers:
-            found[name] = 1 - laws[name].mean
-    return found
+        return leaf == "bias" and any(gain.rpartition(".")[0] == owner for gain in self.gains)
+
+
+def _centres(plan: Plan, gain: str) -> bool:
+    """Whether a norm gives the same when something is added to all channels: it is tried."""
+    assert plan.build_narrow is not None
+    norm = copied(plan.build_narrow().get_submodule(gain.rpartition(".")[0])).to_empty(device="cpu").float()
+    for tensor in (*norm.parameters(), *norm.buffers()):
+        nn.init.ones_(tensor.data)
+    x = torch.linspace(-1, 2, plan[gain].shape[0]).square()[None]
+    try:
+        return bool(torch.allclose(norm(x), norm(x + 1), atol=1e-3))
+    except Exception:  # called in some other way; whether zeros do is for the proof to say
+        return False
 
 
 def expand(
@@ -55,6 +89,7 @@ def expand(
     *,
     fresh: Tensor,
     silent: Collection[str],
+    means: bool = False,
     gain_offset: float | None = None,
     shrink: float = 1.0,
 ) -> Tensor:
@@ -65,6 +100,7 @@ def expand(
         axes: its own; of them the contracted ones are read, the others written.
         fresh: a wide parameter as `mupscale.init_` makes it.
         silent: the axes whose new channels hold zeros.
+        means: they hold the mean of the old channels instead.
         gain_offset: of a norm's gain over a silent axis: what the norm adds to it.
         shrink: λ.
 
@@ -89,12 +125,16 @@ def expand(
     loud = growth.keys() - set(silent)
     written, read = new(growth, contracted=False), new(growth, contracted=True)
     zero = new(silent, contracted=False) | (new(loud, contracted=True) & ~written)
-    if gain_offset is None:
-        wide = torch.where((written | read) & ~zero, fresh, wide)
-    else:
-        wide = (torch.where(written, fresh, wide) + gain_offset) / math.sqrt(
-            axes.copies(growth)
-        ) - gain_offset
+    wide = torch.where((written if gain_offset is not None else (written | read) & ~zero), fresh, wide)
+    if gain_offset is not None:
+        wide = (wide + gain_offset) / math.sqrt(axes.copies(growth)) - gain_offset
+    elif means:
+        for place, dim in enumerate(axes.dims):
+            beyond = _beyond(dim, sizes, growth, silent).to(wide.device)
+            if not dim.contracted and beyond.any():
+                mean = wide.index_select(place, (~beyond).nonzero()[:, 0]).mean(dim=place, keepdim=True)
+                along = [-1 if i == place else 1 for i in range(wide.ndim)]
+                wide = torch.where(beyond.view(along), mean, wide)
     return wide if shrink == 1 else wide.mul_(shrink).add_(fresh, alpha=1 - shrink)
 
 
@@ -108,26 +148,27 @@ def _beyond(dim: Dim, sizes: Sizes, growth: Growth, axes: Collection[str]) -> Te
     return new
 
 
-def silent_axes(plan: Plan, gains: Collection[str]) -> frozenset[str]:
-    """The axes whose new channels are to hold zeros: those that grow, of the gains of norms."""
-    return frozenset(axis for name in gains for axis in plan[name].axes.names if axis in plan.growth)
-
-
 def with_smaller_eps(plan: Plan) -> Plan:
     """The plan to a config by which norms add as much to a mean square as before, in proportion.
 
     A mean square over d↑ channels of which d hold something is d/d↑ of what it was, and so has the norm's eps
     to be. In a transformers config it is one field, for all norms of the model.
     """
-    silent = silent_axes(plan, averaged(plan, fresh_laws(plan)))
+    silent = Norms.of(plan, fresh_laws(plan)).silent
     if plan.config is None or plan.narrow_config is None or not silent:
         return plan
-    config, share = deepcopy(plan.config), 1 / float(max(plan.growth[axis] for axis in silent))
-    for part, narrow in zip(_parts(config), _parts(plan.narrow_config), strict=True):
-        for key, value in narrow.to_dict().items():
+    share = 1 / float(max(plan.growth[axis] for axis in silent))
+    return replace(plan, config=with_eps_of(plan.config, plan.narrow_config, share))
+
+
+def with_eps_of(config: PreTrainedConfig, other: PreTrainedConfig, share: float = 1.0) -> PreTrainedConfig:
+    """A copy of a config whose norms have the other's eps, or a share of it."""
+    config = deepcopy(config)
+    for part, theirs in zip(_parts(config), _parts(other), strict=True):
+        for key, value in theirs.to_dict().items():
             if isinstance(value, float) and re.search(r"(^|_)eps(ilon)?$", key):
                 setattr(part, key, value * share)
-    return replace(plan, config=config)
+    return config
 
 
 def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:

@@ -42,8 +42,8 @@ from mupscale.theory.manifest import Plan
 
 TOLERANCE = 1e-10
 _EXPANDS = (
-    "; expand knows norms that divide by a root mean square over d_model, with one eps for all of them; with "
-    "other models grow d_ff and heads alone (axes, --axes), or choose the operator duplicate"
+    "; expand knows layer norms and RMS norms over d_model, where all have the config's one eps; "
+    "with others grow d_ff and heads alone (axes, --axes), or choose the operator duplicate"
 )
 
 

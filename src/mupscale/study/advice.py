@@ -1,6 +1,7 @@
-"""Should one grow, in how many stages and by how much? Compute accounting and published findings, in words.
+"""Should one grow, in how many stages and by how much? What was measured, else a law and published findings.
 
-The estimate rests on a scaling law. With L(N, D) = E + A/N^α + B/D^β the loss of N parameters after D
+Where the map of `mupscale.study.growing_pays` holds the case, its shares of the FLOPs decide. Elsewhere the
+estimate rests on a scaling law. With L(N, D) = E + A/N^α + B/D^β the loss of N parameters after D
 tokens, a narrow model's loss L(N₀, D₀) is one that the wide model would reach by itself after D* tokens: the
 head start of a growth that loses nothing and then learns as from scratch. Training FLOPs are 6·N·D.
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
+from mupscale.study.growing_pays import Found, Map, OutsideMapError, judged, look_up, packaged
 from mupscale.theory.tables import count
 
 # Hoffmann et al. 2022, Approach 3.
@@ -33,9 +36,10 @@ SOURCES = {
 }
 LARGEST_FACTOR, MOST_STAGES, LARGEST_PUBLISHED = 3.0, 4, 7e9
 SATURATED = 20.0
+OWN_RUNS = "Your own runs say more: mupscale compare, then --compare results.json."
 UNKNOWN = (
     "The law's constants are those of one family of models, tokenizer and text; only ratios are used here, "
-    "and those move, too. Your own runs say more: mupscale compare, then --compare results.json.",
+    f"and those move, too. {OWN_RUNS}",
     "How fast a grown model goes on learning; the law takes it to be as fast as from scratch, and operators "
     "differ in that.",
     "Whether published growth factors count parameters or widths is not said everywhere; parameters are "
@@ -57,6 +61,9 @@ class Advice:
         reasons: sentences, each with its source.
         unknown: what this does not know.
         measured: what the user's own study says.
+        went_by: "map", of what was measured, or "law".
+        shares: of the FLOPs from scratch by that map, of every start, the one that was best on it first.
+        sources: of the reasons, by the words in brackets.
     """
 
     verdict: str
@@ -68,18 +75,21 @@ class Advice:
     reasons: tuple[str, ...]
     unknown: tuple[str, ...]
     measured: tuple[str, ...] = ()
+    went_by: str = "law"
+    shares: tuple[Found, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=lambda: SOURCES)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "sources": SOURCES}
+        return asdict(self)
 
     def __str__(self) -> str:
         way = "" if self.verdict == "train from scratch" else ": " + " → ".join(map(count, self.sizes))
         said = {
             "Your own study": self.measured,
-            "Why": self.reasons,
+            "Why, by what was measured" if self.went_by == "map" else "Why, by the law": self.reasons,
             "What this does not know": self.unknown,
-            "Sources": [f"[{key}] {text}" for key, text in SOURCES.items()],
+            "Sources": [f"[{key}] {text}" for key, text in self.sources.items()],
         }
         blocks = [
             "\n".join([title, *(f"  * {line}" for line in lines)]) for title, lines in said.items() if lines
@@ -134,6 +144,7 @@ def advise(
     *,
     narrow_tokens: float | None = None,
     comparison: Path | None = None,
+    table: Map | None = None,
 ) -> Advice:
     """Whether to grow from `narrow` to `wide` parameters, in how many stages and by how much.
 
@@ -143,6 +154,7 @@ def advise(
         narrow_tokens: what the narrow model was trained on; None takes as many a parameter as the wide one.
         comparison: `results.json` of the user's own `mupscale compare`, or of another study that asks about
             starts or savings.
+        table: the map of what was measured; by default the one that comes with the package.
 
     Raises:
         GrowthError: the wide model is not larger, or the comparison cannot be read.
@@ -152,68 +164,131 @@ def advise(
     """
     if wide <= narrow:
         raise GrowthError(f"from {count(narrow)} to {count(wide)} parameters: growing needs a larger target")
-    factor, ratio = wide / narrow, tokens / wide
-    seen = narrow_tokens or ratio * narrow
-    scratch, own = 6 * wide * tokens, 6 * narrow * seen
-    share = min(1.0, head_start(narrow, seen, wide) / tokens)
-    stages = max(1, round(math.log2(factor)))
-    sizes = tuple(narrow * factor ** (i / stages) for i in range(stages + 1))
-    saved = 1 - staged_flops(sizes, ratio, seen) / scratch
+    case = _Case(narrow, wide, tokens, narrow_tokens or tokens / wide * narrow)
+    table = packaged() if table is None else table
+    asked = {"factor": case.factor, "narrow_ratio": case.narrow_tokens / narrow, "ratio": case.ratio}
+    found: list[Found] = []
+    sources, unknown = SOURCES, list(UNKNOWN)
+    try:
+        found = look_up(table, **asked)
+    except OutsideMapError as outside:
+        verdict, reasons = _by_law(case)
+        reasons.insert(0, f"This goes by the law alone: {outside}.")
+    else:
+        verdict, reasons = judged(found)
+        sources = {"law": SOURCES["law"], "map": f"{table['about']} {table['command']}"}
+        unknown = [f"Whether what was measured with {table['model']} holds for yours. {OWN_RUNS}"]
+    assumed = (
+        f"How long the narrow model was trained: {count(case.narrow_tokens)} tokens are assumed, as many a "
+        "parameter as the target gets (--narrow-tokens says otherwise)."
+    )
+    return Advice(
+        verdict=verdict,
+        sizes=case.sizes if verdict == "grow in stages" else (narrow, wide),
+        head_start=case.head_start,
+        saved_in_stages=case.saved_in_stages,
+        scratch_flops=case.scratch_flops,
+        narrow_flops=case.narrow_flops,
+        reasons=(case.costs, *reasons),
+        unknown=tuple(unknown if narrow_tokens else [*unknown, assumed]),
+        measured=_measured(comparison, case.ratio) if comparison else (),
+        went_by="map" if found else "law",
+        shares=tuple(found),
+        sources=sources,
+    )
 
+
+@dataclass(frozen=True)
+class _Case:
+    """What is asked about, and what follows from it by arithmetic and the law."""
+
+    narrow: float
+    wide: float
+    tokens: float
+    narrow_tokens: float
+
+    @property
+    def factor(self) -> float:
+        return self.wide / self.narrow
+
+    @property
+    def ratio(self) -> float:
+        return self.tokens / self.wide
+
+    @property
+    def scratch_flops(self) -> float:
+        return 6 * self.wide * self.tokens
+
+    @property
+    def narrow_flops(self) -> float:
+        return 6 * self.narrow * self.narrow_tokens
+
+    @property
+    def head_start(self) -> float:
+        return min(1.0, head_start(self.narrow, self.narrow_tokens, self.wide) / self.tokens)
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Of stages of about 2."""
+        stages = max(1, round(math.log2(self.factor)))
+        return tuple(self.narrow * self.factor ** (i / stages) for i in range(stages + 1))
+
+    @property
+    def saved_in_stages(self) -> float:
+        return 1 - staged_flops(self.sizes, self.ratio, self.narrow_tokens) / self.scratch_flops
+
+    @property
+    def costs(self) -> str:
+        share = self.narrow_flops / self.scratch_flops
+        return (
+            f"From scratch the target costs {self.scratch_flops:.2g} FLOPs (6·N·D at {self.ratio:.3g} tokens "
+            f"per parameter); the narrow model's own training cost {self.narrow_flops:.2g}, "
+            f"{100 * share:.2g}% of that."
+        )
+
+
+def _by_law(case: _Case) -> tuple[str, list[str]]:
+    """By the head start, and by what was published of growth by so much."""
+    factor, own = case.factor, case.narrow_flops / case.scratch_flops
+    stages = len(case.sizes) - 1
     reasons = [
-        f"From scratch the target costs {scratch:.2g} FLOPs (6·N·D at {ratio:.3g} tokens per parameter); the "
-        f"narrow model's own training cost {own:.2g}, {100 * own / scratch:.2g}% of that.",
         f"Grown ×{factor:.3g} in one step, the narrow model's loss is what the target reaches by itself "
-        f"after {share:.1%} of its tokens: that is the head start. [law]",
+        f"after {case.head_start:.1%} of its tokens: that is the head start. [law]",
         "Published gains can be larger, since a grown model may also learn faster: 35 % fewer tokens with "
         "layers stacked ×4. They can be smaller, too. [stack, when]",
     ]
-    verdict, way = "train from scratch", (narrow, wide)
+    verdict = "train from scratch"
     if factor <= LARGEST_FACTOR:
         verdict = "grow"
         reasons += [
             f"×{factor:.3g} is near the factor that was found most reliable, 2. [when]",
-            f"If the narrow model has to be trained for this alone, {own / scratch:.0%} of the cost from "
-            f"scratch has to be set against the {share:.0%}.",
+            f"If the narrow model has to be trained for this alone, {own:.0%} of the cost from scratch has "
+            f"to be set against the {case.head_start:.0%}.",
         ]
-    elif stages <= MOST_STAGES and wide <= LARGEST_PUBLISHED:
-        verdict, way = "grow in stages", sizes
+    elif stages <= MOST_STAGES and case.wide <= LARGEST_PUBLISHED:
+        verdict = "grow in stages"
         reasons += [
             f"×{factor:.3g} at once is beyond the factor that was found reliable; {stages} stages of "
             f"×{factor ** (1 / stages):.3g} each stay at it, as was done from 5M to 70M. [when, warmstart]",
-            f"With every size on the way trained at {ratio:.3g} tokens per parameter from its own head "
-            f"start, all stages together cost {1 - saved:.0%} of training the target from scratch; you get "
-            "the models in between besides. [law]",
+            f"With every size on the way trained at {case.ratio:.3g} tokens per parameter from its own head "
+            f"start, all stages together cost {1 - case.saved_in_stages:.0%} of training the target from "
+            "scratch; you get the models in between besides. [law]",
         ]
     else:
-        too_large = " and no target that large" if wide > LARGEST_PUBLISHED else ""
+        too_large = " and no target that large" if case.wide > LARGEST_PUBLISHED else ""
         reasons.append(
             f"×{factor:.3g} would take {stages} stages of about 2, each of them a training run of its own; "
-            f"no chain that long{too_large} has been published. A model of {count(wide / 2)} to "
-            f"{count(wide / 4)} parameters would be worth growing from, if you have one. "
+            f"no chain that long{too_large} has been published. A model of {count(case.wide / 2)} to "
+            f"{count(case.wide / 4)} parameters would be worth growing from, if you have one. "
             "[when, warmstart, stack]"
         )
-    if ratio > SATURATED:
+    if case.ratio > SATURATED:
         less = f"expect less than that: gains shrink beyond {SATURATED:g}. [when]"
-        reasons.append(f"At {ratio:.3g} tokens per parameter {less}")
-    if ratio > 10 * SATURATED and verdict != "train from scratch":
-        verdict, way = "train from scratch", (narrow, wide)
+        reasons.append(f"At {case.ratio:.3g} tokens per parameter {less}")
+    if case.ratio > 10 * SATURATED and verdict != "train from scratch":
+        verdict = "train from scratch"
         reasons.append("So far beyond it, nothing published says that a gain is left.")
-    assumed = (
-        f"How long the narrow model was trained: {count(seen)} tokens are assumed, as many a parameter as "
-        "the target gets (--narrow-tokens says otherwise)."
-    )
-    return Advice(
-        verdict=verdict,
-        sizes=way,
-        head_start=share,
-        saved_in_stages=saved,
-        scratch_flops=scratch,
-        narrow_flops=own,
-        reasons=tuple(reasons),
-        unknown=UNKNOWN if narrow_tokens else (*UNKNOWN, assumed),
-        measured=_measured(comparison, ratio) if comparison else (),
-    )
+    return verdict, reasons
 
 
 def _measured(path: Path, ratio: float) -> tuple[str, ...]:

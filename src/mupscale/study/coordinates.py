@@ -111,12 +111,13 @@ def coordinate_check(
         raise GrowthError(f"optimizer {optimizer!r}: expected one of {', '.join(sorted(known))}")
     if min(steps, seeds) < 1 or not lr > 0:
         raise GrowthError("steps, seeds and lr must be positive")
+    plans = {width: mupscale.plan(config, width=width) for width in widths}
     runs = list(product(parametrizations, widths, range(seeds)))
     task = progress.add_task("coordinate check", total=len(runs), note="") if progress else None
     rows = []
     for parametrization, width, seed in runs:
         place = {"parametrization": parametrization, "width": width, "seed": seed}
-        found = _run(config, parametrization, width, seed, known[optimizer], lr, steps)
+        found = _run(config, plans[width], parametrization, seed, known[optimizer], lr, steps)
         rows += [place | row for row in found]
         if progress and task is not None:
             progress.update(task, advance=1, note=f"{parametrization}, width × {width}")
@@ -124,10 +125,16 @@ def coordinate_check(
 
 
 def _run(
-    config: PreTrainedConfig, begin: str, width: int, seed: int, make: type[Optimizer], lr: float, steps: int
+    config: PreTrainedConfig,
+    plan: mupscale.Plan,
+    begin: str,
+    seed: int,
+    make: type[Optimizer],
+    lr: float,
+    steps: int,
 ) -> Iterator[Row]:
     """The size of every module's output before the first step and after each."""
-    plan, standard = mupscale.plan(config, width=width), begin == "standard"
+    standard = begin == "standard"
     torch.manual_seed(seed)
     if begin == "grown":
         model = mupscale.grow(AutoModelForCausalLM.from_config(config), plan, seed=seed)

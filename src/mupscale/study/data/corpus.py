@@ -10,7 +10,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,15 +123,19 @@ def read_documents(source: str | Path, max_bytes: int | None = None) -> tuple[li
     return documents, about
 
 
-def _sources(folder: str, without: frozenset[str] = frozenset()) -> dict[str, Path]:
+def _sources(folder: str, without: Container[str] = ()) -> dict[str, Path]:
     """The Python files of a folder that sysconfig knows, but for those in or under some names."""
-    files = _walk(Path(sysconfig.get_path(folder)), {".py"})
-    return {name: file for name, file in files.items() if not without & set(name.split("/"))}
+    return _walk(Path(sysconfig.get_path(folder)), {".py"}, without=without)
 
 
-def _walk(root: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    found = (f for f in root.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
-    return {f.relative_to(root).as_posix(): f for f in sorted(found, key=Path.as_posix)}
+def _walk(root: Path, suffixes: Container[str], *, without: Container[str] = ()) -> dict[str, Path]:
+    """The files of a folder and those below it, but for folders of some names, which are not entered."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in without]
+        files = (Path(folder, name) for name in names)
+        found += (file for file in files if file.suffix.lower() in suffixes and file.is_file())
+    return {file.relative_to(root).as_posix(): file for file in sorted(found, key=Path.as_posix)}
 
 
 def _thin(files: dict[str, Path], max_bytes: int | None) -> dict[str, Path]:

@@ -90,7 +90,7 @@ def compare(results: Row, ours: Row, theirs: Row, our_row: Row, their_row: Row) 
     """
     our_ends, their_ends, step = ends_of(ours, our_row), ends_of(theirs, their_row), theirs["flops_per_step"]
     backwards = len(our_ends) == 1 < len(their_ends)
-    their_ends = best_ends(theirs) if backwards else their_ends
+    their_ends = theirs["best_ends"] if backwards else their_ends
     sides = (our_ends, ours), (their_ends, theirs)
     (runs, part), (others, whole) = sides[::-1] if backwards else sides
     goal = others[-1]
@@ -123,12 +123,6 @@ def compare(results: Row, ours: Row, theirs: Row, our_row: Row, their_row: Row) 
             close = (end for end in their_ends if abs(end["steps"] * step - budget) <= 0.51 * step)
             found[key] = next(close, None)
     return found
-
-
-def best_ends(sweep: Row) -> list[Row]:
-    """The best point's end at each length, the shortest first."""
-    ends = [end for row in reading.with_state(sweep, "complete") for end in ends_of(sweep, row)]
-    return list({end["steps"]: end for end in sorted(ends, key=lambda e: (e["steps"], -e["loss"]))}.values())
 
 
 def _taken(results: Row, sweep: Row) -> Row | None:

@@ -26,7 +26,7 @@ from mupscale.study.runs.history import HISTORY_FILE, Point, write_json
 from mupscale.study.runs.models import load_checkpoint
 from mupscale.study.runs.norms import RecordNorms
 from mupscale.study.runs.stacked import Member, train_stacked
-from mupscale.study.runs.training import RUN_FILE, Listen, RunEnded, train
+from mupscale.study.runs.training import AnotherRun, Listen, RunEnded, train
 from mupscale.study.runs.workload import Workload
 from mupscale.study.spec import space
 from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
@@ -239,12 +239,10 @@ class Lab:
         except RunEnded:
             shutil.rmtree(folder)
             return tuple(listener.curve)
-        except GrowthError as error:
-            if (folder / RUN_FILE).is_file() and "other settings" in str(error):
-                raise GrowthError(
-                    f"{folder}: holds a run of another study; remove it, or choose another folder (--out)"
-                ) from None
-            raise
+        except AnotherRun:
+            raise GrowthError(
+                f"{folder}: holds a run of another study; remove it, or choose another folder (--out)"
+            ) from None
         return history.held_out
 
     def _train_branches(

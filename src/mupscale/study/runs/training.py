@@ -48,6 +48,10 @@ class _Keep(TrainerCallback):  # type: ignore[misc]
                 shutil.rmtree(path)
 
 
+class AnotherRun(GrowthError):
+    """A folder holds a run with other settings."""
+
+
 class RunEnded(Exception):
     """A run stopped before its last step: diverged, or given up."""
 
@@ -248,7 +252,7 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> History | 
         if known == settings:
             return History.load(out)
         if not overwrite:
-            raise GrowthError(
+            raise AnotherRun(
                 f"{out}: holds a run with other settings ({_difference(known, settings)}); {_MEND}"
             )
     elif any((out / name).exists() for name in ("config.json", "model.safetensors")) and not overwrite:

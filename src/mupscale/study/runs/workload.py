@@ -9,7 +9,7 @@ Knows models, data and plans; nothing of what a sweep does, or of Optuna.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -53,6 +53,7 @@ class Workload:
     source: PreTrainedConfig | Callable[[int], nn.Module]
     axes: tuple[str, ...] = ()
     line: Path | None = None
+    _plans: dict[tuple[int | str, int], mupscale.Plan] = field(default_factory=dict, repr=False)
 
     def size(self, width: int, before: Size | None = None) -> Size:
         """How large a model of this width is: ``before``, or else the narrowest one, grown to it."""
@@ -72,15 +73,23 @@ class Workload:
             if grown is not None and grown.config.to_dict() == end.to_dict():  # type: ignore[union-attr]
                 return grown
             return mupscale.plan(start, to=end)
-        assert not isinstance(self.source, PreTrainedConfig)
         assert isinstance(start, int)
         assert isinstance(end, int)
-        return mupscale.plan(partial(_times, self.source, start), width=end // start)
+        return self._grow(start, end // start)
 
-    def _grow(self, config: PreTrainedConfig, factor: int) -> mupscale.Plan:
+    def _grow(self, start: Size, factor: int) -> mupscale.Plan:
+        """Worked out once: all runs from one size to another share a plan."""
+        key = start if isinstance(start, int) else start.to_json_string(use_diff=False), factor
+        if key not in self._plans:
+            self._plans[key] = self._planned(start, factor)
+        return self._plans[key]
+
+    def _planned(self, start: Size, factor: int) -> mupscale.Plan:
+        if not isinstance(self.source, PreTrainedConfig):
+            return mupscale.plan(partial(_times, self.source, start), width=factor)
         if self.axes:
-            return mupscale.plan(config, axes=dict.fromkeys(self.axes, factor))
-        return mupscale.plan(config, width=factor)
+            return mupscale.plan(start, axes=dict.fromkeys(self.axes, factor))
+        return mupscale.plan(start, width=factor)
 
     def relative(self, size: Size) -> mupscale.Plan:
         """What hyperparameters become at this size."""

@@ -1,4 +1,4 @@
-"""The map, a panel each start; and the losses behind it, over compute."""
+"""The map, a panel each start; and the losses behind it, over the budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mupscale.study.questions.growing.cells import Cell
 from mupscale.study.questions.reading import Row
 
 IN_A_ROW = 4
-# A number of a cell, None where it is not known, and the words for it.
+# What colours a cell, None where nothing is known for sure, and its words.
 Number = tuple[float | None, str]
 
 
@@ -22,9 +22,12 @@ def share_map(cells: Sequence[Cell]) -> Plot:
         "narrow model's training counted in. Below 100% (blue) it pays; the thick line is where gain turns "
         "into loss."
     )
-    if any(cell.share.sign for cell in cells):
-        caption += " ≤ and >: bounds, since no run was shorter, or longer; grey where these leave it open."
-    numbers = [(_told(cell), _words(cell, cell.with_narrow, cell.share.sign, ".0%")) for cell in cells]
+    numbers = []
+    for cell in cells:
+        share, sign = cell.with_narrow, cell.share.sign
+        # A narrow model that costs as much does not pay, whatever the bound.
+        told = share if (cell.narrow or 0.0) >= 1 else _told(share, sign)
+        numbers.append((told, _words(cell, share, sign, ".0%")))
     return _map("growing_pays", cells, numbers, "RdBu_r", caption)
 
 
@@ -35,21 +38,22 @@ def times_map(cells: Sequence[Cell]) -> Plot:
         "come down to the loss at which the start ends. Above 1 (blue) the start is ahead; at the thick line "
         "training from scratch has caught up."
     )
-    if any(cell.times.sign for cell in cells):
-        caption += " ≤ and >: bounds, since no run from scratch was shorter, or longer."
-    numbers = [(cell.times.mean, _words(cell, cell.times.mean, cell.times.sign, ".2f")) for cell in cells]
+    numbers = []
+    for cell in cells:
+        times, sign = cell.times.mean, cell.times.sign
+        numbers.append((_told(times, sign), _words(cell, times, sign, ".2f")))
     return _map("ahead_of_scratch", cells, numbers, "RdBu", caption)
 
 
-def _told(cell: Cell) -> float | None:
-    """The share with the narrow model's training; None where that is a bound which leaves open if it pays."""
-    share, narrow = cell.with_narrow, cell.narrow
-    if share is None or narrow is None:
+def _told(number: float | None, sign: str) -> float | None:
+    """A number; None where it is a bound that leaves open on which side of 1 it is."""
+    if number is None or (sign == "≤ " and number > 1) or (sign == "> " and number < 1):
         return None
-    return None if cell.share.sign == "≤ " and narrow < 1 < share else share
+    return number
 
 
 def _words(cell: Cell, number: float | None, sign: str, form: str) -> str:
+    """With its sign, and a mark where a knob is at an edge."""
     return "?" if number is None else f"{sign.strip()}{number:{form}}" + "†" * bool(cell.at_edge)
 
 
@@ -70,6 +74,8 @@ def _map(name: str, cells: Sequence[Cell], numbers: Sequence[Number], colours: s
         axes.set_title(start, fontsize=10)
     figure.supxlabel("tokens per parameter of the wide model", fontsize=10)
     figure.supylabel("of the narrow model", fontsize=10)
+    if any(words[0] in "≤>" for _, words in numbers):
+        caption += " ≤ and >: bounds, since no run was shorter, or longer; grey where they leave it open."
     if any(cell.at_edge for cell in cells):
         caption += " †: goes by a value at the edge of what was tried."
     written = [{**cell.to_row(), "at_edge": " ".join(cell.at_edge)} for cell in cells]

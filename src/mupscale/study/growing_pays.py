@@ -1,0 +1,183 @@
+"""What growing was measured to take: looked up in a map, that of `growing_pays.json` or one like it.
+
+A map has ``cells``, as a study's question `map` gives them; ``best``, the start that is best by its rule; and
+in words ``about``, ``model`` and ``command``: what it is, of which models, and how to make it again.
+
+Between its cells shares are interpolated, beyond them nothing is said. Knows plain data only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+LARGEST_STEP = 1.25  # from the factor in parameters that was measured to the one asked about
+NEAR = 1.02  # ratios that differ by less are one
+Map = Mapping[str, Any]
+Cell = Mapping[str, Any]
+
+
+class OutsideMapError(Exception):
+    """Says in which way a place lies outside of what was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a start takes of the FLOPs from scratch to the same loss.
+
+    Attributes:
+        start, begin: which, and whether it is grown (``grow``) or the narrow model continued.
+        factor: in parameters, at which it was measured.
+        share, with_narrow: the wide training alone; the narrow model's counted in (None: not known).
+        spread: one standard deviation of either; None where there is none for all cells that it goes by.
+        sign: ``≤ `` or ``> `` where these are bounds.
+        seeds: how many it goes by at least.
+        at_edge: knobs whose best value stands at the edge of what was tried.
+    """
+
+    start: str
+    begin: str
+    factor: float
+    share: float
+    with_narrow: float | None
+    spread: float | None
+    sign: str
+    seeds: int
+    at_edge: tuple[str, ...]
+
+
+def packaged() -> Map:
+    """The map that comes with the package; empty where none does."""
+    file = files("mupscale.study") / "growing_pays.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def look_up(table: Map, *, factor: float, narrow_ratio: float, ratio: float) -> list[Found]:
+    """What the map says of every start that was measured around a place, the best by its rule first.
+
+    Args:
+        table: the map.
+        factor: the wide model's parameters over the narrow one's.
+        narrow_ratio, ratio: tokens per parameter of the narrow model, and of the wide one.
+
+    Raises:
+        OutsideMapError: the place is not within what was measured.
+    """
+    cells = table.get("cells", ())
+    if not cells:
+        raise OutsideMapError("no map of what was measured comes with this version")
+    factors = sorted({cell["factor"] for cell in cells})
+    nearest = min(factors, key=lambda each: abs(math.log(each / factor)))
+    cells = [cell for cell in cells if cell["factor"] == nearest]
+    outside = []
+    if not 1 / LARGEST_STEP <= factor / nearest <= LARGEST_STEP:
+        outside.append(f"×{factor:.3g} in parameters ({', '.join(f'×{each:.3g}' for each in factors)})")
+    asked = {"narrow_tokens_per_parameter": narrow_ratio, "tokens_per_parameter": ratio}
+    for (key, value), which in zip(asked.items(), ("narrow", "wide"), strict=True):
+        known = sorted({cell[key] for cell in cells})
+        if not _around(known, value):
+            there = f"{known[0]:g} to {known[-1]:g}"
+            outside.append(f"{value:.3g} tokens per parameter of the {which} model ({there})")
+    if outside:
+        raise OutsideMapError(f"the map does not reach to {' or '.join(outside)}")
+    starts: dict[str, dict[tuple[float, float], Cell]] = {}
+    for cell in cells:
+        place = cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]
+        starts.setdefault(cell["start"], {})[place] = cell
+    found = [one for known in starts.values() if (one := _interpolated(known, narrow_ratio, ratio))]
+    if not any(one.begin == "grow" for one in found):
+        raise OutsideMapError("the map has a gap there")
+    return sorted(found, key=lambda one: one.start != table.get("best"))
+
+
+def judged(found: Sequence[Found]) -> tuple[str, list[str]]:
+    """What to do by the first grown start, "grow" or "train from scratch", and why.
+
+    Args:
+        found: what `look_up` found.
+    """
+    best = next(one for one in found if one.begin == "grow")
+    share = f"{best.sign}{best.share:.0%}" + ("" if best.spread is None else f" ± {best.spread:.0%}")
+    reasons = [
+        f"Grown by {best.start}, the target takes {share} of the FLOPs from scratch to the same loss: "
+        f"measured at ×{best.factor:.3g} in parameters, {best.seeds} seed{'s' * (best.seeds > 1)}."
+    ]
+    if best.with_narrow is not None:
+        pays = "that pays" if best.with_narrow < 1 else "that does not pay"
+        if best.sign == "≤ " and best.with_narrow >= 1:
+            pays = "whether that pays is not known"
+        reasons.append(
+            f"With the narrow model's own training counted in, {best.sign}{best.with_narrow:.0%}: {pays}."
+        )
+    if best.spread is not None and abs(1 - best.share) <= best.spread:
+        reasons.append("Without it the difference from training from scratch is within a deviation.")
+    if best.at_edge:
+        reasons.append(f"Its best {', '.join(best.at_edge)} stood at the edge there: it may do better yet.")
+    reasons += [
+        f"The narrow model, simply continued, takes {one.sign}{one.share:.0%} of the FLOPs."
+        for one in found
+        if one.begin == "continue"
+    ]
+    verdict = "grow" if best.share < 1 or best.sign == "≤ " else "train from scratch"
+    return verdict, [f"{reason} [map]" for reason in reasons]
+
+
+def _interpolated(
+    cells: Mapping[tuple[float, float], Cell], narrow_ratio: float, ratio: float
+) -> Found | None:
+    """One start between up to four of its cells, linear in logarithms; None where one is missing.
+
+    The narrow model's part goes as a power of both ratios, and is interpolated by itself.
+    """
+    columns = _around(sorted({column for _, column in cells}), ratio)
+    rows = sorted({row for row, _ in cells if all((row, column) in cells for column, _ in columns)})
+    corners = [
+        (cells[row, column], down * across)
+        for row, down in _around(rows, narrow_ratio)
+        for column, across in columns
+    ]
+    signs = {cell["sign"] for cell, _ in corners} - {""}
+    if not corners or len(signs) > 1 or any(cell["share"] is None for cell, _ in corners):
+        return None
+    share = _mean([(cell["share"], weight) for cell, weight in corners])
+    narrow = None
+    if all(cell["with_narrow"] is not None for cell, _ in corners):
+        narrow = _mean([(cell["with_narrow"] - cell["share"], weight) for cell, weight in corners])
+    spreads = [cell["share_spread"] for cell, _ in corners]
+    first = corners[0][0]
+    return Found(
+        start=first["start"],
+        begin=first["begin"],
+        factor=first["factor"],
+        share=share,
+        with_narrow=None if narrow is None else share + narrow,
+        spread=None if None in spreads else max(spreads),
+        sign=next(iter(signs), ""),
+        seeds=min(cell["seeds"] for cell, _ in corners),
+        at_edge=tuple(sorted({knob for cell, _ in corners for knob in cell["at_edge"]})),
+    )
+
+
+def _around(known: Sequence[float], value: float) -> list[tuple[float, float]]:
+    """The neighbours of a value among those known, ascending, with their weights; none outside.
+
+    >>> _around([5, 20], 10), _around([5, 20], 20), _around([5, 20], 21)
+    ([(5, 0.5), (20, 0.5)], [(20, 1.0)], [])
+    """
+    if not known or not known[0] / NEAR <= value <= known[-1] * NEAR:
+        return []
+    below = max((each for each in known if each <= value), default=known[0])
+    above = min((each for each in known if each >= value), default=known[-1])
+    if below >= above:
+        return [(below, 1.0)]
+    way = math.log(value / below) / math.log(above / below)
+    return [(below, 1 - way), (above, way)]
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    """Geometric, of numbers with weights."""
+    return math.exp(sum(weight * math.log(number) for number, weight in weighted))
