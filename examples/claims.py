@@ -212,7 +212,7 @@ CLAIMS = (
             judge=stays_equal,
             picture="grown_and_continued",
         )
-        for name, model in (("mlp", "MLP"), ("resnet", "ResNet"), ("gpt2", "GPT-2"))
+        for name, model in (("mlp", "MLP"), ("resnet", "ResNet, ten steps"), ("gpt2", "GPT-2"))
     ),
     *(
         Claim(
