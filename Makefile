@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: families foreign demo test test-slow check bench example real transfer comparison dynamics postgres clean
+.PHONY: families foreign evidence demo test test-slow check bench example real transfer comparison dynamics postgres clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -51,6 +51,10 @@ comparison: $(VENV)/installed
 # Activations, weights and gradients of zero-padded models over time and width: about 3 minutes on 2 cores.
 dynamics: $(VENV)/installed
 	$(BIN)/mupscale study examples/studies/dynamics.toml --out shrink-dynamics
+
+# All studies behind docs/growing-pays.md and docs/results.md: says first how many hours, and goes on where it stopped.
+evidence: $(VENV)/installed
+	$(BIN)/python examples/evidence.py
 
 # The server, Debian's, that a test of workers on one database starts for itself (make test-slow).
 postgres:

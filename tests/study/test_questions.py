@@ -501,6 +501,7 @@ def test_a_curve_is_below_where_it_is_said_to_be(curve: list[float], goal: float
 def test_sizes_over_width_and_time() -> None:
     found = answer(dynamics(), "norms")
     assert found.data["change"] == {"λ = 0": 1.0, "λ = 0.4": 1.0, "λ = 1": 2.0}
+    assert found.data["over_time"].keys() == {"activation", "weight", "gradient"}
     assert found.data["lowest"] == {128: "λ = 0.4", 256: "λ = 0.4"}
     assert found.headline.startswith(
         "From d_model 128 to 256, mean activations at the end change by at most ×1 (λ = 0)"
@@ -535,6 +536,34 @@ def test_whether_anything_was_lost() -> None:
     assert answer(results, "equality").passed is False
     sweep_of(results, "grown-128")["points"][0]["equality"] = None
     assert answer(results, "equality").passed is None
+
+
+def side_by_side(apart: float) -> Row:
+    """A narrow model continued, and grown without noise; their losses are so far apart."""
+    equality = {"equal": True, "max_abs_diff": 2.5e-7, "logits_std": 1.25, "text": "equal"}
+    grown = row({"lr": 0.01}, [2.0 + apart, 2.2 + apart], equality=equality)
+    return study(
+        [
+            sweep("narrow-32", [row({"lr": 0.01}, [3.0, 3.0])]),
+            sweep("continued-32", [row({"lr": 0.01}, [2.0, 2.2])], begin="continue", source="narrow-32"),
+            sweep("grown-64", [grown], begin="grow", source="narrow-32"),
+        ],
+        {"ask": "equality", "of": ["grown-64"], "against": ["continued-32"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("apart", "passed", "way"), [(1e-6, True, "the same way"), (0.01, False, "different ways")]
+)
+def test_whether_anything_was_lost_on_the_way(apart: float, passed: bool, way: str) -> None:
+    found = answer(side_by_side(apart), "equality")
+    assert found.passed is passed
+    assert found.data["grown-64"]["drift"] == pytest.approx(apart)
+    assert f"Trained on with the same data, both went {way}" in text(found)
+    assert {line["line"] for line in plots(found)["grown_and_continued"].rows} == {
+        "grown",
+        "the narrow one, continued",
+    }
 
 
 def test_one_history_through_all_stages() -> None:

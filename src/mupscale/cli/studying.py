@@ -219,7 +219,7 @@ def _estimate(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, float], jo
         }
         for row in rows
     ]
-    total = {"sweep": "all", "width": "", "trials": "", "runs": f"{totals['runs']}", "steps": ""}
+    total = {"sweep": "all", "width": "", "trials": "", "done": "", "runs": f"{totals['runs']}", "steps": ""}
     cells.append({**total, "flops": f"{totals['flops']:.2e}", "seconds": f"{totals['seconds']:.0f}"})
     seconds = totals["seconds"]
     time = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"

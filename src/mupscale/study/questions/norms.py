@@ -22,7 +22,11 @@ ENDINGS = {
 
 
 def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
-    """Activations over width, and all sizes over time at the widest, a line for each value of a knob."""
+    """Activations over width, and all sizes over time at the widest, a line for each value of a knob.
+
+    ``change`` and ``over_time`` in its data are the largest sizes over the smallest: of activations at the
+    end, over width; and of everything over time, at the widest.
+    """
     recorded = [
         (row["point"].get(by, sweep["name"]), sweep["width"], row)
         for sweep in sweeps_of(results, of)
@@ -39,9 +43,12 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
     said = "The lowest loss has " + ", ".join(f"{name} at {word} {w}" for w, name in lowest.items()) + "."
     widest = {name: rows[widths[-1]] for name, rows in found.items() if widths[-1] in rows}
     plots, change = [], dict.fromkeys(found, 1.0)
+    over_time_by: dict[str, dict[str, float]] = {}
     for kind in ENDINGS:
         ends, y = _ends(kind, widest), f"mean |{kind}|"
         over_time = {end: {name: _mean(row, kind, end) for name, row in widest.items()} for end in ends}
+        ranges = [{name: _range(sizes) for name, sizes in lines.items()} for lines in over_time.values()]
+        over_time_by[kind] = {name: max(each[name] for each in ranges) for name in widest}
         plots.append(_draw(f"{kind}s_over_time", over_time, "step", f"{y} at {word} {widths[-1]}"))
     if len(widths) > 1:
         over_width = {
@@ -53,7 +60,7 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
         }
         for lines in over_width.values():
             for name, sizes in lines.items():
-                change[name] = max(change[name], max(sizes.values()) / min(sizes.values()))
+                change[name] = max(change[name], _range(sizes))
         factors = ", ".join(f"×{factor:.2g} ({name})" for name, factor in change.items())
         between = f"From {word} {widths[0]} to {widths[-1]}"
         said = f"{between}, mean activations at the end change by at most {factors}. {said}"
@@ -62,8 +69,14 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
         [str(w), *(show_loss(mine[w]["loss"], digits=3) if w in mine else "–" for mine in found.values())]
         for w in widths
     ]
-    table, data = table_of([word, *found], rows, "Held-out loss"), {"change": change, "lowest": lowest}
+    table = table_of([word, *found], rows, "Held-out loss")
+    data = {"change": change, "over_time": over_time_by, "lowest": lowest}
     return Answer(title=TITLE, parts=(said, table, *plots), headline=said, data=data)
+
+
+def _range(sizes: Mapping[int, float]) -> float:
+    """The largest over the smallest."""
+    return max(sizes.values()) / min(sizes.values())
 
 
 def _draw(name: str, panels: Mapping[str, Mapping[str, dict[int, float]]], x: str, y: str) -> Plot:

@@ -65,6 +65,7 @@ def start_row(results: Row, sweep: Row, scratch: Row | None) -> Row:
         "width": sweep["width"],
         "lr": row["point"].get("lr"),
         "at_edge": "lr" in sweep["at_edge"],
+        "initial": row["curve"][0][1],
         "constant": constant.get("loss"),
         "constant_spread": constant.get("spread"),
         "cooldown": row["loss"],
@@ -82,7 +83,7 @@ def _table(rows: list[Row], title: str) -> Table:
         (
             row["start"],
             show(row["lr"]) + "*" * row["at_edge"],
-            show_loss(row["curve"][0][1], digits=3),
+            show_loss(row["initial"], digits=3),
             _loss(row, "constant"),
             _loss(row, "cooldown"),
             _reach(row),

@@ -268,6 +268,12 @@ class Study:
         own = self.is_kept(sweep) or sweep.branches or sweep.record or sweep.verify or sweep.extends
         return sweep.search.sampler == "grid" and sweep.search.pruner == "none" and bool(own)
 
+    def trials(self, sweep: Sweep) -> int:
+        """Into how many trials its runs fall, values that are yet to be taken not counted apart."""
+        if sweep.begin == "checkpoint":
+            return 0
+        return sweep.points * (len(sweep.seeds) if self.by_seed(sweep) else 1)
+
     def ends(self, sweep: Sweep) -> list[int]:
         """The steps at which its runs end, as far as they are said in steps."""
         if sweep.steps is None:

@@ -64,6 +64,11 @@ class Board:
             )
         return self._queues[sweep.name]
 
+    def trials(self, sweep: Sweep) -> int:
+        """How many there are of a sweep; as far as the file says, where what it needs is not done yet."""
+        known = sweep.begin != "checkpoint" and self.is_open(sweep)
+        return self.queue(sweep).total if known else self.study.trials(sweep)
+
     def space(self, sweep: Sweep) -> Space:
         """What the trials of a sweep try; a value that is taken over is always among them."""
         space = dict(sweep.tried)

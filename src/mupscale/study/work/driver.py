@@ -71,14 +71,18 @@ class Job:
             budget.check()
             return budget
 
+    @property
+    def journal(self) -> Path:
+        """Where the trials are kept, unless in a storage of their own."""
+        return self.out / "trials.journal"
+
     def open(self) -> Board:
         """The study with its storage.
 
         Raises:
             GrowthError: as `budget`, or the storage cannot be opened.
         """
-        place = self.storage or self.out / "trials.journal"
-        return Board(self.budget(), open_storage(place), self.out, self.sweeps)
+        return Board(self.budget(), open_storage(self.storage or self.journal), self.out, self.sweeps)
 
 
 def run(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> dict[str, Any]:
@@ -210,13 +214,15 @@ def estimate(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
     """What would be run, a row a sweep: trials, runs, steps of each, FLOPs of all, and seconds, as measured.
 
     Values that are yet to be taken over from other sweeps are counted as if they were among those listed.
+    ``done`` are those of the trials that the study's own journal holds; runs and all else count them in.
 
     Raises:
         GrowthError: as `Job.budget`; nothing is written but encoded text.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
-    budget = job.budget()
+    board = job.open() if job.storage is None and job.journal.exists() else None
+    budget = board.budget if board else job.budget()
     study = budget.study
     chosen = [s for s in study.sweeps.values() if s.begin != "checkpoint"]
     if job.sweeps:
@@ -229,7 +235,8 @@ def estimate(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
             {
                 "sweep": sweep.name,
                 "width": budget.width(sweep),
-                "trials": runs if study.by_seed(sweep) else sweep.points,
+                "trials": study.trials(sweep),
+                "done": len(board.queue(sweep).results()) if board and board.is_open(sweep) else 0,
                 "runs": runs,
                 "steps": steps,
                 "flops": budget.step_flops(sweep) * steps * runs,

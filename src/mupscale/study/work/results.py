@@ -66,6 +66,8 @@ def _growth(board: Board, sweep: Sweep) -> mupscale.Plan:
 
 def _sweep(board: Board, sweep: Sweep) -> Row:
     budget, study = board.budget, board.study
+    extension = study.extension(sweep)
+    parts = [sweep] if extension is None else [sweep, extension]
     source = study.sweeps[sweep.source] if sweep.begin == "grow" and sweep.source else None
     size = budget.size(sweep)
     row: Row = {
@@ -84,7 +86,7 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         "items_per_step": budget.items_per_step(sweep),
         "run_flops": budget.run_flops(sweep),
         "passes": budget.passes(sweep),
-        "total": 0,
+        "total": sum(board.trials(each) for each in parts),
         "done": 0,
         "finished": board.is_finished(sweep),
         "flops": 0,
@@ -98,7 +100,6 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         return row | _checkpoint(board)
     if not board.is_open(sweep):
         return row
-    extension = study.extension(sweep)
     queues = [board.queue(sweep)]
     if extension is not None:
         row["seeds"] += len(extension.seeds)
@@ -108,7 +109,6 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
     chosen = _best(_finite(points))
     knobs = {name: values for name, values in queues[0].space.items() if name != "seed"}
     return row | {
-        "total": sum(queue.total for queue in queues),
         "done": sum(len(queue.results()) for queue in queues),
         "flops": row["flops_per_step"] * sum(point["steps"] for point in points),
         "knobs": list(knobs),
