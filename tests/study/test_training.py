@@ -14,6 +14,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GPT2Config,
     LlamaConfig,
     PreTrainedModel,
     Trainer,
@@ -83,6 +84,26 @@ def test_training_learns_and_leaves_a_whole_checkpoint(
     assert "checkpoints" not in files
     assert len(AutoTokenizer.from_pretrained(tmp_path)) == len(tokens.tokenizer)
     assert seen_blocks(tmp_path) == 80
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, GPT2Config])
+def test_losses_are_the_models_own(
+    family: type, tokens: Tokens, training: TrainConfig, tmp_path: Path
+) -> None:
+    # The Trainer counts the labels by itself, and for classes that it does not know it counts one too many.
+    sizes: dict[str, Any] = {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    model = fresh_model(family(vocab_size=len(tokens.tokenizer), **sizes), 0)
+    history = train(model, tokens, tmp_path, replace(training, steps=4))
+    blocks = torch.stack([b["labels"] for b in tokens.held_out(training)])
+    with torch.no_grad():
+        own = model.cpu().eval()(input_ids=blocks, labels=blocks).loss.item()
+    assert history.final_loss == pytest.approx(own, rel=1e-5)
 
 
 def test_schedule_is_warmup_constant_cooldown(

@@ -191,6 +191,8 @@ def train(
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    # The model's own mean over the batch: the Trainer's count of labels is one per block too many for some.
+    trainer.model_accepts_loss_kwargs = False
     if optimizer is not None:  # the Trainer has moved the model to its device: let the state follow
         optimizer.load_state_dict(optimizer.state_dict())
     began = time.perf_counter()
