@@ -248,7 +248,8 @@ def _plan_transformers(
     made = _between(family, layout, config, wide_config, growth)
     if not made.inexact and made.growth:
         own = {axis: g for axis, g in growth.items() if axis in family.laws}
-        made = _proved(made, prove(config, own, lambda small: _alike(family, small, own)))
+        shown = family.shown_by(own)
+        made = _proved(made, prove(config, own, lambda small: _alike(family, small, shown)))
     return made
 
 

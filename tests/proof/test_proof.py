@@ -414,6 +414,29 @@ def test_layers_of_another_head_dim_than_the_tiny_models_are_proved():
     assert report.equal, report
 
 
+@pytest.mark.parametrize(("d_model", "heads"), [(4, 3), (2, 3), (4, 5)])
+def test_heads_that_do_not_divide_the_tiny_models_channels_grow(d_model, heads):
+    """Llama's config wants heads to divide d_model; what does so here need not do so in a tiny model."""
+
+    def config(d_model, heads):
+        return LlamaConfig(
+            hidden_size=120 * d_model,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2 * heads,
+            num_key_value_heads=1,
+            head_dim=8,
+            vocab_size=40,
+        )
+
+    narrow = instance(config(1, 1))
+    plan = mupscale.plan(narrow, to=config(d_model, heads))
+    assert plan.proved
+    assert plan.growth["d_model"] == d_model
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=3)
+    assert report.equal, report
+
+
 def test_numbers_that_a_config_works_out_follow_the_others():
     """Zamba 2 has twice the hidden size in its attention, and says so, but takes no other number for it."""
     small = explicit(tiny(CONFIG_MAPPING["zamba2"]()))

@@ -27,7 +27,9 @@ from mupscale.layout.inference.fields import (
     is_wider,
     one_number,
     size_fields,
+    times,
     value_at,
+    with_fields,
 )
 from mupscale.layout.tiny_config import tiny
 from mupscale.models.contents import persistent_buffers, tie_names
@@ -323,6 +325,29 @@ class Family:
             )
         behind = {path: _product(factors, powers) for path, powers in self.along.items()}
         return factors | {path: factor for path, factor in behind.items() if factor != 1}
+
+    def shown_by(self, growth: Mapping[str, Fraction]) -> Mapping[str, Fraction]:
+        """The growth of the tiny model that shows what a growth by whole numbers does: the same.
+
+        But where the class takes no such sizes (a d_model that heads do not divide), powers of two stand for
+        the factors, equal ones for equal ones: tiny sizes are powers of two themselves.
+        """
+        if self._takes(growth):
+            return growth
+        ranks = sorted({*growth.values()} - {1})
+        plain = {axis: Fraction(2) ** (ranks.index(g) + 1) if g != 1 else g for axis, g in growth.items()}
+        try:
+            return plain if self._takes(plain) else growth
+        except GrowthError:  # of axes of which one is as large as others together
+            return growth
+
+    def _takes(self, growth: Mapping[str, Fraction]) -> bool:
+        factors = self.factors_for(growth)
+        try:
+            with_fields(self.small, {p: times(value_at(self.small, p), f) for p, f in factors.items()})
+        except Exception:  # whatever a class checks its sizes with
+            return False
+        return True
 
 
 def _product(factors: Mapping[Path, Fraction], powers: Mapping[Path, int]) -> Fraction:
