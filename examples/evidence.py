@@ -6,7 +6,8 @@
     python examples/evidence.py --pages                    # write the pages anew, from what is there
 
 Every study runs in evidence/NAME and ends in its results.json; the pages, and the pictures and CSV that they
-show, are made of these files alone. A study that is not finished is said to be so, and claims nothing.
+show, are made of these files alone; so is the table that `mupscale advise` goes by. A study that is not finished is
+said to be so, and claims nothing; of one on when growing pays, the sweeps that are finished are shown.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mupscale.study.work.results import collect
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES_AT = ROOT / "examples" / "studies"
+TABLE = ROOT / "src" / "mupscale" / "study" / "growing_pays.json"
 Row = dict[str, Any]
 
 
@@ -110,6 +112,7 @@ def evidence(
     jobs: Annotated[int, arg(help="worker processes")] = 2,
     out: Annotated[Path, arg(help="folder for models and results")] = ROOT / "evidence",
     docs: Annotated[Path, arg(help="folder for the pages")] = ROOT / "docs",
+    table: Annotated[Path, arg(help="file for what `mupscale advise` goes by")] = TABLE,
     dry_run: Annotated[bool, arg(help="say what it would cost, and stop")] = False,
     pages: Annotated[bool, arg(help="write the pages from what is there; run nothing")] = False,
     studies: Annotated[tuple[Study, ...], tyro.conf.Suppress] = STUDIES,
@@ -130,7 +133,7 @@ def evidence(
     if not dry_run:
         for study in studies:
             look(study, out)
-        write_pages(studies, claims, out, docs)
+        write_pages(studies, claims, out, docs, table)
         print(f"Written: {docs / GROWING} and {docs / RESULTS}.")
     return 1 if failed else 0
 

@@ -1,7 +1,8 @@
-"""The pages of the evidence, docs/growing-pays.md and docs/results.md, from its studies' results alone."""
+"""The pages of the evidence and the table that `mupscale advise` goes by, from its studies' results alone."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,14 @@ from mupscale.study.page import Answer, Table, markdown_table
 from mupscale.study.page.parts import table_of
 from mupscale.study.page.plots import Plot
 from mupscale.study.questions import answers
+from mupscale.study.questions.words import several
+from mupscale.theory.tables import count
 
 if TYPE_CHECKING:
     from evidence import Study
 
 GROWING, RESULTS = "growing-pays.md", "results.md"
+MAPS = ("growing_pays", "growing_pays_by4")  # the studies of the table; its best start is the first one's
 RANKED_FROM = 5.0  # tokens per parameter of the wide model, from which on recipes are ranked
 Row = dict[str, Any]
 
@@ -60,15 +64,54 @@ def _renamed(answer: Answer, seen: Counter[str]) -> Answer:
     return replace(answer, parts=parts)
 
 
-def write_pages(studies: Sequence[Study], claims: Sequence[Claim], out: Path, docs: Path) -> None:
-    """Both pages, and the pictures and numbers that they show, from the results alone."""
+def write_pages(
+    studies: Sequence[Study], claims: Sequence[Claim], out: Path, docs: Path, table: Path
+) -> None:
+    """Both pages, the pictures and numbers that they show, and the table, from the results alone.
+
+    The table stays as it is until the first of `MAPS` is finished.
+    """
     shutil.rmtree(docs / "evidence", ignore_errors=True)
     docs.mkdir(parents=True, exist_ok=True)
     known = {study: study.results(out) for study in studies}
-    told = {s.name: Told.of(s, results) for s, results in known.items() if results and is_finished(results)}
+    told = {s.name: Told.of(s, part) for s, results in known.items() if (part := _told_part(s, results))}
     growing = [study for study in studies if study.page == GROWING]
     (docs / GROWING).write_text(_growing_page(growing, known, told, docs), encoding="utf-8")
     (docs / RESULTS).write_text(_results_page(known, told, claims, docs), encoding="utf-8")
+    maps = {
+        name: answer.data for name in MAPS if name in told and (answer := told[name].answer({"ask": "map"}))
+    }
+    if maps.get(MAPS[0], {}).get("cells"):
+        text = json.dumps(_table([told[name].study for name in maps], known, maps), indent=1, allow_nan=False)
+        table.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _table(studies: Sequence[Study], known: Mapping[Study, Row | None], maps: Mapping[str, Row]) -> Row:
+    """What was measured of growing, as `mupscale.study.growing_pays` reads it."""
+    sweeps = [sweep for study in studies for sweep in (known[study] or {})["sweeps"]]
+    sizes = sorted({(sweep["parameters"], sweep["width"]) for sweep in sweeps})
+    said = several([f"{count(size)} (d_model {width})" for size, width in sizes])
+    return {
+        "about": "Measured by this project, seeds and bands in docs/growing-pays.md:",
+        "model": f"Llamas of {said} parameters",
+        "command": "; ".join(f"`{study.command}`" for study in studies),
+        "best": maps[MAPS[0]]["best"],
+        "cells": [cell for data in maps.values() for cell in data["cells"]],
+    }
+
+
+def _told_part(study: Study, results: Row | None) -> Row | None:
+    """What may be told: a whole study; of one on when growing pays, what is asked of its finished sweeps."""
+    if results is None or is_finished(results):
+        return results
+    done = {sweep["name"] for sweep in results["sweeps"] if sweep["finished"]}
+    asked = [
+        {**question, "of": of}
+        for question in results["questions"]
+        if (of := [name for name in question.get("of", ()) if name in done])
+        and question.get("against", of[0]) in done
+    ]
+    return results | {"questions": asked} if study.page == GROWING and asked else None
 
 
 def is_finished(results: Row) -> bool:
@@ -99,11 +142,13 @@ def _growing_page(
         results = known[study]
         title = results["title"] if results else read_study(study.file).title
         blocks.append(f"## {title}")
+        finished = results is not None and is_finished(results)
+        blocks.append(f"`{study.command}`" if finished else f"{_unfinished(study, results)}.")
         if study.name not in told or results is None:
-            blocks.append(f"{_unfinished(study, results)}.")
             continue
-        blocks.append(f"`{study.command}`")
-        if not any(question["ask"] == "map" for question, _ in told[study.name].answered):
+        if not finished:
+            blocks.append("What follows is of its sweeps that are finished.")
+        elif not any(question["ask"] == "map" for question, _ in told[study.name].answered):
             blocks += ["### What was tried, and lost", *_tried(results)]
         for question, answer in told[study.name].answered:
             if question["ask"] not in ("points", "tuned"):

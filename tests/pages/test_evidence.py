@@ -1,5 +1,6 @@
 """The evidence: it goes on where it was killed, and its pages are made of results alone."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,35 @@ ask = "points"
 of = ["even", "padded"]
 """
 )
+# One that asks when growing pays, of two starts.
+MAP = (
+    HEAD
+    + """
+[sweep.narrow]
+width = 8
+steps = 10
+lr = 0.01
+[sweep.scratch]
+width = 16
+steps = 20
+lengths = [0.5, 1]
+lr = 0.01
+[sweep.even-1]
+begin = "grow"
+from = "narrow"
+growth = 2
+steps = 20
+lengths = [0.5, 1]
+lr = 0.01
+[sweep.padded-1]
+like = "even-1"
+operator = "zero_pad"
+[[question]]
+ask = "map"
+of = ["even-1", "padded-1"]
+against = "scratch"
+"""
+)
 CLAIM = Claim(
     paper=MA,
     title="Equivalence",
@@ -103,7 +133,13 @@ def studies_in(folder):
 def run(folder, **more):
     made = studies_in(folder)
     return evidence.evidence(
-        jobs=1, out=folder / "out", docs=folder / "docs", studies=made, claims=(CLAIM,), **more
+        jobs=1,
+        out=folder / "out",
+        docs=folder / "docs",
+        table=folder / "table.json",
+        studies=made,
+        claims=(CLAIM,),
+        **more,
     )
 
 
@@ -176,6 +212,32 @@ def test_it_goes_on_where_it_was_killed(tmp_path, capsys):
 
     # What is done costs nothing more.
     assert evidence._hours(studies_in(there)[0], there / "out", 1)[1] == 0.0
+
+
+def test_a_map_is_told_as_far_as_it_is_measured(tmp_path):
+    """The table of `mupscale advise` is that of the page; what is not finished is in neither."""
+    (tmp_path / "growing_pays.toml").write_text(MAP)
+    study = evidence.Study("growing_pays", GROWING, folder=tmp_path)
+    places = {key: tmp_path / key for key in ("out", "docs", "table")}
+    evidence.evidence(jobs=1, **places, studies=(study,), claims=())
+    whole = json.loads((tmp_path / "table").read_text())
+    assert {cell["start"] for cell in whole["cells"]} == {"even", "padded"}
+    assert {*whole} == {"about", "model", "command", "best", "cells"}
+    assert "What follows is of its sweeps" not in (tmp_path / "docs" / GROWING).read_text()
+
+    results = study.results(tmp_path / "out")
+    padded = next(sweep for sweep in results["sweeps"] if sweep["name"] == "padded-1")
+    padded |= {"finished": False, "done": 1}
+    study.results_at(tmp_path / "out").write_text(json.dumps(results))
+    (tmp_path / "out" / "growing_pays" / "trials.journal").unlink()
+    evidence.evidence(jobs=1, **places, studies=(study,), claims=(), pages=True)
+    part = json.loads((tmp_path / "table").read_text())
+    assert {cell["start"] for cell in part["cells"]} == {"even"}
+    page = (tmp_path / "docs" / GROWING).read_text()
+    assert "Not finished: 7 of 8 trials" in page
+    assert "What follows is of its sweeps that are finished." in page
+    assert "| even " in page
+    assert "| padded " not in page
 
 
 def test_names_and_failures(tmp_path, capsys):

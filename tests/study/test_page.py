@@ -312,3 +312,15 @@ def test_lines_over_a_knob_are_told_apart_by_width_or_else_by_name():
         handles, found = axes.get_legend_handles_labels()
         assert found == labels
         assert len({handle.get_color() for handle in handles}) == 2
+
+
+def test_noise_in_words_is_laid_along_no_axis():
+    """A noise may be said with its kind, ``fresh:2``; beside it others are drawn."""
+    sweeps = [
+        sweep(name, [row({"lr": lr, "noise": noise}, [2.0]) for lr in (0.004, 0.008) for noise in noises])
+        for name, noises in (("words-64", ("fresh:0.5", "fresh:2")), ("numbers-64", (1.0, 2.0)))
+    ]
+    plots = {plot.name: plot for plot in knob_plots(study(sweeps), {"grown": sweeps})}
+    assert {line["line"] for line in plots["loss_over_noise"].rows} == {"numbers-64"}
+    assert {line["line"] for line in plots["loss_over_lr"].rows} == {"numbers-64", "words-64"}
+    assert {cell["sweep"] for cell in plots["loss_over_lr_and_noise"].rows} == {"numbers-64"}

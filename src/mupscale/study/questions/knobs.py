@@ -26,7 +26,7 @@ def knob_plots(results: Row, panels: Mapping[str, Sequence[Row]], *, same_scale:
         same_scale: draw all panels over one range of losses.
     """
     sweeps = [sweep for mine in panels.values() for sweep in mine]
-    knobs = [k for sweep in sweeps for k in varied(sweep) if not isinstance(tried(sweep, k)[0], str)]
+    knobs = [k for sweep in sweeps for k in varied(sweep) if _in_numbers(sweep["points"], k)]
     made = [_over(results, panels, knob, same_scale) for knob in dict.fromkeys(knobs)]
     return [plot for plot in (*made, _over_lr_and_noise(results, sweeps)) if plot is not None]
 
@@ -41,7 +41,9 @@ def _over(results: Row, by_panel: Mapping[str, Sequence[Row]], knob: str, same_s
             (sweep, kind, rows)
             for sweep in sweeps
             for kind, rows in (_by_noise_kind(sweep) if knob == "noise" else [("", sweep["points"])])
-            if len({row["point"].get(knob) for row in rows}) > 1 and _best_at(rows, knob)
+            if _in_numbers(rows, knob)
+            and len({row["point"].get(knob) for row in rows}) > 1
+            and _best_at(rows, knob)
         ]
         if mine:
             # Noise does less than width does, whose valleys would all look flat beside each other.
@@ -114,6 +116,11 @@ def _caption(groups: Sequence[Group], knob: str) -> str:
         if counts:
             text += f" Not drawn, since {state}{words}: {', '.join(counts)}."
     return text
+
+
+def _in_numbers(rows: Sequence[Row], knob: str) -> bool:
+    """Whether the values of a knob can be laid along an axis; those of noise may be ``fresh:2``."""
+    return not any(isinstance(row["point"].get(knob), str) for row in rows)
 
 
 def _best_at(rows: Sequence[Row], knob: str) -> dict[Any, Row]:
@@ -197,5 +204,9 @@ def _is_grid(rows: Sequence[Row]) -> bool:
     """Whether rates and strengths cross: at least two of each, and more than half of all pairs tried."""
     pairs = {(row["point"].get("lr"), row["point"].get("noise")) for row in rows}
     rates, noises = ({pair[i] for pair in pairs} for i in (0, 1))
-    crossed = min(len(rates), len(noises)) > 1 and len(pairs) > len(rates) * len(noises) / 2
+    crossed = (
+        _in_numbers(rows, "noise")
+        and min(len(rates), len(noises)) > 1
+        and len(pairs) > len(rates) * len(noises) / 2
+    )
     return crossed and any(row["state"] == "complete" for row in rows)
