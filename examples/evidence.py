@@ -5,9 +5,9 @@
     python examples/evidence.py --only warmstart dynamics  # some of it
     python examples/evidence.py --pages                    # write the pages anew, from what is there
 
-Every study runs in evidence/NAME and ends in its results.json; the pages, and the pictures and CSV that they
-show, are made of these files alone; so is the table that `mupscale advise` goes by. A study that is not finished is
-said to be so, and claims nothing; of one on when growing pays, the sweeps that are finished are shown.
+Every study runs in evidence/NAME and ends in its results.json; the pages, their pictures and CSV, and the
+table that `mupscale advise` goes by are made of these files alone. A study that is not finished is said to be
+so, and claims nothing; of one on when growing pays, the sweeps that are finished are shown.
 """
 
 from __future__ import annotations
