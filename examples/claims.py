@@ -1,4 +1,4 @@
-"""What the two papers claim, figure by figure, and which answer of which study here tells whether it holds.
+"""What papers claim, figure by figure, and which answer of which study here tells whether it holds.
 
 They are the rows of docs/results.md, which `evidence.py` writes. Whether a study agrees is computed from its
 answers alone; what a paper says is told in our own words.
@@ -6,6 +6,7 @@ answers alone; what a paper says is told in our own words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from mupscale.study.page import Answer
 
 MA = "Ma et al. 2026, *μpscaling small models* (arXiv 2602.10545)"
 MALLIK = "Mallik et al. 2024, *Warmstarting for Scaling Language Models* (arXiv 2411.07340)"
+MLODOZENIEC = "Mlodozeniec et al. 2025, *Completed Hyperparameter Transfer* (arXiv 2512.22382)"
 MOST_CHANGE = 2.0  # of activations, over 4 times the width, that still counts as level
 Verdict = tuple[str, bool | None]  # what was measured, and whether it agrees; None: that is not known
 Question = Mapping[str, Any]
@@ -24,7 +26,7 @@ class Claim:
     """A row.
 
     Attributes:
-        paper: `MA` or `MALLIK`.
+        paper: `MA`, `MALLIK` or `MLODOZENIEC`.
         title: the claim or figure.
         says: what the paper says, in our words.
         study: the name of its study in `evidence.STUDIES`.
@@ -164,6 +166,27 @@ def weights_stay_level(shrink: str) -> Callable[[Answer], Verdict]:
             f"Over time weights change by at most × {ours:.2g} with {shrink}, × {scratch:.2g} from scratch."
         )
         return said, ours <= scratch
+
+    return judge
+
+
+def goes_by_rule(base: str, factors: Mapping[str, float]) -> Callable[[Answer], Verdict]:
+    """Of `tuned`: in each sweep the rate of the base, times a factor, is the best, or within its spread."""
+
+    def judge(answer: Answer) -> Verdict:
+        found = answer.data
+        if not {base, *factors} <= found.keys():
+            return answer.headline, None
+        rates = {name: found[name]["point"]["lr"] for name in (base, *factors)}
+        said, agrees = [], True
+        for name, factor in factors.items():
+            rule = rates[base] * factor
+            level = any(math.isclose(point["lr"], rule) for point in found[name]["level"])
+            agrees = agrees and level
+            how = "" if math.isclose(rates[name], rule) else ", as good" if level else ", worse"
+            said.append(f"{name} {rates[name]:g} (by the rule {rule:g}{how})")
+        at_edge = any(found[name]["at_edge"] for name in rates)
+        return f"Best rate, {base} {rates[base]:g}: {', '.join(said)}.", None if at_edge else agrees
 
     return judge
 
@@ -324,5 +347,14 @@ CLAIMS = (
         asks=_MAPS[1:],
         judge=pays("successive", 20),
         picture="loss_above_scratch_2",
+    ),
+    Claim(
+        paper=MLODOZENIEC,
+        title="Rates over batch size and tokens",
+        says="The best rate goes as √(growth of the batch / growth of the tokens).",
+        study="budget",
+        asks=({"ask": "tuned"},),
+        judge=goes_by_rule("narrow", {"4B by rule": 2.0, "4D by rule": 0.5, "4B and 4D": 1.0}),
+        picture="loss_over_lr",
     ),
 )

@@ -89,6 +89,7 @@ STUDIES = (
     Study("equivalence_resnet"),
     Study("equivalence_gpt2"),
     Study("dynamics"),
+    Study("budget"),
     Study("mlp_adamw_cpu/transfer"),
     Study("mlp_adamw_cpu"),
     Study("mlp_sgd_cpu/transfer"),

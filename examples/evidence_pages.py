@@ -221,7 +221,7 @@ def _results_page(
     known: Mapping[Study, Row | None], told: Mapping[str, Told], claims: Sequence[Claim], docs: Path
 ) -> str:
     blocks = [
-        "# The two papers, figure by figure",
+        "# The papers, figure by figure",
         "Written by `make evidence` from the results of the studies that it names, at sizes that a CPU "
         "trains in minutes. What the papers say is told in our words; whether a study agrees is computed "
         "from its answers, by `examples/claims.py`.",
@@ -252,7 +252,7 @@ def _verdict(
 ) -> tuple[str, str]:
     """What was measured, and whether it agrees, in words."""
     if claim.study not in told:
-        return _unfinished(study, known[study]), "–"
+        return _unfinished(study, known[study]).partition(";")[0], "–"
     found = [told[claim.study].answer(asked) for asked in claim.asks]
     if None in found:
         return f"Not asked when it ran; `{study.command}`", "–"

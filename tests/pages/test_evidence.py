@@ -18,7 +18,17 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import evidence  # noqa: E402
-from claims import CLAIMS, MA, Claim, begins_and_ends_lower, best_together, pays, saves, stays_equal  # noqa: E402
+from claims import (  # noqa: E402
+    CLAIMS,
+    MA,
+    Claim,
+    begins_and_ends_lower,
+    best_together,
+    goes_by_rule,
+    pays,
+    saves,
+    stays_equal,
+)
 from evidence_pages import GROWING, RESULTS  # noqa: E402
 
 HEAD = """\
@@ -186,7 +196,7 @@ def test_it_goes_on_where_it_was_killed(tmp_path, capsys):
     done = len(finished(tmp_path))
     assert f"Not finished: {done} of 10 trials; `mupscale study examples/studies/recipes.toml" in growing
     assert "What was tried" not in growing
-    assert "Not finished: 0 of 6 trials; `mupscale study examples/studies/equal.toml" in results
+    assert "Not finished: 0 of 6 trials" in results
     assert "| yes " not in results
 
     assert run(tmp_path) == 0
@@ -323,6 +333,26 @@ def test_one_start_below_the_others():
     assert judge(answer(cells=[cell(), cell("shrunk", loss=2.1)]))[1] is True
     assert judge(answer(cells=[cell(), cell("shrunk", loss=1.9)]))[1] is False
     assert judge(answer(cells=[cell()]))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("best", "level", "edge", "said", "agrees"),
+    [
+        (0.008, [0.008], [], "0.008)", True),
+        (0.016, [0.008, 0.016], [], "0.008, as good)", True),
+        (0.016, [0.016], [], "0.008, worse)", False),
+        (0.008, [0.008], ["lr"], "0.008)", None),
+    ],
+)
+def test_rates_by_a_rule(best, level, edge, said, agrees):
+    narrow = {"point": {"lr": 0.004}, "level": [{"lr": 0.004}], "at_edge": []}
+    wide = {"point": {"lr": best}, "level": [{"lr": lr} for lr in level], "at_edge": edge}
+    judge = goes_by_rule("narrow", {"4B": 2.0})
+    assert judge(answer(**{"narrow": narrow, "4B": wide})) == (
+        f"Best rate, narrow 0.004: 4B {best:g} (by the rule {said}.",
+        agrees,
+    )
+    assert judge(answer(narrow=narrow))[1] is None
 
 
 def test_initial_and_final_losses():

@@ -121,5 +121,5 @@ def first_below(curve: Sequence[Sequence[float]], loss: float) -> float | None:
         return float(curve[0][0])
     for (before, high, *_), (after, low, *_) in pairwise(curve):
         if low <= loss:
-            return before + (after - before) * (high - loss) / (high - low)
+            return min(after, before + (after - before) * ((high - loss) / (high - low)))
     return None

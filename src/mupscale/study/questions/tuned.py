@@ -45,7 +45,14 @@ def tuned(results: Row, *, of: Names) -> Answer:
         figures=[
             (show(s["best"]["point"][k]), f"best {k}, {called(s)}") for s in found[-1:] for k in varied(s)
         ],
-        data={sweep["name"]: {**sweep["best"], "at_edge": sweep["at_edge"]} for sweep in found},
+        data={
+            sweep["name"]: {
+                **sweep["best"],
+                "at_edge": sweep["at_edge"],
+                "level": [row["point"] for row in _level(sweep)],
+            }
+            for sweep in found
+        },
     )
 
 
@@ -109,12 +116,18 @@ def in_words(sweep: Row) -> list[str]:
         lines.append(f"The same everywhere: {show_point(fixed)}.")
     if not best:
         return [*lines, "No point ended with a loss." if points else "No point has a loss yet."]
-    others = [row for row in with_state(sweep, "complete") if row["point"] != best["point"]]
-    if near := sum(row["loss"] - best["loss"] <= (best["spread"] or 0) for row in others):
+    if near := len(_level(sweep)) - 1:
         lines.append(f"{near} other point{' lies' if near == 1 else 's lie'} within the spread of the best.")
     failed = {state: len(with_state(sweep, state)) for state in ("diverged", "pruned")}
     lines += [f"{n} of {len(points)} points {state}." for state, n in failed.items() if n]
     return [*lines, *edges(sweep)]
+
+
+def _level(sweep: Row) -> list[Row]:
+    """The best point, and those within its spread."""
+    best = sweep["best"]
+    most = best["loss"] + (best["spread"] or 0.0)
+    return [r for r in with_state(sweep, "complete") if r["point"] == best["point"] or r["loss"] <= most]
 
 
 def cost(results: Row) -> Answer:
