@@ -1,9 +1,12 @@
 """Checkpoint directories on disk: grown, sharded, staged; and every bad input in one clear line."""
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from transformers import AutoModelForCausalLM
 import mupscale
 from models import CONFIGS, build
 from mupscale import GrowthError
+from mupscale.checkpoint import staging
+from mupscale.checkpoint.staging import staged
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
 from mupscale.operators.catalogue import OPERATORS
@@ -293,8 +298,11 @@ def test_killed_between_two_renames_the_old_destination_comes_back(source, tmp_p
     grow_checkpoint(source, tmp_path / "wide", width=2)
     before = (tmp_path / "wide/model.safetensors").read_bytes()
     script = (
-        "import os, pathlib, signal, sys\n"
+        "import errno, os, pathlib, signal, sys\n"
         "from mupscale import growth\n"
+        "from mupscale.checkpoint import staging\n"
+        "def cannot(*args): raise OSError(errno.EINVAL, 'no exchange here')\n"
+        "staging._exchange = cannot\n"
         "rename = pathlib.Path.rename\n"
         "def once(path, target):\n"
         "    rename(path, target)\n"
@@ -308,3 +316,103 @@ def test_killed_between_two_renames_the_old_destination_comes_back(source, tmp_p
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "3"]) == 2  # it is there again
     assert (tmp_path / "wide/model.safetensors").read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+def test_killed_right_after_the_exchange_the_new_destination_is_there(source, tmp_path):
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    script = (
+        "import os, signal, sys\n"
+        "from mupscale import growth\n"
+        "from mupscale.checkpoint import staging\n"
+        "exchange = staging._exchange\n"
+        "staging._exchange = lambda *names: (exchange(*names), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=3, overwrite=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert mupscale.Plan.load(tmp_path / "wide").growth["d_ff"] == 3
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", "--overwrite"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+def test_one_run_at_a_time_writes_to_a_destination(source, tmp_path, capsys):
+    with staged(tmp_path / "wide", source=source, overwrite=False) as partial:
+        (partial / "config.json").write_text("{}")
+        assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", "--overwrite"]) == 2
+        assert "another run is writing to it" in capsys.readouterr().err
+        assert (partial / "config.json").exists()
+    assert [p.name for p in (tmp_path / "wide").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_meanwhile_is_left_as_it_is(overwrite, source, tmp_path, capsys, monkeypatch):
+    copy = staging.copy_companions
+
+    def meanwhile(*args, **how):
+        (tmp_path / "wide").mkdir()
+        (tmp_path / "wide/thesis.txt").write_text("years of work")
+        copy(*args, **how)
+
+    monkeypatch.setattr("mupscale.checkpoint.staging.copy_companions", meanwhile)
+    how = ["--overwrite"] * overwrite
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", *how]) == 2
+    said = "not a checkpoint directory" if overwrite else "appeared while this was being written"
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "wide/thesis.txt").read_text() == "years of work"
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_where_there_is_no_room_one_line_says_so(with_optimizer, share, source, tmp_path, capsys):
+    """As of a full disk, so of a limit on the size of files; filling a hole in one ended the process."""
+    if with_optimizer:
+        narrow = AutoModelForCausalLM.from_pretrained(source)
+        optimizer = torch.optim.AdamW(narrow.parameters())
+        narrow(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
+        optimizer.step()
+        torch.save(optimizer.state_dict(), source / "optimizer.pt")
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    capsys.readouterr()
+    largest = max(p.stat().st_size for p in (tmp_path / "wide").iterdir())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * largest), before[1]))
+    try:
+        status = main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    said = capsys.readouterr().err
+    assert "wider: File too large; nothing is left of it" in said
+    assert said.count("\n") == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "checkpoint-500", "train.py"])
+def test_what_is_no_part_of_a_checkpoint_is_not_removed_with_it(name, source, tmp_path, capsys):
+    command = ["grow", str(source), str(tmp_path / "wide"), "--width", "2", "--overwrite"]
+    assert main(command) == 0
+    strange = tmp_path / "wide" / name
+    strange.mkdir() if "." not in name else strange.write_text("mine")
+    assert main(command) == 2
+    assert f"{name}: not part of a checkpoint" in capsys.readouterr().err
+    assert strange.exists()
+
+
+def test_the_destination_is_on_the_disk_before_it_has_its_name(source, tmp_path, monkeypatch):
+    synced, rename = set(), Path.rename
+    fsync, named = os.fsync, []
+
+    def noted(handle):
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def renamed(path, target):
+        named.append((Path(target).name, {p.stat().st_ino for p in (path, *path.rglob("*"))} - synced))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", renamed)
+    grow_checkpoint(source, tmp_path / "wide", width=2)
+    assert named == [("wide", set())]
+    assert tmp_path.stat().st_ino in synced

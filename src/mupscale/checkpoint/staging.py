@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import glob
+import ctypes
+import errno
+import fcntl
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mupscale.errors import GrowthError
@@ -24,74 +26,191 @@ _WEIGHT_SUFFIXES = (
     ".ckpt",
     ".pt",
 )
-# Whose a half-made directory is: other machines may write to the same file system.
-_HOST = socket.gethostname()
 _TRAINING_STATE = ("trainer_state.json", "training_args.bin")
+# Files that lie beside the weights in checkpoint directories, as far as their names tell.
+_NAMES = (
+    *("*config.json", "mupscale.json", "history.json", "modules.json", "trainer_state.json", "scheduler.pt"),
+    *("*.bin", "rng_state*", "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model"),
+    *("chat_template*", "README*", "LICENSE*", "NOTICE*", ".gitattributes"),
+)
 
 
 @contextmanager
 def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path]:
     """A directory to write into, which takes the name ``destination`` when the block ends without error.
 
+    It is on the disk before it has the name, and an old ``destination`` stays there until then. One run at a
+    time writes to a destination; what a run that was killed left is cleared by the next one.
+
     Raises:
-        GrowthError: the destination exists and may not be replaced, or lies around the source.
+        GrowthError: the destination exists and may not be replaced, or lies around the source; another run is
+            writing to it; something appeared there meanwhile; there is no room for it.
     """
     destination, source = Path(destination).absolute(), source.absolute()
-    _sweep(destination)
     if source.resolve().is_relative_to(destination.resolve()):
         raise GrowthError(f"{destination}: is or contains the source {source}; choose another destination")
-    if destination.exists():
-        if not overwrite:
-            raise GrowthError(f"{destination}: exists; choose another destination or add --overwrite")
-        replaceable = destination.is_dir() and (
-            (destination / "config.json").is_file() or not any(destination.iterdir())
-        )
-        if not replaceable:
-            raise GrowthError(f"{destination}: not a checkpoint directory, so --overwrite will not remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    mine = f"{_HOST}-{os.getpid()}"
-    partial = destination.with_name(f".{destination.name}.partial-{mine}")
-    old = destination.with_name(f".{destination.name}.old-{mine}")
-    partial.mkdir()
-    try:
-        yield partial
-        if destination.exists():
-            destination.rename(old)
-            try:
-                partial.rename(destination)
-            except OSError:
-                old.rename(destination)
-                raise
-            shutil.rmtree(old)
-        else:
-            partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = destination.with_name(f".{destination.name}.partial")
+    with _locked(partial, destination):
+        try:
+            _put_back(destination)
+            _check_free(destination, source, overwrite)
+            _clear(partial)
+            yield partial
+            sync_tree(partial)
+            if overwrite and destination.exists():
+                _check_free(destination, source, overwrite)
+                _replace(destination, partial)
+            else:
+                _rename_new(partial, destination)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise GrowthError(
+                    f"{destination}: {error.strerror}; nothing is left of it: make room, and grow again"
+                ) from None
+            raise
+        _sync(destination.parent)
+        shutil.rmtree(_old(destination), ignore_errors=True)
 
 
-def _sweep(destination: Path) -> None:
-    """Remove what runs that were killed left of this destination; put back what one had just set aside."""
-    for path in destination.parent.glob(glob.escape(f".{destination.name}.") + f"*-{_HOST}-*"):
-        kind, _, pid = path.name.removeprefix(f".{destination.name}.").rpartition(f"-{_HOST}-")
-        if kind not in ("partial", "old") or not pid.isdecimal() or _is_another(int(pid)):
+def _check_free(destination: Path, source: Path, overwrite: bool) -> None:
+    """Refuse a destination that is there: it is replaced by request only, and nothing but a checkpoint is."""
+    if not os.path.lexists(destination):
+        return
+    if not overwrite:
+        raise GrowthError(f"{destination}: exists; choose another destination or add --overwrite")
+    entries = list(destination.iterdir()) if destination.is_dir() and not destination.is_symlink() else None
+    if entries is None or (entries and not (destination / "config.json").is_file()):
+        raise GrowthError(f"{destination}: not a checkpoint directory, so --overwrite will not remove it")
+    if strange := sorted(path for path in entries if not _is_ours(path, source)):
+        raise GrowthError(
+            f"{strange[0]}: not part of a checkpoint, and --overwrite would remove it; move it away first"
+        )
+
+
+def _is_ours(path: Path, source: Path) -> bool:
+    """Whether a growth of the source would write such a file, or training leave it beside the weights."""
+    known = any(fnmatch(path.name, pattern) for pattern in _NAMES)
+    return (path.is_file() and (known or path.name.endswith(_WEIGHT_SUFFIXES))) or (
+        source / path.name
+    ).exists()
+
+
+@contextmanager
+def _locked(partial: Path, destination: Path) -> Iterator[None]:
+    """A directory that this run alone writes to: by a lock that ends with the process, however it ends."""
+    busy = f"{destination}: another run is writing to it ({partial.name}); wait for it, or choose another"
+    while True:
+        try:
+            partial.mkdir()
+            made = True
+        except FileExistsError:
+            made = False
+        try:
+            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # the other run has just finished
             continue
-        if kind == "old" and not destination.exists():
-            path.rename(destination)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_another(pid: int) -> bool:
-    """Whether another process runs under this number; in a container it may be ours again every time."""
-    if pid == os.getpid():
-        return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise GrowthError(busy) from None
+        except OSError:  # no locks on this file system: what is there may be another's
+            if not made:
+                os.close(handle)
+                raise GrowthError(f"{busy}; if none is, remove {partial}") from None
+        if os.path.lexists(partial) and os.path.samestat(os.lstat(partial), os.fstat(handle)):
+            break
+        os.close(handle)  # of a run that finished between our two calls
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _rename_new(partial: Path, destination: Path) -> None:
+    try:
+        partial.rename(destination)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise GrowthError(
+            f"{destination}: appeared while this was being written, and is left as it is; "
+            "choose another destination or add --overwrite"
+        ) from None
+
+
+def _replace(destination: Path, partial: Path) -> None:
+    """Let ``partial`` take the name of an old destination, which gets another.
+
+    Both names are exchanged at once where the system can; else there is a moment without the destination,
+    from which `_put_back` returns.
+    """
+    old = _old(destination)
+    try:
+        _exchange(partial, destination)
+    except OSError:
+        destination.rename(old)
+        try:
+            partial.rename(destination)
+        except OSError:
+            old.rename(destination)
+            raise
+    else:
+        partial.rename(old)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two names, atomically.
+
+    Raises:
+        OSError: this system, or this file system, cannot.
+    """
+    at_cwd, exchange = -100, 2
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one))
+
+
+def _old(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.old")
+
+
+def _put_back(destination: Path) -> None:
+    """Put back the old destination, where a run was killed between two renames."""
+    old = _old(destination)
+    if old.is_dir() and not os.path.lexists(destination):
+        old.rename(destination)
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Let all files of a directory, and their names in it, be on the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(place, name))
+        _sync(Path(place))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def copy_companions(source: Path, destination: Path, *, training_state: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,10 @@ def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], 
             }
             for i, entries in saved["state"].items()
         }
+    _take_room(path, sum(t.nbytes for e in layout.values() for t in e.values() if isinstance(t, Tensor)))
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({**saved, "state": layout}, path)
+    _take_room(path, path.stat().st_size)  # it has holes, and a full disk ends the process that fills one
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         written = torch.load(path, mmap=True, weights_only=True)
     for i, entries in saved["state"].items():
@@ -143,6 +146,12 @@ def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], 
             if isinstance(value, _Lazy):
                 written["state"][i][key].copy_(value.make())
                 on_bytes(written["state"][i][key].nbytes)
+
+
+def _take_room(path: Path, nbytes: int) -> None:
+    """Let a file have so many bytes on the disk; raises OSError where there is no room, with the reason."""
+    with path.open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, nbytes)
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
