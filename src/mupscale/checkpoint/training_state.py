@@ -151,7 +151,7 @@ def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], 
 def _take_room(path: Path, nbytes: int) -> None:
     """Let a file have so many bytes on the disk; raises OSError where there is no room, with the reason."""
     with path.open("ab") as file:
-        os.posix_fallocate(file.fileno(), 0, nbytes)
+        os.posix_fallocate(file.fileno(), 0, max(1, nbytes))
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
