@@ -161,6 +161,7 @@ def grow_checkpoint(
     from mupscale.checkpoint.writer import TensorSpec, write_weights
 
     checkpoint = Checkpoint(source)
+    checkpoint.check_layers()
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
     assert plan.narrow_config is not None
     narrow = skeleton(plan.narrow_config)
@@ -192,6 +193,10 @@ def grow_checkpoint(
 
     def grown(name: str) -> Tensor:
         wide = grower(name, specs[name].dtype)
+        if not allow_nonfinite and not wide.isfinite().all():
+            raise GrowthError(
+                f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
+            )
         advance(wide.nbytes)
         return wide
 

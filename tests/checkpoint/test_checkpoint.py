@@ -147,7 +147,62 @@ def truncate(path):
     (path / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def shard(path, stored):
+    """An index that says the same of every tensor."""
+    (path / "model.safetensors").rename(path / "model-1.safetensors")
+    names = load_file(path / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(names, stored)}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
 BAD = {
+    "deep config": (
+        lambda p: (p / "config.json").write_text(DEEP),
+        [],
+        "config.json: not valid JSON (maximum",
+    ),
+    "list of families": (lambda p: edit_config(p, model_type=["llama"]), [], "model_type ['llama'] is not"),
+    "a class that is no model": (
+        lambda p: edit_config(p, architectures=["pipeline"]),
+        [],
+        "'pipeline' is no model class of transformers",
+    ),
+    "a class that is a number": (lambda p: edit_config(p, architectures=[3]), [], "3 is no model class"),
+    "a class of another config": (
+        lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]),
+        [],
+        "no GPT2LMHeadModel can be built of this llama config",
+    ),
+    "negative size": (
+        lambda p: edit_config(p, hidden_size=-4),
+        [],
+        "no LlamaForCausalLM can be built of this",
+    ),
+    "more layers than tensors": (
+        lambda p: edit_config(p, num_hidden_layers=100_000),
+        [],
+        "num_hidden_layers is 100000, but the weights are 21 tensors",
+    ),
+    "shard that is a number": (lambda p: shard(p, 3), [], "3 in its weight_map is not a file beside it"),
+    "shard elsewhere": (
+        lambda p: shard(p, "/etc/passwd"),
+        [],
+        "'/etc/passwd' in its weight_map is not a file",
+    ),
+    "shard above": (
+        lambda p: shard(p, "../model.safetensors"),
+        [],
+        "in its weight_map is not a file beside it",
+    ),
+    "endless shards": (None, ["--max-shard-size", "1e400GB"], "max-shard-size '1e400GB': expected a size"),
+    "axis given twice": (None, ["--axes", "d_ff=2", "d_ff=3"], "--axes d_ff=3: d_ff is given twice"),
+    "too large for the dtype": (
+        lambda p: edit_weights(p, lambda t: t["model.norm.weight"].fill_(1e6)),
+        ["--dtype", "float16"],
+        "model.norm.weight: grown it holds numbers beyond torch.float16",
+    ),
     "no config": (lambda p: (p / "config.json").unlink(), [], "config.json: not found"),
     "config is not JSON": (lambda p: (p / "config.json").write_text("{"), [], "config.json: not valid JSON"),
     "unknown family": (

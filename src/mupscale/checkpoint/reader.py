@@ -80,13 +80,26 @@ class Checkpoint:
         path = path / "config.json" if path.is_dir() else path
         data = _read_json(path, "a Hugging Face checkpoint directory holds one")
         model_type = data.get("model_type")
-        if model_type not in CONFIG_MAPPING:
+        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise GrowthError(
                 f"{path}: model_type {model_type!r} is not one that transformers {version('transformers')} "
                 "knows; expected one such as llama"
             )
         with said_as(f"{path}: not a valid {model_type} config"):
             return CONFIG_MAPPING[model_type].from_dict(data)
+
+    def check_layers(self) -> None:
+        """Refuse a config of more layers than there are tensors, before a model of it is built.
+
+        A directory without weights is let through: of that there is nothing to grow.
+        """
+        layers = getattr(self.config, "num_hidden_layers", None)
+        has_weights = any((self.path / name).is_file() for name in (WEIGHTS, INDEX))
+        if has_weights and isinstance(layers, int) and layers > len(self._files):
+            raise GrowthError(
+                f"{self.path / 'config.json'}: num_hidden_layers is {layers}, but the weights are "
+                f"{len(self._files)} tensors"
+            )
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -95,7 +108,12 @@ class Checkpoint:
             index = _read_json(self.path / INDEX, "it lists the shards")
             if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
                 raise GrowthError(f"{self.path / INDEX}: no weight_map in it; save the checkpoint again")
-            files = sorted({self.path / f for f in index["weight_map"].values()})
+            names = index["weight_map"].values()
+            if odd := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+                raise GrowthError(
+                    f"{self.path / INDEX}: {odd[0]!r} in its weight_map is not a file beside it"
+                )
+            files = [self.path / name for name in sorted({*names})]
         else:
             files = [self.path / WEIGHTS]
         for file in files:
@@ -213,7 +231,7 @@ def _read_json(path: Path, role: str) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except OSError:
         raise GrowthError(f"{path}: not found; {role}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GrowthError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise GrowthError(f"{path}: expected a JSON object")

@@ -104,7 +104,7 @@ def _parse_size(text: str) -> int:
     unit = text.strip().upper()[len(number) :]
     try:
         size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
         raise GrowthError(f"max-shard-size {text!r}: expected a size such as 5GB or 500MB")

@@ -264,14 +264,16 @@ def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | 
     from mupscale.checkpoint.reader import Checkpoint
 
     wide = Checkpoint.read_config(to) if to is not None else None
-    return mupscale.plan(Checkpoint(source).config, width=width, axes=factors, to=wide)
+    checkpoint = Checkpoint(source)
+    checkpoint.check_layers()
+    return mupscale.plan(checkpoint.config, width=width, axes=factors, to=wide)
 
 
 def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
     """Growth by axis from words such as `d_ff=3`; None for no words.
 
     Raises:
-        GrowthError: a word is not NAME=WHOLE NUMBER.
+        GrowthError: a word is not NAME=WHOLE NUMBER, or a name comes twice.
 
     Example:
         >>> parse_axes(["d_ff=3", "kv_heads=1"])
@@ -282,5 +284,7 @@ def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
         name, _, factor = pair.partition("=")
         if not (name and factor.isdecimal()):
             raise GrowthError(f"--axes {pair}: expected NAME=FACTOR with a whole factor, such as d_ff=3")
+        if name in axes:
+            raise GrowthError(f"--axes {pair}: {name} is given twice")
         axes[name] = int(factor)
     return axes or None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, said_as
 from mupscale.models.contents import unwrapped
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
     import transformers
 
     for name in config.architectures or ():
-        if hasattr(transformers, name):
-            named: type[nn.Module] = getattr(transformers, name)
+        named = getattr(transformers, name, None) if isinstance(name, str) else name
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named
+        if named is not None:
+            raise GrowthError(f"architectures: {name!r} is no model class of transformers")
         if name in _own_classes:
             return _own_classes[name]
         if "." in name:
@@ -131,9 +133,17 @@ def worked_out(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def skeleton(config: PreTrainedConfig) -> nn.Module:
-    """The model of a config on the ``meta`` device: names and shapes, no memory."""
-    with torch.device("meta"):
-        return model_class(config)(config)
+    """The model of a config on the ``meta`` device: names and shapes, no memory.
+
+    Raises:
+        GrowthError: it has no class, or its class takes no such config.
+    """
+    found = model_class(config)
+    with (
+        torch.device("meta"),
+        said_as(f"no {found.__name__} can be built of this {config.model_type} config"),
+    ):
+        return found(config)
 
 
 def shapes(config: PreTrainedConfig, *, buffers: bool = True) -> dict[str, tuple[int, ...]]:
