@@ -202,6 +202,27 @@ def test_noise_depends_on_seed_and_name_alone():
     assert not torch.equal(noise, normal(torch.Size((3, 5)), seed=3, name="y"))
 
 
+@pytest.mark.parametrize("noise", [f"{kind}:0.5" for kind in Noise.KINDS if kind not in ("paired", "fresh")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_the_number_of_threads(dtype, noise):
+    """Large sums are made by several threads, each its share: so in another order with another number."""
+    torch.manual_seed(0)
+
+    def make(width):
+        return mlp(777 * width, inputs=64, classes=8, layers=3)
+
+    narrow, plan = make(1).to(dtype), mupscale.plan(make, width=2)
+    threads, grown = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            grown.append(mupscale.grow(narrow, plan, noise=noise, seed=1).state_dict())
+    finally:
+        torch.set_num_threads(threads)
+    for other in grown[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in grown[0].items())
+
+
 def test_blocks_of_noise_are_whole_groups_of_copies(monkeypatch):
     """Drawn in many blocks the noise is still balanced, for copies that lie head_dim rows apart too."""
     monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 100)

@@ -38,6 +38,7 @@ from mupscale.theory.scaling import Scaling
 # Entries in one block of random numbers, before it is rounded up to whole groups of copies. Part of the
 # format: another value draws other noise from the same seed.
 BLOCK_ENTRIES = 1 << 18
+SUMMED = 1 << 12  # entries that are summed by one thread; part of the format likewise
 
 
 @dataclass(frozen=True)
@@ -159,15 +160,15 @@ def spectral_norms(weight: Tensor, scaling: Scaling) -> Tensor:
         As many dims as ``weight``; those of the matrices have size 1.
     """
     contracted = [index for index, dim in enumerate(scaling.axes.dims) if dim.contracted]
-    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    exact = weight.double()  # rounded at last, so that the order of sums, which threads decide, does not show
     others = [index for index in range(weight.ndim) if index not in contracted]
     if not others:  # a vector that is contracted, such as a learned query
         norm: Tensor = torch.linalg.vector_norm(exact)
-        return norm.reshape([1] * weight.ndim)
+        return norm.float().reshape([1] * weight.ndim)
     outputs = next((i for i in others if scaling.wide_shape[i] != scaling.shape[i]), others[0])
     positions = [i for i in others if i != outputs]
     matrices = exact.permute(*positions, outputs, *contracted).flatten(len(positions) + 1)
-    norms: Tensor = torch.linalg.matrix_norm(matrices, ord=2)
+    norms: Tensor = torch.linalg.matrix_norm(matrices, ord=2).float()
     return norms.reshape([weight.shape[i] if i in positions else 1 for i in range(weight.ndim)])
 
 
@@ -210,4 +211,9 @@ def normal(shape: torch.Size, *, seed: int, name: str) -> Tensor:
 
 
 def _rms(tensor: Tensor) -> float:
-    return math.sqrt(tensor.to(torch.promote_types(tensor.dtype, torch.float32)).square().mean().item())
+    """Root mean square, from sums in a fixed order: with any number of threads the same to the last bit."""
+    flat = tensor.detach().reshape(-1)
+    whole = len(flat) // SUMMED * SUMMED
+    rows = [flat[:whole].view(-1, SUMMED), flat[None, whole:]]
+    sums = [row.to(torch.promote_types(row.dtype, torch.float32)).square().sum(1).tolist() for row in rows]
+    return math.sqrt(math.fsum(sums[0] + sums[1]) / max(1, len(flat)))
