@@ -12,7 +12,7 @@ import pytest
 
 from mupscale.study.files import read_study
 from mupscale.study.page import Answer
-from mupscale.study.work.queue import open_storage
+from mupscale.study.work.storage import open_storage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))

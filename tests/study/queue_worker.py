@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 from mupscale.study.spec.space import Choices, Point, grid
 from mupscale.study.spec.sweeps import Search
-from mupscale.study.work.queue import Queue, open_storage
+from mupscale.study.work.queue import Queue
+from mupscale.study.work.storage import open_storage
 
 SPACE = {"lr": Choices((0.001, 0.003, 0.01, 0.03, 0.1, 0.3)), "noise": Choices((0, 1, 2, 4))}
 POINTS = grid(SPACE)

@@ -21,6 +21,7 @@ from mupscale.study.runs.history import History
 from mupscale.study.runs.lab import Lab
 from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.training import train
+from mupscale.study.work.board import MOST_MORE
 from mupscale.study.work.driver import Job, estimate, run
 from mupscale.study.work.results import collect
 from mupscale.study.work.worker import Worker
@@ -445,6 +446,49 @@ def test_all_seeds_may_grow_one_model(line):
     chosen = next(row for row in grown["points"] if len(row["seeds"]) == 3)
     assert len(set(chosen["losses"])) == 3
     assert (grown["done"], grown["total"]) == (6, 6)
+
+
+WIDER = """\
+seeds = 2
+[model]
+family = "mlp"
+layers = 3
+[data]
+source = "digits"
+[training]
+batch_size = 32
+warmup_steps = 1
+max_grad_norm = 0.0
+eval_every = 20
+eval_blocks = 64
+[sweep.scratch]
+width = 8
+steps = 20
+try = { lr = [0.0001, 0.0002, 0.0004] }
+search_seeds = 1
+widen = true
+"""
+
+
+def test_a_grid_gets_wider_until_the_best_is_inside_or_no_more_is_to_be_had(study):
+    job = study(WIDER)
+    row = sweep(work(job), "scratch")
+    rates = sorted({point["point"]["lr"] for point in row["points"]})
+    assert rates == pytest.approx([0.0001 * 2**i for i in range(3 + MOST_MORE)])  # more is better so far
+    assert row["at_edge"] == ["lr"]
+    assert row["finished"]
+    assert len(row["points"][-1]["seeds"]) == 2
+    before = losses(work(job), "scratch")
+    study(WIDER.replace("0.0001, 0.0002, 0.0004", "0.001, 0.01, 0.1, 1.0"))
+    row = sweep(work(job), "scratch")
+    assert row["at_edge"] == []
+    assert row["best"]["point"]["lr"] > 0.0064
+    assert before.items() <= losses({"sweeps": [row]}, "scratch").items()
+
+
+def test_only_a_grid_of_rates_gets_wider(study):
+    with pytest.raises(GrowthError, match="widen: there is no grid of rates to widen"):
+        work(study(WIDER.replace("try = { lr = [0.0001, 0.0002, 0.0004] }", "lr = 0.01")))
 
 
 def test_growing_is_verified_where_asked(line):

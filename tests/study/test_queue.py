@@ -24,7 +24,8 @@ from mupscale.errors import GrowthError
 from mupscale.study.spec.space import Choices, Range, at_edge, grid, read_knob
 from mupscale.study.spec.sweeps import Search
 from mupscale.study.work import queue as queue_module
-from mupscale.study.work.queue import LEASE, Queue, open_storage
+from mupscale.study.work.queue import LEASE, Queue
+from mupscale.study.work.storage import open_storage
 
 RATES = {"lr": Choices((0.1, 0.2, 0.3))}
 ELSEWHERE = {"host": "another machine", "pid": 1, "since": 0.0, "beat": 0}
@@ -41,8 +42,8 @@ def make(tmp_path):
     return partial(make_queue, tmp_path / "trials.journal")
 
 
-def make_queue(place, space=RATES, search=None, **settings):
-    return Queue(open_storage(place), "sweep", space, search or Search(), settings=settings)
+def make_queue(place, space=RATES, search=None, final=False, **settings):
+    return Queue(open_storage(place), "sweep", space, search or Search(), settings=settings, final=final)
 
 
 def set_lease(queue, trial, lease):
@@ -162,6 +163,7 @@ def test_it_goes_on_with_what_is_left(make):
 
 
 def test_other_settings_are_refused_with_the_first_difference(make):
+    make_final = partial(make, final=True)
     space = {"lr": Choices((0.1, 0.2)), "noise": Choices((1,))}
     make(space, config={"steps": 10, "lr": 0.1})
     make(space, config={"steps": 10, "lr": 0.1})
@@ -169,9 +171,42 @@ def test_other_settings_are_refused_with_the_first_difference(make):
         make(space, config={"steps": 20, "lr": 0.1})
     # Knobs have fields of the same name.
     with pytest.raises(GrowthError, match=r"space\.lr\.values was \[0\.1, 0\.2\], now \[0\.1, 0\.3\]"):
-        make({**space, "lr": Choices((0.1, 0.3))}, config={"steps": 10, "lr": 0.1})
+        make_final({**space, "lr": Choices((0.1, 0.3))}, config={"steps": 10, "lr": 0.1})
     with pytest.raises(GrowthError, match=r"settings\.more was nothing, now None"):
         make(space, config={"steps": 10, "lr": 0.1}, more=None)
+
+
+def test_a_grid_may_get_more_numbers(make):
+    """Where the best one stood at the edge, say: what was tried is not tried again, nor lost."""
+    first, late = make(), make()
+    while (trial := first.claim()) is not None:
+        first.tell(trial, 10 * first.point(trial)["lr"])
+    late.study.ask(late._distributions())  # has taken a number that there is no place for
+    for rates in ((0.05, 0.1, 0.2, 0.3), (0.05, 0.1, 0.3, 0.6)):
+        wider = make({"lr": Choices(rates)})
+        assert not wider.finished
+        while (trial := wider.claim()) is not None:
+            assert wider.point(trial)["lr"] in (0.05, 0.6)
+            wider.tell(trial, 10 * wider.point(trial)["lr"])
+        assert wider.finished
+        assert make({"lr": Choices(rates)}).finished
+    assert wider.space == {"lr": Choices((0.05, 0.1, 0.2, 0.3, 0.6))}
+    found = {wider.point(trial)["lr"]: trial.value for trial in wider.results()}
+    assert found == pytest.approx({0.05: 0.5, 0.1: 1, 0.2: 2, 0.3: 3, 0.6: 6})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"kind": Choices(("a", "b"))}, {"kind": Choices(("a", "b", "c"))}),
+        ({"noise": Choices((1, 2))}, {"noise": Choices((0.5, 1, 2))}),
+        ({"lr": Choices((0.1, 0.2))}, {"lr": Choices((0.1, 0.2)), "noise": Choices((1, 2))}),
+    ],
+)
+def test_what_a_grid_may_not_become(before, after, make):
+    make(before)
+    with pytest.raises(GrowthError, match="begun with other settings"):
+        make(after)
 
 
 def test_of_two_who_ask_for_the_last_place_one_gets_it(make, monkeypatch):

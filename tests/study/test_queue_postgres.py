@@ -15,7 +15,8 @@ from queue_worker import PATIENCE, finish_grid, wait_for
 
 from mupscale.study.spec.space import Choices
 from mupscale.study.spec.sweeps import Search
-from mupscale.study.work.queue import Queue, open_storage
+from mupscale.study.work.queue import Queue
+from mupscale.study.work.storage import open_storage
 
 psycopg = pytest.importorskip("psycopg")
 pytestmark = pytest.mark.slow

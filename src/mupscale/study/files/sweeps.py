@@ -26,7 +26,7 @@ from mupscale.study.files.knobs import (
 )
 from mupscale.study.files.toml import is_whole, only_known, table_as, typed, whole
 from mupscale.study.questions import check
-from mupscale.study.spec.space import is_number
+from mupscale.study.spec.space import Choices, is_number
 from mupscale.study.spec.sweeps import (
     BEGINNINGS,
     TRAINING_KNOBS,
@@ -55,6 +55,7 @@ _OWN = {
     "keep": bool,
     "record": int,
     "verify": bool,
+    "widen": bool,
 }
 _FOLDERS = ("data", "runs", "transfer")  # that a study makes beside those of its sweeps
 _SEARCH = {f.name for f in fields(Search)}
@@ -211,6 +212,11 @@ def _sweep(
         **own,
     )
     _check_size(sweep)
+    rates = space.get("lr")
+    if sweep.widen and not (
+        isinstance(rates, Choices) and len(rates.values) > 1 and search.sampler == "grid"
+    ):
+        raise FieldError(table, "widen", "there is no grid of rates to widen; expected several to try")
     if searching >= len(seeds):
         return sweep, None
     rest = replace(
@@ -220,6 +226,7 @@ def _sweep(
         tried={},
         take=dict.fromkeys({**space, **take}, name),
         search=Search(),
+        widen=False,
         extends=name,
     )
     return sweep, rest

@@ -167,6 +167,7 @@ class Sweep:
         keep: keep the trained models, also where no sweep needs them.
         record: record the sizes of activations, weights and gradients this many times.
         verify: see that grown models compute what the narrow ones do.
+        widen: where the best rate stands at the edge of its grid, at any length, try the next one, too.
         table: where it stands in the study file.
     """
 
@@ -191,6 +192,7 @@ class Sweep:
     keep: bool = False
     record: int = 0
     verify: bool = False
+    widen: bool = False
     table: str = ""
 
     @property

@@ -22,6 +22,8 @@ from mupscale.study.spec.space import Choices, Point, Space
 from mupscale.study.spec.sweeps import FieldError, Sweep, only
 from mupscale.study.work.queue import Queue
 
+MOST_MORE = 4  # rates that a grid may get beyond those of the file
+
 
 class Board:
     """What all workers of a study look at.
@@ -39,6 +41,7 @@ class Board:
     def __init__(self, budget: Budget, storage: BaseStorage, out: Path, names: Collection[str] = ()) -> None:
         self.budget, self.study, self.storage, self.out = budget, budget.study, storage, out
         self._queues: dict[str, Queue] = {}
+        self._settled: set[str] = set()  # grids that need not get wider
         for name in names:
             if name not in self.study.sweeps:
                 raise GrowthError(f"sweep {name!r}: expected some of {', '.join(self.study.sweeps)}")
@@ -61,6 +64,8 @@ class Board:
                 self.space(sweep),
                 sweep.search,
                 settings=self._settings(sweep),
+                # Others began from the best of its models, which new values might be ahead of.
+                final=self.study.is_kept(sweep) and not sweep.widen,
             )
         return self._queues[sweep.name]
 
@@ -152,7 +157,23 @@ class Board:
         """Whether it and all that it needs are done."""
         if sweep.begin == "checkpoint":
             return True
-        return self.is_open(sweep) and self.queue(sweep).finished
+        return self.is_open(sweep) and self.queue(sweep).finished and not self.beyond(sweep)
+
+    def beyond(self, sweep: Sweep) -> Space:
+        """The rates of a finished grid and those next to an edge at which the best one stands at some length.
+
+        Empty where there are none, or as many were added as `MOST_MORE`.
+        """
+        values = self.queue(sweep).space.get("lr")
+        if not sweep.widen or sweep.name in self._settled or not isinstance(values, Choices):
+            return {}
+        rates, begun = [float(value) for value in values.values], sweep.tried["lr"]
+        best = {point["lr"] for point in self.bests(sweep).values()}
+        more = [edge * edge / inner for edge, inner in (rates[:2], rates[:-3:-1]) if edge in best]
+        if not more or (isinstance(begun, Choices) and len(rates) - len(begun.values) >= MOST_MORE):
+            self._settled.add(sweep.name)
+            return {}
+        return {"lr": Choices(tuple(sorted([*rates, *(float(f"{rate:.3g}") for rate in more)])))}
 
     def _settings(self, sweep: Sweep) -> dict[str, Any]:
         """What else fixes the trials of a sweep, and the models that it begins from."""

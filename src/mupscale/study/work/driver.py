@@ -27,8 +27,8 @@ from mupscale.study.runs.lab import Lab
 from mupscale.study.runs.progress import quiet
 from mupscale.study.runs.workload import load_workload
 from mupscale.study.work.board import Board
-from mupscale.study.work.queue import open_storage
 from mupscale.study.work.results import collect
+from mupscale.study.work.storage import open_storage
 from mupscale.study.work.timing import seconds_of_runs
 from mupscale.study.work.worker import Worker
 

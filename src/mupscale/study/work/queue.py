@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import re
 import threading
 import time
 import uuid
@@ -27,13 +26,11 @@ import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError
 
 from mupscale.errors import GrowthError
-from mupscale.study.spec.space import Choices, Point, Space, grid
+from mupscale.study.spec.space import Choices, Point, Range, Space, grid
 from mupscale.study.spec.sweeps import Search
 
 BEAT_SECONDS = 10.0  # how often a worker says that it is alive
@@ -44,48 +41,6 @@ Plain = Mapping[str, Any]  # what JSON can say
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_storage(place: str | Path) -> BaseStorage:
-    """The storage of a study: a journal file (a path), or whatever URL Optuna takes.
-
-    Raises:
-        GrowthError: it cannot be opened.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        if isinstance(place, str) and "://" in place:
-            for pause in (0.2, 0.4, 0.8, 1.6):
-                with suppress(DBAPIError):  # of several that find an empty database, one can make the tables
-                    return get_storage(place)
-                time.sleep(pause)
-            return get_storage(place)
-        # Absolute: the lock is a link to it, which Optuna follows to see whether the lock is stale.
-        path = Path(place).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path), MendingLock(path)))
-    except Exception as error:  # each database driver has errors of its own
-        shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(place))
-        said = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise GrowthError(f"storage {shown}: cannot be opened ({said})") from None
-
-
-class MendingLock(JournalFileSymlinkLock):  # type: ignore[misc]
-    """The lock that every writer of a journal takes; it first cuts off what a killed one left of a line."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.path = path
-
-    def acquire(self) -> bool:
-        super().acquire()
-        with self.path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            if size and file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-        return True
-
-
 class Grid(RandomSampler):  # type: ignore[misc]
     """The point of a grid whose place is the trial's number.
 
@@ -93,12 +48,13 @@ class Grid(RandomSampler):  # type: ignore[misc]
     GridSampler looks which points are free, and two workers may find the same one.)
     """
 
-    def __init__(self, points: Sequence[Point]) -> None:
+    def __init__(self, points: Sequence[Point | None]) -> None:
         super().__init__()
         self.points = points
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        return self.points[trial.number % len(self.points)][param_name]  # beyond the grid: see Queue.claim
+        point = self.points[trial.number] if trial.number < len(self.points) else None
+        return (point or self.points[0] or {})[param_name]  # beyond the grid: see Queue.claim
 
 
 class Queue:
@@ -110,6 +66,8 @@ class Queue:
         space: knobs and their values.
         search: sampler, number of trials, pruner.
         settings: what else fixes the trials, as plain data; must be the same whenever the queue is opened.
+        final: whether the space must be the same, too. Else a grid may be opened with other numbers: points
+            with new ones come after those that were tried, which stay, though ``space`` may not have them.
 
     Raises:
         GrowthError: the storage holds this sweep with other settings.
@@ -124,18 +82,24 @@ class Queue:
     """
 
     def __init__(
-        self, storage: BaseStorage, name: str, space: Space, search: Search, *, settings: Plain | None = None
+        self,
+        storage: BaseStorage,
+        name: str,
+        space: Space,
+        search: Search,
+        *,
+        settings: Plain | None = None,
+        final: bool = False,
     ) -> None:
         self.name, self.space, self.search = name, space, search
-        self.total = search.trials or len(grid(space))
-        self.storage = storage
-        self.study = self._open(_plain(settings, space, search))
+        self.storage, self._settings = storage, settings
+        self.study = self._open(final=final)
         self._worker = uuid.uuid4().hex
         self._heard: dict[tuple[int, str], float] = {}
 
-    def _open(self, settings: str) -> optuna.Study:
+    def _open(self, *, final: bool = False) -> optuna.Study:
         sampler = {  # without seeds: workers must not draw the same points
-            "grid": lambda: Grid(grid(self.space)),
+            "grid": lambda: Grid([]),
             "random": RandomSampler,
             "tpe": lambda: TPESampler(constant_liar=True),
         }[self.search.sampler]()
@@ -148,20 +112,53 @@ class Queue:
         with suppress(DuplicatedStudyError):  # another worker was faster
             optuna.create_study(**create, direction="minimize")
         study = optuna.load_study(**create)
+        settings = _plain(self._settings, self.space, self.search)
         known = study.user_attrs.get("settings")
         if known is None:
             study.set_user_attr("settings", settings)
-        elif known != settings:
+        elif known != settings and (final or not self._widen(study, json.loads(known), json.loads(settings))):
             raise GrowthError(
                 f"{self.name}: was begun with other settings ({_difference(known, settings)}); "
                 "give the study another name, or its results another folder"
             )
+        self._places = self.total = self.search.trials or 0
+        if isinstance(sampler, Grid):
+            sampler.points = study.user_attrs.get("points") or grid(self.space)
+            self._places = len(sampler.points)
+            self.total = sum(point is not None for point in sampler.points)
         return study
+
+    def _widen(self, study: optuna.Study, known: dict[str, Any], settings: dict[str, Any]) -> bool:
+        """Take up a grid of other numbers; whether it is one, and nothing else differs."""
+        before, _ = known.pop("space"), settings.pop("space")
+        if known != settings or self.search.sampler != "grid" or before.keys() != self.space.keys():
+            return False
+        old: Space = {knob: Choices(tuple(before[knob]["values"])) for knob in self.space}
+        both = {knob: _together(old[knob], values) for knob, values in self.space.items()}
+        if None in both.values():
+            return False
+        points = study.user_attrs.get("points") or grid(old)
+        more = [point for point in grid(self.space) if point not in points]
+        # Numbers that workers took beyond the last place are used up.
+        taken = [None] * (len(study.get_trials(deepcopy=False)) - len(points)) if more else []
+        self.space = {knob: values for knob, values in both.items() if values is not None}
+        study.set_user_attr("points", points + taken + more)
+        study.set_user_attr("settings", _plain(self._settings, self.space, self.search))
+        return True
+
+    def widen(self, space: Space) -> None:
+        """Let a grid have more numbers.
+
+        Args:
+            space: all values of the knobs that get some.
+        """
+        self.space = {**self.space, **space}
+        self.study = self._open()
 
     def results(self) -> list[FrozenTrial]:
         """The finished trials, by number."""
         trials = self.study.get_trials(deepcopy=False, states=DONE)
-        return sorted((t for t in trials if t.number < self.total), key=lambda trial: trial.number)
+        return sorted((t for t in trials if t.number < self._places), key=lambda trial: trial.number)
 
     @property
     def finished(self) -> bool:
@@ -176,10 +173,10 @@ class Queue:
         """A trial for this worker alone; None where all are done or others have them."""
         self.give_back_abandoned()
         trials = self.study.get_trials(deepcopy=False)
-        if len(trials) >= self.total and all(t.state != TrialState.WAITING for t in trials):
+        if len(trials) >= self._places and all(t.state != TrialState.WAITING for t in trials):
             return None
         trial = self.study.ask(self._distributions())
-        if trial.number >= self.total:  # two workers asked for the last place at once; this one came second
+        if trial.number >= self._places:  # two workers asked for the last place at once; this one came second
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         with suppress(UpdateFinishedTrialError):  # by one who was taken for dead, just now
@@ -317,6 +314,16 @@ def _machine() -> str:
 def _began(process: psutil.Process) -> float:
     """When a process began, in seconds since the machine did: the clock may be set meanwhile."""
     return float(process.create_time() - psutil.boot_time())
+
+
+def _together(old: Choices | Range, new: Choices | Range) -> Choices | Range | None:
+    """The numbers of two grids; None where one is of words, or of whole numbers and the other is not."""
+    if old == new or not (isinstance(old, Choices) and isinstance(new, Choices)):
+        return old if old == new else None
+    kinds = {isinstance(value, int) for value in (*old.values, *new.values)}
+    if not (old.numeric and new.numeric and len(kinds) == 1):
+        return None
+    return Choices(tuple(sorted({*old.values, *new.values})))
 
 
 def _plain(settings: Plain | None, space: Space, search: Search) -> str:

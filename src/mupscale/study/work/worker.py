@@ -58,6 +58,8 @@ class Worker:
     def _work_on(self, sweep: Sweep) -> bool:
         """Run a trial, or a stack of them; False where none is free."""
         queue = self.board.queue(sweep)
+        if queue.finished and (more := self.board.beyond(sweep)):
+            queue.widen(more)
         stacked = self.stack > 1 and not self.lab.study.by_seed(sweep)
         count = max(1, self.stack // len(sweep.seeds)) if stacked else 1
         trials: list[optuna.Trial] = []
