@@ -154,6 +154,7 @@ def measured(start: str, narrow: float, wide: float, share: float, **more: Any) 
     return {
         "start": start,
         "begin": "grow",
+        "recipe": f"--operator {start}",
         "narrow_tokens_per_parameter": narrow,
         "tokens_per_parameter": wide,
         "factor": 2.0,

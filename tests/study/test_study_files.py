@@ -14,11 +14,10 @@ from mupscale.study.files.knobs import TRAINING, knobs_of
 from mupscale.study.files.sweeps import TABLES
 from mupscale.study.questions import QUESTIONS
 from mupscale.study.runs.budget import Budget
-from mupscale.study.runs.lab import noise_of
 from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.workload import load_workload
 from mupscale.study.spec.space import Choices, Range
-from mupscale.study.spec.sweeps import BEGINNINGS, Model, Search, Source
+from mupscale.study.spec.sweeps import BEGINNINGS, Model, Search, Source, noise_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))

@@ -31,6 +31,7 @@ class Found:
 
     Attributes:
         start, begin: which, and whether it is grown (``grow``) or the narrow model continued.
+        recipe: options of `mupscale grow` that grow as it does.
         factor: in parameters, at which it was measured.
         share, with_narrow: the wide training alone; the narrow model's counted in (None: not known).
         spread: one standard deviation of either; None where there is none for all cells that it goes by.
@@ -41,6 +42,7 @@ class Found:
 
     start: str
     begin: str
+    recipe: str
     factor: float
     share: float
     with_narrow: float | None
@@ -103,8 +105,8 @@ def judged(found: Sequence[Found]) -> tuple[str, list[str]]:
     best = next(one for one in found if one.begin == "grow")
     share = f"{best.sign}{best.share:.0%}" + ("" if best.spread is None else f" ± {best.spread:.0%}")
     reasons = [
-        f"Grown by {best.start}, the target takes {share} of the FLOPs from scratch to the same loss: "
-        f"measured at ×{best.factor:.3g} in parameters, {best.seeds} seed{'s' * (best.seeds > 1)}."
+        f"Grown by `mupscale grow {best.recipe}`, the target takes {share} of the FLOPs from scratch to the "
+        f"same loss: measured at ×{best.factor:.3g} in parameters, {best.seeds} seed{'s' * (best.seeds > 1)}."
     ]
     if best.with_narrow is not None:
         pays = "that pays" if best.with_narrow < 1 else "that does not pay"
@@ -152,6 +154,7 @@ def _interpolated(
     return Found(
         start=first["start"],
         begin=first["begin"],
+        recipe=first["recipe"],
         factor=first["factor"],
         share=share,
         with_narrow=None if narrow is None else share + narrow,

@@ -30,7 +30,7 @@ from mupscale.study.runs.training import AnotherRun, Listen, RunEnded, train
 from mupscale.study.runs.workload import Workload
 from mupscale.study.spec import space
 from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
-from mupscale.study.spec.sweeps import GROWTH_KNOBS, TRAINING_KNOBS, Study, Sweep
+from mupscale.study.spec.sweeps import GROWTH_KNOBS, TRAINING_KNOBS, Study, Sweep, noise_of
 from mupscale.theory.manifest import MANIFEST
 
 Curve = tuple[Point, ...]
@@ -291,19 +291,3 @@ class Lab:
             Outcome(curve=curve, ends={runs[0].config.steps: curve[-1].loss}, steps=curve[-1].step)
             for curve in curves
         ]
-
-
-def noise_of(knobs: Mapping[str, Any]) -> str:
-    """The noise in the notation of `mupscale.grow`; the operator's own where nothing is said of it.
-
-    >>> noise_of({"noise": 0.5}), noise_of({"noise": 0, "noise_kind": "gaussian"}), noise_of({"lr": 1})
-    ('balanced:0.5', 'none', 'default')
-    >>> noise_of({"noise": "gaussian:0.3"})
-    'gaussian:0.3'
-    """
-    if not {"noise", "noise_kind"} & knobs.keys():
-        return "default"
-    kind, strength = (knobs.get(name, GROWTH_KNOBS[name]) for name in ("noise_kind", "noise"))
-    if isinstance(strength, str):
-        return strength
-    return f"{kind}:{strength:g}" if strength else "none"

@@ -59,6 +59,7 @@ def map_(results: Row, *, of: Names, against: str) -> Answer:
         why = "" if scratch["best_ends"] else f": {against} has no run that ended with a loss"
         said = f"There is no map yet{why}."
         return Answer(title=TITLE, parts=(said, left_out), headline=said)
+    recipes = {cell.start: cell.recipe for cell in cells}
     ranks, count = mean_ranks(cells)
     best = next(iter(ranks), None)
     shown = [cell for place in TOLD for cell in cells if cell.place == place and cell.start == best]
@@ -77,7 +78,10 @@ def map_(results: Row, *, of: Names, against: str) -> Answer:
         times_map(cells),
         lead_plot(results, cells),
         RULE,
-        table_of(("start", "mean rank"), [(start, f"{rank:.2f}") for start, rank in ranks.items()]),
+        table_of(
+            ("start", "mean rank", "mupscale grow …"),
+            [(start, f"{rank:.2f}", recipes[start]) for start, rank in ranks.items()],
+        ),
         *(_standings(cells, *one) for one in told),
         _catching_up(crossings),
         CAUGHT_UP,

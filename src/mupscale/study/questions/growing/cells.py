@@ -26,6 +26,7 @@ from mupscale.study.questions.reading import (
     tuning_of,
 )
 from mupscale.study.questions.saving import BOUNDS
+from mupscale.study.spec.sweeps import recipe_of
 
 NEAR = 1.02  # budgets that differ by less are one: steps are whole
 Bounded = tuple[float, str]  # a number, and the sign before it where it is but a bound
@@ -143,6 +144,7 @@ class Cell:
     Attributes:
         start: the names of its sweeps, less what stands behind the last ``-``.
         begin: how its runs begin: ``grow`` or ``continue``.
+        recipe: options of `mupscale grow` that grow as it does; empty for one that is not grown.
         narrow_ratio, ratio: tokens per parameter of the narrow model, and of the wide one from scratch.
         factor: the wide model's parameters over the narrow one's.
         loss, scratch: at this budget, of the start and from scratch.
@@ -158,6 +160,7 @@ class Cell:
 
     start: str
     begin: str
+    recipe: str
     narrow_ratio: float
     ratio: float
     factor: float
@@ -191,6 +194,7 @@ class Cell:
         return {
             "start": self.start,
             "begin": self.begin,
+            "recipe": self.recipe,
             "narrow_tokens_per_parameter": self.narrow_ratio,
             "tokens_per_parameter": self.ratio,
             "factor": self.factor,
@@ -247,6 +251,7 @@ def _cells(results: Row, sweep: Row, scratch: Row) -> Iterator[Cell]:
         yield Cell(
             start=start_of(sweep),
             begin=sweep["begin"],
+            recipe=recipe_of(best["point"]) if best is not None and sweep["begin"] == "grow" else "",
             narrow_ratio=_rounded(seen / narrow["parameters"]),
             ratio=_rounded(budget * scratch["items_per_step"] / scratch["parameters"]),
             factor=scratch["parameters"] / narrow["parameters"],
