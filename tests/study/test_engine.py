@@ -486,6 +486,17 @@ def test_a_grid_gets_wider_until_the_best_is_inside_or_no_more_is_to_be_had(stud
     assert before.items() <= losses({"sweeps": [row]}, "scratch").items()
 
 
+def test_who_only_looks_on_sees_the_wider_grid(study):
+    """As the process that shows how far its workers are, and waits for them to finish."""
+    job = study(WIDER)
+    onlooker = job.open()
+    scratch = onlooker.study.sweeps["scratch"]
+    assert (onlooker.queue(scratch).total, onlooker.is_finished(scratch)) == (3, False)
+    work(job)
+    assert onlooker.is_finished(scratch)
+    assert onlooker.queue(scratch).total == 3 + MOST_MORE
+
+
 def test_only_a_grid_of_rates_gets_wider(study):
     with pytest.raises(GrowthError, match="widen: there is no grid of rates to widen"):
         work(study(WIDER.replace("try = { lr = [0.0001, 0.0002, 0.0004] }", "lr = 0.01")))

@@ -67,7 +67,10 @@ class Board:
                 # Others began from the best of its models, which new values might be ahead of.
                 final=self.study.is_kept(sweep) and not sweep.widen,
             )
-        return self._queues[sweep.name]
+        queue = self._queues[sweep.name]
+        if sweep.widen:
+            queue.look_again()
+        return queue
 
     def trials(self, sweep: Sweep) -> int:
         """How many there are of a sweep; as far as the file says, where what it needs is not done yet."""

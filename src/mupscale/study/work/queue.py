@@ -155,6 +155,11 @@ class Queue:
         self.space = {**self.space, **space}
         self.study = self._open()
 
+    def look_again(self) -> None:
+        """Take up what another worker has let the grid have."""
+        if len(self.study.user_attrs.get("points", ())) > self._places:
+            self.study = self._open()
+
     def results(self) -> list[FrozenTrial]:
         """The finished trials, by number."""
         trials = self.study.get_trials(deepcopy=False, states=DONE)
