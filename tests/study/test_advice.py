@@ -284,3 +284,45 @@ def test_the_map_that_comes_with_the_package_is_whole() -> None:
         found = {one.start: one for one in ask_map(*place, table).shares}
         if cell["share"] is not None and cell["begin"] == "grow":
             assert found[cell["start"]].share == pytest.approx(cell["share"])
+
+
+def packaged_case(narrow: float, wide: float, factor: float = 1.0) -> tuple[dict[str, Any], Advice]:
+    """The cell of the map's best start at a place, and what is advised there, at so much more in parameters."""
+    table = packaged()
+    cells = [cell for cell in table["cells"] if cell["start"] == table["best"]]
+    asked = cells[0]["factor"] * factor
+    places = {(cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]): cell for cell in cells}
+    return places.get((narrow, wide), {}), ask_map(asked, narrow, wide, table)
+
+
+@pytest.mark.parametrize(("narrow", "wide"), [(20, 5), (20, 10), (20, 20), (320, 5), (320, 20)])
+def test_advice_agrees_with_the_map_that_comes_with_the_package(narrow: float, wide: float) -> None:
+    cell, advice = packaged_case(narrow, wide)
+    assert advice.went_by == "map"
+    assert advice.shares[0].start == cell["start"]
+    said = " ".join(advice.reasons)
+    spread = "" if cell["share_spread"] is None else f" ± {cell['share_spread']:.0%}"
+    assert (
+        f"mupscale grow {cell['recipe']}`, the target takes {cell['sign']}{cell['share']:.0%}{spread} of"
+        in said
+    )
+    assert f"counted in, {cell['sign']}{cell['with_narrow']:.0%}" in said
+    assert (": that pays" in said) == (cell["with_narrow"] < 1)
+    assert advice.verdict == ("grow" if cell["share"] < 1 else "train from scratch")
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "factor", "said"),
+    [
+        (20, 100, 1, "100 tokens per parameter of the wide model"),
+        (20, 1, 1, "1 tokens per parameter of the wide model"),
+        (1000, 10, 1, "1e+03 tokens per parameter of the narrow model"),
+        (2, 10, 1, "2 tokens per parameter of the narrow model"),
+        (20, 10, 4, "×12 in parameters"),
+    ],
+)
+def test_advice_says_where_it_leaves_the_map(narrow: float, wide: float, factor: float, said: str) -> None:
+    advice = packaged_case(narrow, wide, factor)[1]
+    assert advice.went_by == "law"
+    assert advice.reasons[1].startswith("This goes by the law alone: the map does not reach to ")
+    assert said in advice.reasons[1]
