@@ -16,8 +16,9 @@ from mupscale.study.questions import QUESTIONS
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.models import small_llama
 from mupscale.study.runs.workload import load_workload
+from mupscale.study.spec.growth import noise_of
 from mupscale.study.spec.space import Choices, Range
-from mupscale.study.spec.sweeps import BEGINNINGS, Model, Search, Source, noise_of
+from mupscale.study.spec.sweeps import BEGINNINGS, Model, Search, Source
 
 DOCS = Path(__file__).parents[2] / "docs"
 STUDIES = sorted((Path(__file__).parents[2] / "examples" / "studies").glob("*.toml"))

@@ -13,10 +13,10 @@ from mupscale.operators.catalogue import operator_named
 from mupscale.operators.noise import Noise
 from mupscale.optim.carry import STATES, way_of
 from mupscale.study.files.toml import is_whole, typed
+from mupscale.study.spec.growth import GROWTH_KNOBS
 from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.space import PRUNERS, SAMPLERS, Choices, Range, Space, read_knob
 from mupscale.study.spec.sweeps import (
-    GROWTH_KNOBS,
     PARAMETRIZATIONS,
     TRAINING_KNOBS,
     FieldError,

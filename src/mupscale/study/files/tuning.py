@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mupscale.study.files.toml import only_known, table_as
-from mupscale.study.spec.sweeps import GROWTH_KNOBS, TRAINING_KNOBS, FieldError, at_least
+from mupscale.study.spec.growth import GROWTH_KNOBS
+from mupscale.study.spec.sweeps import TRAINING_KNOBS, FieldError, at_least
 
 STAGES = ("scratch", "base", "grow", "final")
 Tables = dict[str, Any]

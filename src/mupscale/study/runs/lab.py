@@ -29,8 +29,9 @@ from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import AnotherRun, Listen, RunEnded, train
 from mupscale.study.runs.workload import Workload
 from mupscale.study.spec import space
+from mupscale.study.spec.growth import GROWTH_KNOBS, noise_of
 from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
-from mupscale.study.spec.sweeps import GROWTH_KNOBS, TRAINING_KNOBS, Study, Sweep, noise_of
+from mupscale.study.spec.sweeps import TRAINING_KNOBS, Study, Sweep
 from mupscale.theory.manifest import MANIFEST
 
 Curve = tuple[Point, ...]

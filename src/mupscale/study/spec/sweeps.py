@@ -18,46 +18,6 @@ TEXT_FAMILIES = ("llama", "gpt2")
 FAMILIES = (*TEXT_FAMILIES, "mlp", "resnet18")
 WIDTH_WORDS = {"mlp": "hidden units", "resnet18": "channels of the first stage"}
 BEGINNINGS = ("scratch", "grow", "continue", "checkpoint")
-# Knobs of growth, and what each is when nothing is said. None: as the operator's paper or the settings have
-# it. Where neither noise nor its kind is said, noise is the operator's own.
-GROWTH_KNOBS: dict[str, Any] = {
-    "operator": "duplicate",
-    "noise_kind": "balanced",
-    "noise": 1.0,
-    "shrink": None,
-    "optimizer_state": None,
-}
-
-
-def noise_of(knobs: Mapping[str, Any]) -> str:
-    """The noise in the notation of `mupscale.grow`; the operator's own where nothing is said of it.
-
-    >>> noise_of({"noise": 0.5}), noise_of({"noise": 0, "noise_kind": "gaussian"}), noise_of({"lr": 1})
-    ('balanced:0.5', 'none', 'default')
-    >>> noise_of({"noise": "gaussian:0.3"})
-    'gaussian:0.3'
-    """
-    if not {"noise", "noise_kind"} & knobs.keys():
-        return "default"
-    kind, strength = (knobs.get(name, GROWTH_KNOBS[name]) for name in ("noise_kind", "noise"))
-    if isinstance(strength, str):
-        return strength
-    return f"{kind}:{strength:g}" if strength else "none"
-
-
-def recipe_of(knobs: Mapping[str, Any]) -> str:
-    """The same growth as options of `mupscale grow`.
-
-    >>> recipe_of({"operator": "zero_pad", "shrink": 0.4, "lr": 0.01}), recipe_of({"noise": 2})
-    ('--operator zero_pad --shrink 0.4', '--operator duplicate --noise balanced:2')
-    """
-    words = {"operator": knobs.get("operator", GROWTH_KNOBS["operator"])}
-    words |= {"noise": noise_of(knobs)} if noise_of(knobs) != "default" else {}
-    words |= {"shrink": f"{knobs['shrink']:g}"} if "shrink" in knobs else {}
-    words |= {"optimizer-state": knobs["optimizer_state"]} if "optimizer_state" in knobs else {}
-    return " ".join(f"--{option} {value}" for option, value in words.items())
-
-
 # Numbers of `TrainConfig` that a sweep may try.
 TRAINING_KNOBS = (
     "lr",

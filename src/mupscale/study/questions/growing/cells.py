@@ -26,7 +26,7 @@ from mupscale.study.questions.reading import (
     tuning_of,
 )
 from mupscale.study.questions.saving import BOUNDS
-from mupscale.study.spec.sweeps import recipe_of
+from mupscale.study.spec.growth import recipe_of
 
 NEAR = 1.02  # budgets that differ by less are one: steps are whole
 Bounded = tuple[float, str]  # a number, and the sign before it where it is but a bound
