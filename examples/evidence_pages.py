@@ -104,14 +104,22 @@ def _told_part(study: Study, results: Row | None) -> Row | None:
     """What may be told: a whole study; of one on when growing pays, what is asked of its finished sweeps."""
     if results is None or is_finished(results):
         return results
+    if study.page != GROWING:
+        return None
     done = {sweep["name"] for sweep in results["sweeps"] if sweep["finished"]}
     asked = [
         {**question, "of": of}
         for question in results["questions"]
-        if (of := [name for name in question.get("of", ()) if name in done])
-        and question.get("against", of[0]) in done
+        if (of := [name for name in _names(question, "of") if name in done])
+        and done.issuperset(_names(question, "against"))
     ]
-    return results | {"questions": asked} if study.page == GROWING and asked else None
+    return results | {"questions": asked} if asked else None
+
+
+def _names(question: Mapping[str, Any], key: str) -> list[str]:
+    """The sweeps that a question names, one or a list of them."""
+    given = question.get(key, [])
+    return [given] if isinstance(given, str) else given
 
 
 def is_finished(results: Row) -> bool:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AlbertConfig, AlbertForMaskedLM, AutoModelForCausalLM
 
 import mupscale
 from models import CONFIGS, build
 from mupscale import GrowthError
 from mupscale.checkpoint import staging
+from mupscale.checkpoint.reader import Checkpoint
 from mupscale.checkpoint.staging import staged
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
@@ -273,6 +274,15 @@ def test_bad_input_is_one_line_and_status_two(case, source, tmp_path, capsys):
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert {p.name for p in tmp_path.iterdir()} == {"narrow"}
+
+
+def test_layers_that_share_their_weights_may_be_more_than_these(tmp_path):
+    config = AlbertConfig(vocab_size=40, embedding_size=16, hidden_size=32, num_attention_heads=4)
+    config.update({"intermediate_size": 48, "num_hidden_layers": 64, "architectures": ["AlbertForMaskedLM"]})
+    AlbertForMaskedLM(config).save_pretrained(tmp_path / "narrow")
+    checkpoint = Checkpoint(tmp_path / "narrow")
+    assert len(checkpoint._files) < 64
+    checkpoint.check_layers()
 
 
 def test_missing_source(tmp_path, capsys):

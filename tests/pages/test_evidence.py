@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -29,7 +30,7 @@ from claims import (  # noqa: E402
     saves,
     stays_equal,
 )
-from evidence_pages import GROWING, RESULTS  # noqa: E402
+from evidence_pages import GROWING, RESULTS, _told_part  # noqa: E402
 
 HEAD = """\
 seeds = 2
@@ -248,6 +249,19 @@ def test_a_map_is_told_as_far_as_it_is_measured(tmp_path):
     assert "What follows is of its sweeps that are finished." in page
     assert "| even " in page
     assert "| padded " not in page
+
+
+def test_of_papers_claims_nothing_is_told_before_its_study_is_finished(tmp_path):
+    """Whatever its questions name, one sweep or a list."""
+    study = studies_in(tmp_path)[1]
+    sweeps = [{"name": name, "finished": name != "late"} for name in ("grown", "continued", "late")]
+    asked = [{"ask": "equality", "of": ["grown"], "against": ["continued"]}, {"ask": "cost"}]
+    results = {"sweeps": sweeps, "questions": asked}
+    assert _told_part(study, results) is None
+    growing = replace(study, page=GROWING)
+    assert _told_part(growing, results)["questions"] == asked[:1]
+    sweeps[1]["finished"] = False
+    assert _told_part(growing, results) is None
 
 
 def test_names_and_failures(tmp_path, capsys):

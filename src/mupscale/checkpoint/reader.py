@@ -24,6 +24,7 @@ from mupscale.layout.known import family_of
 from mupscale.models.skeletons import skeleton
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_LAYERS = 1000  # that are built unasked; no published model has as many
 
 
 def weight_transforms(model: nn.Module) -> tuple[list[WeightRenaming], list[WeightConverter]]:
@@ -89,13 +90,14 @@ class Checkpoint:
             return CONFIG_MAPPING[model_type].from_dict(data)
 
     def check_layers(self) -> None:
-        """Refuse a config of more layers than there are tensors, before a model of it is built.
+        """Refuse a config of very many layers and few tensors: a model of it takes hours to build.
 
-        A directory without weights is let through: of that there is nothing to grow.
+        Some more layers than tensors there may be: ALBERT's share theirs. A directory without weights is let
+        through: of that there is nothing to grow.
         """
         layers = getattr(self.config, "num_hidden_layers", None)
         has_weights = any((self.path / name).is_file() for name in (WEIGHTS, INDEX))
-        if has_weights and isinstance(layers, int) and layers > len(self._files):
+        if has_weights and isinstance(layers, int) and layers > max(MOST_LAYERS, len(self._files)):
             raise GrowthError(
                 f"{self.path / 'config.json'}: num_hidden_layers is {layers}, but the weights are "
                 f"{len(self._files)} tensors"

@@ -29,8 +29,8 @@ _WEIGHT_SUFFIXES = (
 _TRAINING_STATE = ("trainer_state.json", "training_args.bin")
 # Files that lie beside the weights in checkpoint directories, as far as their names tell.
 _NAMES = (
-    *("*config.json", "mupscale.json", "history.json", "modules.json", "trainer_state.json", "scheduler.pt"),
-    *("*.bin", "rng_state*", "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model"),
+    *("*config.json", "mupscale.json", "history.json", "modules.json", *_TRAINING_STATE, "rng_state*"),
+    *("*.bin", "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model"),
     *("chat_template*", "README*", "LICENSE*", "NOTICE*", ".gitattributes"),
 )
 
@@ -57,7 +57,7 @@ def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path
             _check_free(destination, source, overwrite)
             _clear(partial)
             yield partial
-            sync_tree(partial)
+            _sync_tree(partial)
             if overwrite and destination.exists():
                 _check_free(destination, source, overwrite)
                 _replace(destination, partial)
@@ -197,7 +197,7 @@ def _put_back(destination: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def sync_tree(folder: Path) -> None:
+def _sync_tree(folder: Path) -> None:
     """Let all files of a directory, and their names in it, be on the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
