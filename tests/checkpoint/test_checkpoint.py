@@ -22,6 +22,7 @@ from mupscale.checkpoint.staging import staged
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
 from mupscale.operators.catalogue import OPERATORS
+from mupscale.study.spec.growth import recipe_of
 
 
 @pytest.fixture
@@ -283,6 +284,19 @@ def test_layers_that_share_their_weights_may_be_more_than_these(tmp_path):
     checkpoint = Checkpoint(tmp_path / "narrow")
     assert len(checkpoint._files) < 64
     checkpoint.check_layers()
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"noise": "gaussian:0.3", "optimizer_state": "fresh"},
+        {"noise": 0, "optimizer_state": "asymmetric", "lr": 0.1},
+        {"operator": "zero_pad", "shrink": 0.4, "optimizer_state": "carried"},
+        {"operator": "expand", "shrink": 0.7},
+    ],
+)
+def test_what_a_study_grew_by_the_command_grows_by(knobs, source, tmp_path):
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", *recipe_of(knobs).split()]) == 0
 
 
 def test_missing_source(tmp_path, capsys):

@@ -38,8 +38,10 @@ def recipe_of(knobs: Mapping[str, Any]) -> str:
     >>> recipe_of({"operator": "zero_pad", "shrink": 0.4, "lr": 0.01}), recipe_of({"noise": 2})
     ('--operator zero_pad --shrink 0.4', '--operator duplicate --noise balanced:2')
     """
+    states = {"fresh": " --no-optimizer", "carried": " --carry-optimizer"}
+    states["asymmetric"] = " --optimizer-state asymmetric"
     words = {"operator": knobs.get("operator", GROWTH_KNOBS["operator"])}
     words |= {"noise": noise_of(knobs)} if noise_of(knobs) != "default" else {}
     words |= {"shrink": f"{knobs['shrink']:g}"} if "shrink" in knobs else {}
-    words |= {"optimizer-state": knobs["optimizer_state"]} if "optimizer_state" in knobs else {}
-    return " ".join(f"--{option} {value}" for option, value in words.items())
+    said = " ".join(f"--{option} {value}" for option, value in words.items())
+    return said + states.get(knobs.get("optimizer_state", ""), "")
