@@ -20,7 +20,7 @@ from mupscale.models.contents import state_tensors, unwrapped
 from mupscale.models.skeletons import skeleton
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
-from mupscale.operators.filling import check_memory, fill_, tables
+from mupscale.operators.filling import built, check_memory, fill_
 from mupscale.operators.noise import Noise
 from mupscale.operators.zero_pad import ShrinkLike
 from mupscale.optim.carry import way_of
@@ -102,7 +102,7 @@ def grow(
                 prove_operator(plan, operator)
         plan = grower.plan
         if plan.config is None:
-            wide = fill_(_built(inner, plan), inner, plan, grower)
+            wide = fill_(built(inner, plan), inner, plan, grower)
         else:
             state = {name: grower(name) for name in plan.wide_names}
             wide = fill_(_loaded(inner, plan, state), inner, plan, state.__getitem__)
@@ -242,18 +242,6 @@ def grow_checkpoint(
     return plan
 
 
-def _built(model: nn.Module, plan: Plan) -> nn.Module:
-    """A wide module to fill, from its own constructor."""
-    if plan.build_wide is None:
-        raise GrowthError(
-            "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
-        )
-    wide = plan.build_wide()
-    _check_tables(model, wide, plan)
-    _keep_settings_(wide, model, plan)
-    return wide
-
-
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:
     """A wide transformers model to fill; loading ``state`` computes the tables that no checkpoint holds."""
     from transformers.utils import logging
@@ -270,48 +258,3 @@ def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module
     if hasattr(model, "generation_config"):
         wide.generation_config = copy.deepcopy(model.generation_config)
     return wide
-
-
-def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
-    """Refuse a table that a width changes and that is no longer what the constructor made: it holds state."""
-    after = tables(wide)
-    growing = {k: t for k, t in tables(model).items() if k in after and after[k].shape != t.shape}
-    with torch.enable_grad():
-        made = tables(plan.build_narrow()) if growing and plan.build_narrow else {}
-    for key, table in growing.items():
-        if key not in made or made[key].is_meta or made[key].requires_grad:
-            continue  # the last: computed of parameters, and again in every call, as old weight norm is
-        if made[key].shape == after[key].shape:
-            continue  # no width has changed it but a call, and the next one will
-        now, then = (t.detach().cpu().to(torch.complex128) for t in (table, made[key]))
-        if not torch.allclose(now, then, rtol=1e-2):
-            raise GrowthError(
-                f"{'.'.join(key)}: grows with the width, but is no parameter and no persistent buffer, and "
-                "no longer holds what the constructor put there; register it as a persistent buffer"
-            )
-
-
-def _keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
-    """Let plain attributes that were changed after construction be as in the narrow model.
-
-    That is a dropout that was switched off, a temperature: what the constructor makes alike at both widths.
-    Whole numbers stay as they are, as they may count what a cache holds.
-    """
-    own, theirs = _settings(model), _settings(wide)
-    changed = {place: value for place, value in own.items() if theirs.get(place, value) != value}
-    if not changed or plan.build_narrow is None:
-        return
-    with torch.enable_grad():
-        made = _settings(plan.build_narrow())
-    for (name, key), value in changed.items():
-        if made.get((name, key)) == theirs[name, key]:
-            setattr(wide.get_submodule(name), key, value)
-
-
-def _settings(model: nn.Module) -> dict[tuple[str, str], bool | float | str]:
-    return {
-        (name, key): value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if type(value) in (bool, float, str) and key != "training"
-    }

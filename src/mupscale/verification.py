@@ -24,10 +24,8 @@ from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64
 from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
-from mupscale.notation.axes import Axes, duplicate, sum_copies
-from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import operator_named
-from mupscale.proof.consistency import held_otherwise
+from mupscale.proof.consistency import broken_parameters, held_otherwise
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.proof.lockstep import paired_optimizers, train_step
 from mupscale.theory.manifest import Plan
@@ -150,7 +148,7 @@ def _verified(
     by_weight = operator_named(operator).copies_evenly and not plan.inexact
     if steps and not by_weight:
         raise GrowthError(f"operator {operator!r}: only even copies train in lockstep; verify without steps")
-    broken = _broken_parameters(model, wide, plan) if by_weight else {}
+    broken = broken_parameters(model, wide, plan) if by_weight else {}
     for name, detail in held_otherwise(model, wide, plan, optimizer):
         broken.setdefault(name, detail)
     with Float64(), torch.no_grad():
@@ -205,56 +203,6 @@ def _verified(
         max_loss_diff=loss_diff,
         by_weight=by_weight,
     )
-
-
-def _broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[str, str]:
-    """Modules whose weights do not reproduce the narrow one's, each with what is wrong."""
-    broken: dict[str, str] = {}
-    wide_state, state = state_tensors(wide), state_tensors(model)
-    for name in (*plan.layout.params, *plan.layout.buffers):
-        if name not in state or name not in wide_state:
-            raise GrowthError(
-                f"{name}: in the plan, but not in the {'wide' if name in state else 'narrow'} model"
-            )
-        theta, grown = state[name].detach(), wide_state[name].detach()
-        for tensor, shape in (
-            (theta, plan[name].axes.shape(plan.layout.sizes)),
-            (grown, plan.wide_shape(name)),
-        ):
-            if tuple(tensor.shape) != shape:
-                raise GrowthError(f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}")
-        if not theta.numel():
-            continue
-        if not theta.is_floating_point() and not theta.is_complex():
-            same = duplicate(theta, plan[name].axes, plan.layout.sizes, plan.growth)
-            if not torch.equal(same.to(grown.device), grown):
-                owner, _, leaf = name.rpartition(".")
-                broken.setdefault(owner, f"{leaf}: its whole numbers are not the narrow model's")
-            continue
-        scaling = plan[name]
-        copies = scaling.axes.expand_copies(plan.layout.sizes, plan.growth)
-        exact = grown.to(torch.complex128) if grown.is_complex() else grown.double()
-        # What contracted axes have grown is summed away, so that only copies of the outputs are left.
-        outputs = Axes(
-            tuple(
-                Dim((n,)) if d.contracted else d for d, n in zip(scaling.axes.dims, theta.shape, strict=True)
-            )
-        )
-        summed = sum_copies(exact, copies).reshape(outputs.wide_shape(plan.layout.sizes, plan.growth))
-        expected = duplicate(theta.to(exact.device, exact.dtype), outputs, plan.layout.sizes, plan.growth)
-        expected = (expected + scaling.offset) * scaling.fold - scaling.offset
-        # Each of the summed copies is rounded where it is stored, and by the few operations that made it.
-        slack = 4 * torch.finfo(grown.dtype).eps * float(scaling.fan_in) * exact.abs().max()
-        wrong = ((summed - expected).abs() > slack) | ~summed.isfinite()
-        if wrong.any():
-            worst = (summed - expected).abs().max().item()
-            owner, _, leaf = name.rpartition(".")
-            broken.setdefault(
-                owner,
-                f"{leaf}: {int(wrong.sum())} of {wrong.numel()} sums over copies miss the narrow value, "
-                f"by up to {worst:.3g}",
-            )
-    return broken
 
 
 def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:

@@ -58,6 +58,18 @@ def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str],
     return wide
 
 
+def built(model: nn.Module, plan: Plan) -> nn.Module:
+    """A wide module to fill, from its own constructor."""
+    if plan.build_wide is None:
+        raise GrowthError(
+            "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
+        )
+    wide = plan.build_wide()
+    _check_tables(model, wide, plan)
+    _keep_settings_(wide, model, plan)
+    return wide
+
+
 def check_memory(model: nn.Module) -> None:
     """Refuse a model in which two tensors lie in one memory.
 
@@ -136,3 +148,48 @@ def _same_modes(wide: nn.Module, narrow: nn.Module) -> None:
     modes: Mapping[str, bool] = {name: module.training for name, module in narrow.named_modules()}
     for name, module in wide.named_modules():
         module.training = modes.get(name, narrow.training)
+
+
+def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
+    """Refuse a table that a width changes and that is no longer what the constructor made: it holds state."""
+    after = tables(wide)
+    growing = {k: t for k, t in tables(model).items() if k in after and after[k].shape != t.shape}
+    with torch.enable_grad():
+        made = tables(plan.build_narrow()) if growing and plan.build_narrow else {}
+    for key, table in growing.items():
+        if key not in made or made[key].is_meta or made[key].requires_grad:
+            continue  # the last: computed of parameters, and again in every call, as old weight norm is
+        if made[key].shape == after[key].shape:
+            continue  # no width has changed it but a call, and the next one will
+        now, then = (t.detach().cpu().to(torch.complex128) for t in (table, made[key]))
+        if not torch.allclose(now, then, rtol=1e-2):
+            raise GrowthError(
+                f"{'.'.join(key)}: grows with the width, but is no parameter and no persistent buffer, and "
+                "no longer holds what the constructor put there; register it as a persistent buffer"
+            )
+
+
+def _keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
+    """Let plain attributes that were changed after construction be as in the narrow model.
+
+    That is a dropout that was switched off, a temperature: what the constructor makes alike at both widths.
+    Whole numbers stay as they are, as they may count what a cache holds.
+    """
+    own, theirs = _settings(model), _settings(wide)
+    changed = {place: value for place, value in own.items() if theirs.get(place, value) != value}
+    if not changed or plan.build_narrow is None:
+        return
+    with torch.enable_grad():
+        made = _settings(plan.build_narrow())
+    for (name, key), value in changed.items():
+        if made.get((name, key)) == theirs[name, key]:
+            setattr(wide.get_submodule(name), key, value)
+
+
+def _settings(model: nn.Module) -> dict[tuple[str, str], bool | float | str]:
+    return {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (bool, float, str) and key != "training"
+    }

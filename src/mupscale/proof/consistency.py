@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.models.contents import one_memory, tie_names
+from mupscale.errors import GrowthError
+from mupscale.models.contents import one_memory, state_tensors, tie_names
+from mupscale.notation.axes import Axes, duplicate, sum_copies
+from mupscale.notation.dims import Dim
 from mupscale.operators.filling import is_architecture, tables
 from mupscale.theory.manifest import Plan
 
@@ -31,6 +34,56 @@ def held_otherwise(
     yield from _kinds(narrow, wide, plan)
     if optimizer is not None:
         yield from _optimized(wide, optimizer)
+
+
+def broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[str, str]:
+    """Modules whose weights do not reproduce the narrow one's, each with what is wrong."""
+    broken: dict[str, str] = {}
+    wide_state, state = state_tensors(wide), state_tensors(model)
+    for name in (*plan.layout.params, *plan.layout.buffers):
+        if name not in state or name not in wide_state:
+            raise GrowthError(
+                f"{name}: in the plan, but not in the {'wide' if name in state else 'narrow'} model"
+            )
+        theta, grown = state[name].detach(), wide_state[name].detach()
+        for tensor, shape in (
+            (theta, plan[name].axes.shape(plan.layout.sizes)),
+            (grown, plan.wide_shape(name)),
+        ):
+            if tuple(tensor.shape) != shape:
+                raise GrowthError(f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}")
+        if not theta.numel():
+            continue
+        if not theta.is_floating_point() and not theta.is_complex():
+            same = duplicate(theta, plan[name].axes, plan.layout.sizes, plan.growth)
+            if not torch.equal(same.to(grown.device), grown):
+                owner, _, leaf = name.rpartition(".")
+                broken.setdefault(owner, f"{leaf}: its whole numbers are not the narrow model's")
+            continue
+        scaling = plan[name]
+        copies = scaling.axes.expand_copies(plan.layout.sizes, plan.growth)
+        exact = grown.to(torch.complex128) if grown.is_complex() else grown.double()
+        # What contracted axes have grown is summed away, so that only copies of the outputs are left.
+        outputs = Axes(
+            tuple(
+                Dim((n,)) if d.contracted else d for d, n in zip(scaling.axes.dims, theta.shape, strict=True)
+            )
+        )
+        summed = sum_copies(exact, copies).reshape(outputs.wide_shape(plan.layout.sizes, plan.growth))
+        expected = duplicate(theta.to(exact.device, exact.dtype), outputs, plan.layout.sizes, plan.growth)
+        expected = (expected + scaling.offset) * scaling.fold - scaling.offset
+        # Each of the summed copies is rounded where it is stored, and by the few operations that made it.
+        slack = 4 * torch.finfo(grown.dtype).eps * float(scaling.fan_in) * exact.abs().max()
+        wrong = ((summed - expected).abs() > slack) | ~summed.isfinite()
+        if wrong.any():
+            worst = (summed - expected).abs().max().item()
+            owner, _, leaf = name.rpartition(".")
+            broken.setdefault(
+                owner,
+                f"{leaf}: {int(wrong.sum())} of {wrong.numel()} sums over copies miss the narrow value, "
+                f"by up to {worst:.3g}",
+            )
+    return broken
 
 
 def _ties(narrow: nn.Module, wide: nn.Module, plan: Plan) -> Found:
