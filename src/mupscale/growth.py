@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.models.contents import state_tensors, unwrapped
-from mupscale.models.skeletons import skeleton
+from mupscale.models.skeletons import PreTrainedConfig, skeleton
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.filling import built, check_memory, fill_
@@ -27,6 +28,9 @@ from mupscale.optim.carry import way_of
 from mupscale.planner import from_first, prove_operator
 from mupscale.planner import plan as make_plan
 from mupscale.theory.manifest import MANIFEST, Plan
+
+if TYPE_CHECKING:  # both import transformers
+    from mupscale.checkpoint.reader import Checkpoint
 
 Progress = Callable[[int, int], None]
 
@@ -157,52 +161,42 @@ def grow_checkpoint(
     """
     from mupscale.checkpoint.reader import Checkpoint
     from mupscale.checkpoint.staging import copy_companions, copy_pooling, staged
-    from mupscale.checkpoint.training_state import grow_training_state, training_state_bytes
+    from mupscale.checkpoint.training_state import WideTrainingState
     from mupscale.checkpoint.writer import TensorSpec, write_weights
 
     checkpoint = Checkpoint(source)
     checkpoint.check_layers()
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
-    assert plan.narrow_config is not None
-    narrow = skeleton(plan.narrow_config)
-    # Where transformers makes one tensor of several, only a model that it has loaded holds what is to grow.
-    loaded = state_tensors(checkpoint.load()) if checkpoint.is_merged(narrow) else None
-    stored = checkpoint.resolve(plan.layout, narrow) if loaded is None else {}
-
-    def read(name: str) -> Tensor:
-        tensor = checkpoint.tensor(stored[name]) if loaded is None else loaded[name].detach()
-        if not allow_nonfinite and not tensor.isfinite().all():
-            place = f"{checkpoint.file_of(stored[name])}: {stored[name]!r}" if loaded is None else name
-            raise GrowthError(f"{place} holds NaN or infinity; --allow-nonfinite lets it through")
-        return tensor
-
     first = from_first(checkpoint.path, plan)
-    grower = Grower(plan, read, operator=operator, noise=noise, shrink=shrink, seed=seed, from_first=first)
-    if grower.keeps_function_if_proved:
-        prove_operator(plan, operator)
-    plan = grower.plan
+    grown = GrownCheckpoint(
+        checkpoint,
+        plan,
+        operator=operator,
+        noise=noise,
+        shrink=shrink,
+        seed=seed,
+        from_first=first,
+        allow_nonfinite=allow_nonfinite,
+    )
+    plan, grower = grown.plan, grown.grower
     assert plan.narrow_config is not None
     assert plan.config is not None
-    optimizer = grower.operator.copies_evenly if optimizer is None else optimizer
-    way = way_of(operator, state) if optimizer else None
+    if grower.keeps_function_if_proved:
+        prove_operator(plan, operator)
+    wanted = grower.operator.copies_evenly if optimizer is None else optimizer
+    training = WideTrainingState.of(checkpoint.path, plan, way_of(operator, state)) if wanted else None
 
     def spec(name: str) -> TensorSpec:
-        narrow_name = plan.canonical(name)
-        kept = checkpoint.spec(stored[narrow_name])[0] if loaded is None else loaded[narrow_name].dtype
+        kept = grown.dtype(name)
         return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
 
-    def grown(name: str) -> Tensor:
-        wide = grower(name, specs[name].dtype)
-        if not allow_nonfinite and not wide.isfinite().all():
-            raise GrowthError(
-                f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
-            )
-        advance(wide.nbytes)
-        return wide
+    def make(name: str) -> Tensor:
+        tensor = grown(name, specs[name].dtype)
+        advance(tensor.nbytes)
+        return tensor
 
     specs = {name: spec(name) for name in plan.wide_names}
-    state_bytes = training_state_bytes(checkpoint.path, plan) if optimizer else 0
-    done, total = 0, sum(s.nbytes for s in specs.values()) + state_bytes
+    done, total = 0, sum(s.nbytes for s in specs.values()) + (training.nbytes if training else 0)
 
     def advance(nbytes: int) -> None:
         nonlocal done
@@ -218,28 +212,84 @@ def grow_checkpoint(
         if (checkpoint.path / "modules.json").is_file():
             copy_pooling(checkpoint.path, partial, plan.narrow_config.hidden_size, plan.config.hidden_size)
         checksums = pool.submit(checkpoint.checksums)
-        carried = way is not None and grow_training_state(
-            checkpoint.path, partial, plan, narrow, advance, way=way
-        )
-        write_weights(partial, list(specs.values()), grown, max_shard_size=max_shard_size)
-        copy_companions(checkpoint.path, partial, training_state=carried)
-        config = copy.deepcopy(plan.config)
-        config.dtype = dtype or config.dtype
-        config.save_pretrained(partial)
+        if training is not None:
+            training.write(partial, advance)
+        write_weights(partial, list(specs.values()), make, max_shard_size=max_shard_size)
+        copy_companions(checkpoint.path, partial, training_state=training is not None)
+        grown.config(dtype).save_pretrained(partial)
         manifest = {
             "mupscale": version("mupscale"),
             "operator": operator,
             "noise": str(grower.noise or "none"),
             **({"shrink": str(grower.shrink)} if grower.operator.shrink is not None else {}),
             "seed": seed,
-            "optimizer": carried,
-            **({"optimizer_state": state} if carried else {}),
+            "optimizer": training is not None,
+            **({"optimizer_state": state} if training else {}),
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
             "plan": plan.to_dict(),
             "from_first": first.to_dict(),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return plan
+
+
+class GrownCheckpoint:
+    """What a checkpoint grows into: any tensor of it by name, made when it is asked for, and the config.
+
+    `grow_checkpoint` writes it, and `mupscale.verification.verify_checkpoint` compares a directory with it.
+
+    Args:
+        recipe: as to `Grower`: operator, noise, shrink, seed and from_first.
+
+    Attributes:
+        plan: the plan, as the operator has it.
+
+    Raises:
+        GrowthError: the files do not hold what the plan says, or the operator does not go with it.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, *, allow_nonfinite: bool = False, **recipe: Any
+    ) -> None:
+        from mupscale.checkpoint.reader import ModelTensors
+
+        assert plan.narrow_config is not None
+        self._nonfinite = allow_nonfinite
+        self._narrow = ModelTensors(checkpoint, plan.layout, skeleton(plan.narrow_config))
+        self.grower = Grower(plan, self._read, **recipe)
+        self.plan = self.grower.plan
+
+    def __call__(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A tensor of the wide model.
+
+        Raises:
+            GrowthError: it holds what is not finite, before or after.
+        """
+        wide = self.grower(name, dtype)
+        if not self._nonfinite and not wide.isfinite().all():
+            raise GrowthError(
+                f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
+            )
+        return wide
+
+    def dtype(self, name: str) -> torch.dtype:
+        """That of the narrow tensor."""
+        return self._narrow.dtype(self.plan.canonical(name))
+
+    def config(self, dtype: torch.dtype | None = None) -> PreTrainedConfig:
+        """The wide config; with the narrow one's dtype unless another is given."""
+        config = copy.deepcopy(self.plan.config)
+        assert config is not None
+        config.dtype = dtype or config.dtype
+        return config
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._narrow(name)
+        if not self._nonfinite and not tensor.isfinite().all():
+            raise GrowthError(
+                f"{self._narrow.place(name)} holds NaN or infinity; --allow-nonfinite lets it through"
+            )
+        return tensor
 
 
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:

@@ -21,6 +21,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import Layout
 from mupscale.layout.known import family_of
+from mupscale.models.contents import state_tensors
 from mupscale.models.skeletons import skeleton
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -226,6 +227,38 @@ class Checkpoint:
                     digest.update(chunk)
             sums[path.name] = digest.hexdigest()
         return sums
+
+
+class ModelTensors:
+    """The tensors of a checkpoint under the names that its model has for them, read one by one.
+
+    Where transformers makes one tensor of several stored ones (a layer's experts), only a model that it has
+    loaded holds them: then all are in memory.
+
+    Raises:
+        GrowthError: the files do not hold what the layout says.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, model: nn.Module) -> None:
+        self._checkpoint = checkpoint
+        merged = checkpoint.is_merged(model)
+        self._loaded = state_tensors(checkpoint.load()) if merged else None
+        self._stored = {} if merged else checkpoint.resolve(layout, model)
+
+    def __call__(self, name: str) -> Tensor:
+        if self._loaded is not None:
+            return self._loaded[name].detach()
+        return self._checkpoint.tensor(self._stored[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """That it is stored in."""
+        return self(name).dtype if self._loaded is not None else self._checkpoint.spec(self._stored[name])[0]
+
+    def place(self, name: str) -> str:
+        """Where it lies, for messages."""
+        if self._loaded is not None:
+            return name
+        return f"{self._checkpoint.file_of(self._stored[name])}: {self._stored[name]!r}"
 
 
 def _read_json(path: Path, role: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
+from mupscale.models.skeletons import skeleton
 from mupscale.optim.carry import Way, grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.theory.manifest import Plan
@@ -25,97 +26,103 @@ from mupscale.theory.rules import Rule
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
-def grow_training_state(
-    source: Path,
-    destination: Path,
-    plan: Plan,
-    skeleton: nn.Module,
-    on_bytes: Callable[[int], None],
-    *,
-    way: Way = Way.COPIED,
-) -> bool:
-    """Grow ``optimizer.pt`` and ``scheduler.pt``, so that a Trainer resumes from ``destination``.
+@dataclass(frozen=True)
+class WideTrainingState:
+    """What ``optimizer.pt`` and ``scheduler.pt`` grow into, so that a Trainer goes on from them.
 
     The groups become those of `mupscale.param_groups` with the same weight decay split.
 
-    Args:
-        skeleton: the narrow model's names and shapes.
-        on_bytes: told the bytes written, as they are.
-        way: copy the state, or pad it with zeros.
-
-    Returns:
-        Whether there was an optimizer to grow.
-
-    Raises:
-        GrowthError: a file cannot be read, or does not fit the weights.
+    Attributes:
+        optimizer: what the file holds, with `Lazy` tensors in its state.
+        scheduler: what the other one does; None where there is none.
+        nbytes: of the state, to be.
     """
-    path = source / OPTIMIZER
-    if not path.is_file():
-        return False
-    saved = _load(path, mmap=True)
-    try:
-        names, groups = _names(saved, skeleton), saved["param_groups"]
-        shapes = {n: tuple(p.shape) for n, p in skeleton.named_parameters()}
-        origin: dict[str, int] = {}
-        rules: dict[int, Rule] = {}
-        pairs = []
-        for number, group in enumerate(groups):
-            rule = rule_of_state(group)
-            for index in group["params"]:
-                name = names[index]
-                origin[name], rules[index] = number, rule
-                state = saved["state"].get(index, {})
-                for key, value in state.items():
-                    if not is_copied(key, value, rule):
-                        rule.check_state(name, key, value, shapes[name])
-                if state and (reason := rule.ready(state, group)):
-                    raise GrowthError(f"{name}: {reason}")
-                pairs.append((name, index, rule.group(name, plan[name], group)))
-    except GrowthError as error:
-        raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
-    pairs.sort(key=_place(saved["param_groups"], names, skeleton))
-    wide_groups = merge_groups(pairs)
-    order = [index for group in wide_groups for index in group["params"]]
-    for group in wide_groups:
-        start = order.index(group["params"][0])
-        group["params"] = list(range(start, start + len(group["params"])))
 
-    def lazy(index: int, key: str, value: Any) -> Any:
-        name, rule = names[index], rules[index]
-        grown = functools.partial(grow_state_value, name, key, value, plan, rule, way=way)
-        if not isinstance(value, Tensor):
-            return value if is_copied(key, value, rule) else grown()
-        if is_copied(key, value, rule):
-            return _Lazy(tuple(value.shape), value.dtype, lambda: value)
-        shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
-        return _Lazy(shape, value.dtype, grown)
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any] | None
 
-    state = {
-        i: {key: lazy(index, key, value) for key, value in saved["state"][index].items()}
-        for i, index in enumerate(order)
-        if index in saved["state"]
-    }
-    _save_streamed({**saved, "state": state, "param_groups": wide_groups}, destination / OPTIMIZER, on_bytes)
-    if (source / SCHEDULER).is_file():
-        scheduler = _load(source / SCHEDULER)
-        parents = [origin[group["param_names"][0]] for group in wide_groups]
-        scales = [
-            g["lr_scale"] / groups[p].get("lr_scale", 1.0) for g, p in zip(wide_groups, parents, strict=True)
-        ]
-        torch.save(_grow_scheduler(scheduler, len(groups), parents, scales), destination / SCHEDULER)
-    return True
+    @classmethod
+    def of(cls, source: Path, plan: Plan, way: Way = Way.COPIED) -> WideTrainingState | None:
+        """That of the directory ``source``; None if it holds no optimizer.
 
+        Args:
+            way: copy the state, or pad it with zeros.
 
-def training_state_bytes(source: Path, plan: Plan) -> int:
-    """About how much `grow_training_state` will write: the saved file, grown as the parameters on average."""
-    path = source / OPTIMIZER
-    sizes = [math.prod(p.axes.shape(plan.layout.sizes)) for p in plan.params.values()]
-    grown = [n * float(p.copies) for n, p in zip(sizes, plan.params.values(), strict=True)]
-    return int(path.stat().st_size * sum(grown) / sum(sizes)) if path.is_file() else 0
+        Raises:
+            GrowthError: a file cannot be read, or does not fit the weights.
+        """
+        path = source / OPTIMIZER
+        if not path.is_file():
+            return None
+        assert plan.narrow_config is not None
+        narrow = skeleton(plan.narrow_config)
+        saved = load_state(path, mmap=True)
+        try:
+            names, groups = _names(saved, narrow), saved["param_groups"]
+            shapes = {n: tuple(p.shape) for n, p in narrow.named_parameters()}
+            origin: dict[str, int] = {}
+            rules: dict[int, Rule] = {}
+            pairs = []
+            for number, group in enumerate(groups):
+                rule = rule_of_state(group)
+                for index in group["params"]:
+                    name = names[index]
+                    origin[name], rules[index] = number, rule
+                    state = saved["state"].get(index, {})
+                    for key, value in state.items():
+                        if not is_copied(key, value, rule):
+                            rule.check_state(name, key, value, shapes[name])
+                    if state and (reason := rule.ready(state, group)):
+                        raise GrowthError(f"{name}: {reason}")
+                    pairs.append((name, index, rule.group(name, plan[name], group)))
+        except GrowthError as error:
+            raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
+        pairs.sort(key=_place(saved["param_groups"], names, narrow))
+        wide_groups = merge_groups(pairs)
+        order = [index for group in wide_groups for index in group["params"]]
+        for group in wide_groups:
+            start = order.index(group["params"][0])
+            group["params"] = list(range(start, start + len(group["params"])))
+
+        def lazy(index: int, key: str, value: Any) -> Any:
+            name, rule = names[index], rules[index]
+            grown = functools.partial(grow_state_value, name, key, value, plan, rule, way=way)
+            if not isinstance(value, Tensor):
+                return value if is_copied(key, value, rule) else grown()
+            if is_copied(key, value, rule):
+                return Lazy(tuple(value.shape), value.dtype, lambda: value)
+            shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
+            return Lazy(shape, value.dtype, grown)
+
+        state = {
+            i: {key: lazy(index, key, value) for key, value in saved["state"][index].items()}
+            for i, index in enumerate(order)
+            if index in saved["state"]
+        }
+        scheduler = None
+        if (source / SCHEDULER).is_file():
+            parents = [origin[group["param_names"][0]] for group in wide_groups]
+            scales = [
+                g["lr_scale"] / groups[p].get("lr_scale", 1.0)
+                for g, p in zip(wide_groups, parents, strict=True)
+            ]
+            scheduler = _grow_scheduler(load_state(source / SCHEDULER), len(groups), parents, scales)
+        return cls({**saved, "state": state, "param_groups": wide_groups}, scheduler)
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (t for entries in self.optimizer["state"].values() for t in entries.values())
+        return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors if isinstance(t, Lazy))
+
+    def write(self, directory: Path, on_bytes: Callable[[int], None]) -> None:
+        """Write both files, a tensor at a time; ``on_bytes`` is told the bytes written, as they are."""
+        _save_streamed(self.optimizer, directory / OPTIMIZER, on_bytes)
+        if self.scheduler is not None:
+            torch.save(self.scheduler, directory / SCHEDULER)
 
 
 @dataclass(frozen=True)
-class _Lazy:
+class Lazy:
     """A tensor that is made when it is written."""
 
     shape: tuple[int, ...]
@@ -130,7 +137,7 @@ def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], 
     with FakeTensorMode():
         layout = {
             i: {
-                k: torch.empty(v.shape, dtype=v.dtype) if isinstance(v, _Lazy) else v
+                k: torch.empty(v.shape, dtype=v.dtype) if isinstance(v, Lazy) else v
                 for k, v in entries.items()
             }
             for i, entries in saved["state"].items()
@@ -143,7 +150,7 @@ def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], 
         written = torch.load(path, mmap=True, weights_only=True)
     for i, entries in saved["state"].items():
         for key, value in entries.items():
-            if isinstance(value, _Lazy):
+            if isinstance(value, Lazy):
                 written["state"][i][key].copy_(value.make())
                 on_bytes(written["state"][i][key].nbytes)
 
@@ -154,7 +161,12 @@ def _take_room(path: Path, nbytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(1, nbytes))
 
 
-def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+def load_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A file of training state, without running any code that it holds.
+
+    Raises:
+        GrowthError: it cannot be read.
+    """
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a file that is not what it says
