@@ -159,6 +159,7 @@ def grow_checkpoint(
     Raises:
         GrowthError: the source, its files or the growth asked for are not as they should be.
     """
+    from mupscale.checkpoint.differences import kind_of_machine
     from mupscale.checkpoint.reader import Checkpoint
     from mupscale.checkpoint.staging import copy_companions, copy_pooling, staged
     from mupscale.checkpoint.training_state import WideTrainingState
@@ -219,6 +220,7 @@ def grow_checkpoint(
         grown.config(dtype).save_pretrained(partial)
         manifest = {
             "mupscale": version("mupscale"),
+            "machine": kind_of_machine(),
             "operator": operator,
             "noise": str(grower.noise or "none"),
             **({"shrink": str(grower.shrink)} if grower.operator.shrink is not None else {}),

@@ -6,7 +6,7 @@ import functools
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,32 @@ class WideTrainingState:
         _save_streamed(self.optimizer, directory / OPTIMIZER, on_bytes)
         if self.scheduler is not None:
             torch.save(self.scheduler, directory / SCHEDULER)
+
+    def beside(self, directory: Path) -> Iterator[tuple[str, Any, Any]]:
+        """Everything that the two files in a directory are to hold: where, what that is, and what is there.
+
+        Raises:
+            GrowthError: a file cannot be read.
+        """
+        path, groups = directory / OPTIMIZER, self.optimizer["param_groups"]
+        found = load_state(path, mmap=True)
+        yield f"{path}: param_groups", groups, found.get("param_groups")
+        states = found.get("state")
+        yield (
+            f"{path}: parameters",
+            [*self.optimizer["state"]],
+            [*states] if isinstance(states, dict) else None,
+        )
+        names = [name for group in groups for name in group["param_names"]]
+        for index, entries in self.optimizer["state"].items():
+            theirs = states.get(index) if isinstance(states, dict) else None
+            theirs = theirs if isinstance(theirs, dict) else {}
+            yield f"{path}: what it holds for {names[index]}", sorted(entries), sorted(map(str, theirs))
+            for key, value in entries.items():
+                mine = value.make() if isinstance(value, Lazy) else value
+                yield f"{path}: {key} of {names[index]}", mine, theirs.get(key)
+        if self.scheduler is not None:
+            yield f"{directory / SCHEDULER}", self.scheduler, load_state(directory / SCHEDULER)
 
 
 @dataclass(frozen=True)

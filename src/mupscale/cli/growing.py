@@ -6,7 +6,8 @@ Arguments are checked before torch and transformers are imported.
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,13 +104,7 @@ def grow(
     from mupscale.growth import grow_checkpoint
     from mupscale.theory.manifest import MANIFEST
 
-    console = Console(stderr=True)
-    columns = (
-        *(progress.TextColumn("growing"), progress.BarColumn(), progress.DownloadColumn()),
-        *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("growing", total=None)
+    with _progress("growing") as advance:
         grow_checkpoint(
             source,
             destination,
@@ -124,7 +119,7 @@ def grow(
             state=optimizer_state,
             overwrite=overwrite,
             allow_nonfinite=allow_nonfinite,
-            progress=lambda done, total: bar.update(task, completed=done, total=max(done, total)),
+            progress=advance,
         )
     written = json_module.loads((destination / MANIFEST).read_text())
     if json:
@@ -146,33 +141,57 @@ def verify(
     /,
     *,
     steps: Annotated[int, arg(help="also train pure copies side by side for so many steps")] = 0,
+    files_only: Annotated[
+        bool, arg(help="compare the files alone, a tensor at a time; load and run no model")
+    ] = False,
     json: Json = False,
 ) -> int:
-    """Check, in float64, that DST computes what SRC computes; exit status 1 where it does not.
+    """Check that DST holds what growing SRC gives, and, in float64, that it computes what SRC computes.
+
+    Exit status 1 where one of the two does not hold. What DST holds are its weights, its config and its
+    optimizer; a growth that is not to keep the function, such as by zero_pad, passes with --files-only.
 
     Example: mupscale verify narrow wide --steps 5
     """
+    if steps and files_only:
+        raise GrowthError("--steps and --files-only: choose one")
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint
     from mupscale.operators.catalogue import operator_named
     from mupscale.operators.noise import Noise
     from mupscale.theory.manifest import MANIFEST, Plan
+    from mupscale.verification import regrow
 
+    manifest = destination / MANIFEST
+    with _progress("comparing") as advance:
+        again = regrow(source, destination, progress=advance) if manifest.is_file() else None
+    if files_only and again is None:
+        raise GrowthError(f"{manifest}: does not say how it was grown; verify without --files-only")
+    if again is not None and not json:
+        print_text(str(again))
+    if files_only:
+        assert again is not None
+        if json:
+            print_json(again.to_dict())
+        return 0 if again else 1
     narrow, wide = Checkpoint(source), Checkpoint(destination)
-    known = (destination / MANIFEST).is_file()
-    made = Plan.load(destination, last_growth=True) if known else mupscale.plan(narrow.config, to=wide.config)
-    manifest = json_module.loads((destination / MANIFEST).read_text()) if known else {}
-    operator, noise = manifest.get("operator", "duplicate"), Noise.parse(manifest.get("noise"))
-    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator)
+    made = (
+        Plan.load(destination, last_growth=True)
+        if manifest.is_file()
+        else mupscale.plan(narrow.config, to=wide.config)
+    )
+    how = json_module.loads(manifest.read_text()) if manifest.is_file() else {}
+    operator, noise = operator_named(how.get("operator", "duplicate")), Noise.parse(how.get("noise"))
+    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator.name)
     if json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "regrown": again.to_dict() if again is not None else None})
     else:
         print_text(str(report))
-        if not operator_named(operator).copies_evenly:
-            print_text(f"{operator}: {operator_named(operator).summary}")
+        if not operator.copies_evenly:
+            print_text(f"{operator.name}: {operator.summary}")
         elif not report.equal and noise is not None and not noise.keeps_function:
             print_text(f"{noise} noise changes the function; balanced noise keeps it")
-    return 0 if report.equal else 1
+    return 0 if report.equal and (again is None or again) else 1
 
 
 def hparams(
@@ -288,3 +307,16 @@ def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
             raise GrowthError(f"--axes {pair}: {name} is given twice")
         axes[name] = int(factor)
     return axes or None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on a terminal's standard error; yields what is to be told (bytes done, bytes in all)."""
+    console = Console(stderr=True)
+    columns = (
+        *(progress.TextColumn(what), progress.BarColumn(), progress.DownloadColumn()),
+        *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
+    )
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -72,6 +72,12 @@ class Grower:
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
         self._norms: Callable[[], Norms] = cache(lambda: Norms.of(self.plan, self._fresh()))
 
+    @property
+    def keeps_function(self) -> bool:
+        """Whether the wide model is to compute what the narrow one does."""
+        evenly = self.operator.copies_evenly and not self.plan.inexact
+        return self.keeps_function_if_proved or (evenly and (self.noise is None or self.noise.keeps_function))
+
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The grown tensor, in ``dtype`` or else the narrow one's; computed in float32 or better.
 
