@@ -10,7 +10,6 @@ it is grown *again*, a tensor at a time, and compared.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ from mupscale.operators.catalogue import operator_named
 from mupscale.optim.carry import way_of
 from mupscale.proof.consistency import broken_parameters, held_otherwise
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
-from mupscale.proof.lockstep import paired_optimizers, train_step
+from mupscale.proof.lockstep import natural_loss, paired_optimizers, train_step
 from mupscale.theory.manifest import MANIFEST, Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
@@ -241,31 +240,9 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -
             losses = []
             for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
                 with SameChance(step):
-                    losses.append(train_step(model, optimizer, own, _loss))
+                    losses.append(train_step(model, optimizer, own, natural_loss))
             worst = max(worst, abs(losses[0] - losses[1]))
     return worst
-
-
-def _loss(model: nn.Module, call: Call) -> Tensor:
-    """Next-token loss where the inputs are tokens, else the mean square of the outputs."""
-    takes = inspect.signature(model.forward).parameters
-    if "input_ids" in call.kwargs and "labels" in takes and "labels" not in call.kwargs and _is_causal(model):
-        return model(*call.args, **call.kwargs, labels=call.kwargs["input_ids"]).loss  # type: ignore[no-any-return]
-    output = call(model)
-    loss = getattr(output, "loss", None)
-    return (
-        loss
-        if loss is not None
-        else sum((t.abs().square().mean() for t in result_tensors(output)), start=torch.zeros(()))
-    )
-
-
-def _is_causal(model: nn.Module) -> bool:
-    if transformers_config(model) is None:
-        return False
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return type(model) in {*MODEL_FOR_CAUSAL_LM_MAPPING.values()}
 
 
 def _example(model: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mupscale.errors import GrowthError
 from mupscale.models.calls import Call, result_tensors
 from mupscale.models.chance import SameChance
 from mupscale.models.copying import copied
+from mupscale.models.skeletons import transformers_config
 from mupscale.optim import param_groups
 from mupscale.proof.deviations import grown_call
 from mupscale.theory.manifest import Plan
@@ -171,3 +173,25 @@ def _loss(model: nn.Module, call: Call) -> Tensor:
         target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
         loss = loss + (places - target.reshape(-1, *[1] * (places.ndim - 1))).abs().square().mean()
     return loss
+
+
+def natural_loss(model: nn.Module, call: Call) -> Tensor:
+    """Next-token loss where the inputs are tokens, else the mean square of the outputs."""
+    takes = inspect.signature(model.forward).parameters
+    if "input_ids" in call.kwargs and "labels" in takes and "labels" not in call.kwargs and _is_causal(model):
+        return model(*call.args, **call.kwargs, labels=call.kwargs["input_ids"]).loss  # type: ignore[no-any-return]
+    output = call(model)
+    loss = getattr(output, "loss", None)
+    return (
+        loss
+        if loss is not None
+        else sum((t.abs().square().mean() for t in result_tensors(output)), start=torch.zeros(()))
+    )
+
+
+def _is_causal(model: nn.Module) -> bool:
+    if transformers_config(model) is None:
+        return False
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return type(model) in {*MODEL_FOR_CAUSAL_LM_MAPPING.values()}
