@@ -21,6 +21,7 @@ from mupscale.models.contents import state_tensors, unwrapped
 from mupscale.models.skeletons import PreTrainedConfig, skeleton
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
+from mupscale.operators.catalogue import mark_
 from mupscale.operators.filling import built, check_memory, fill_
 from mupscale.operators.noise import Noise
 from mupscale.operators.zero_pad import ShrinkLike
@@ -110,6 +111,7 @@ def grow(
         else:
             state = {name: grower(name) for name in plan.wide_names}
             wide = fill_(_loaded(inner, plan, state), inner, plan, state.__getitem__)
+    mark_(wide, operator)
     if isinstance(model, torch._dynamo.OptimizedModule):  # wrapped again, with the same options
         return type(model)(wide, model.dynamo_ctx)
     return wide

@@ -32,7 +32,7 @@ from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64
 from mupscale.models.skeletons import skeleton, transformers_config
 from mupscale.models.surroundings import plain_surroundings
-from mupscale.operators.catalogue import operator_named
+from mupscale.operators.catalogue import grown_with, operator_named
 from mupscale.optim.carry import way_of
 from mupscale.proof.consistency import broken_parameters, held_otherwise
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
@@ -107,7 +107,7 @@ def verify(
     inputs: Any = None,
     *,
     steps: int = 0,
-    operator: str = "duplicate",
+    operator: str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Report:
     """Check that ``wide`` computes what ``model`` computes. Both run as float64 copies in evaluation mode.
@@ -120,8 +120,9 @@ def verify(
             only transformers models take.
         steps: also train a pure copy of ``model`` (grown by ``plan`` without noise) beside it for so many
             AdamW steps, in float64; the largest difference of the losses must stay below 1e-8.
-        operator: what ``wide`` was grown with. Only even copies can be proved for all inputs, weight by
-            weight; of the others the outputs alone are compared.
+        operator: what ``wide`` was grown with; needed only where it did not come from `mupscale.grow` and is
+            not of even copies. These alone can be proved for all inputs, weight by weight; of the others the
+            outputs alone are compared.
         optimizer: the wide model's: it must hold every parameter that is trained once, and no others.
 
     Raises:
@@ -135,6 +136,7 @@ def verify(
     >>> verify(narrow, mupscale.grow(narrow, wide_plan), wide_plan, torch.randn(4, 8), steps=3).equal
     True
     """
+    operator = grown_with(wide, operator) or "duplicate"
     with plain_surroundings():
         return _verified(unwrapped(model), unwrapped(wide), plan, inputs, steps, operator, optimizer)
 

@@ -210,8 +210,9 @@ def test_optimizer_state_is_padded_when_asked_for():
         assert after[key].count_nonzero() == before[key].count_nonzero()
     loss_of(wide, batch("llama", 1)).backward()
     carried.step()
+    copies = mupscale.grow(narrow, mupscale.plan(narrow, axes={"d_ff": 2}), operator="net2net")
     with pytest.raises(GrowthError, match="uneven, so no optimizer state"):
-        mupscale.carry_optimizer(optimizer, narrow, wide, plan, operator="net2net")
+        mupscale.carry_optimizer(optimizer, narrow, copies, plan)
 
 
 def test_state_in_parameter_space_cannot_be_padded():

@@ -312,8 +312,41 @@ def test_an_optimizer_is_carried_on_with_its_batch_size_and_tokens():
     middle, wide = make_mlp(2), make_mlp(4)
     groups = mupscale.param_groups(middle, plan, torch.optim.AdamW, lr=1e-2, batch_size=(1, 4))
     further = mupscale.plan(middle, to=wide)
-    carried = mupscale.carry_optimizer(torch.optim.AdamW(groups), middle, wide, further)
+    carried = mupscale.carry_optimizer(torch.optim.AdamW(groups), middle, wide, further, operator="duplicate")
     at_once = groups_by_name(mupscale.plan(make_mlp, width=4), batch_size=(1, 4))
     for group in carried.param_groups:
         for name in group["param_names"]:
             assert {key: group[key] for key in at_once[name]} == at_once[name]
+
+
+def stepped(model, name):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss_of(model, batch(name, 0)).backward()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("how", [lambda wide: wide, copy.deepcopy, torch.compile])
+def test_the_state_goes_by_what_the_wide_model_was_grown_with(how):
+    """Nothing has to be said twice, nor can be said wrongly."""
+    narrow = build("llama")
+    optimizer, plan = stepped(narrow, "llama"), mupscale.plan(narrow, width=2)
+    wide = how(mupscale.grow(narrow, plan, operator="expand"))
+    carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+    names = {plan.unwrapped(name): param for name, param in wide.named_parameters()}
+    state = carried.state[names["model.layers.0.mlp.up_proj.weight"]]
+    assert not state["exp_avg"][48:].any()
+    assert mupscale.verify(narrow, wide, plan)
+    with pytest.raises(GrowthError, match="was grown with expand"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan, operator="duplicate")
+    with pytest.raises(GrowthError, match="was grown with expand"):
+        mupscale.verify(narrow, wide, plan, operator="duplicate")
+
+
+def test_of_a_model_that_was_not_grown_here_it_has_to_be_said():
+    plan = mupscale.plan(make_mlp, width=2)
+    narrow, wide = make_mlp(1).double(), make_mlp(2).double()
+    optimizer = stepped(narrow, "mlp")
+    with pytest.raises(GrowthError, match="say what it was grown with"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+    assert mupscale.carry_optimizer(optimizer, narrow, wide, plan, operator="zero_pad").state

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
+from mupscale.models.contents import unwrapped
 from mupscale.operators.noise import Noise
 from mupscale.theory.manifest import Plan
 
@@ -158,3 +161,25 @@ def operator_named(name: str) -> Operator:
     if name not in OPERATORS:
         raise GrowthError(f"operator {name!r} is unknown; expected one of {', '.join(OPERATORS)}")
     return OPERATORS[name]
+
+
+_MARK = "_grown_with"  # an attribute, so that copies of a model and pickles of it have it too
+
+
+def mark_(wide: nn.Module, operator: str) -> None:
+    """Let a module say which operator it was grown with."""
+    setattr(wide, _MARK, operator)
+
+
+def grown_with(wide: nn.Module, said: str | None = None) -> str | None:
+    """The operator that a module was grown with: what it is marked with, or else what is said of it.
+
+    Raises:
+        GrowthError: the two differ.
+    """
+    marked: str | None = getattr(unwrapped(wide), _MARK, None)
+    if said is not None and marked is not None and said != marked:
+        raise GrowthError(
+            f"operator {said!r}: the wide model was grown with {marked}; leave it out, or say that"
+        )
+    return said if said is not None else marked

@@ -16,7 +16,7 @@ from mupscale.layout.base import DEPTH
 from mupscale.models.sharding import local, placed_like, whole
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
-from mupscale.operators.catalogue import operator_named
+from mupscale.operators.catalogue import grown_with, operator_named
 from mupscale.operators.duplicate import duplicate_scaled
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.together import Together
@@ -32,7 +32,7 @@ def carry_optimizer(
     wide: nn.Module,
     plan: Plan,
     *,
-    operator: str = "duplicate",
+    operator: str | None = None,
     state: str = "carried",
 ) -> torch.optim.Optimizer:
     """The optimizer of the wide model, in the state that the narrow model's has reached.
@@ -41,8 +41,10 @@ def carry_optimizer(
         optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, or registered.
         narrow, wide: the models before and after growing by ``plan``. Either may be sharded by FSDP2: every
             rank must call, and then holds its own shard of the state.
-        operator: what ``wide`` was grown with. ``"zero_pad"`` and ``"expand"`` pad the state with zeros,
-            unscaled: old weights are as they were, and what is new has no past.
+        operator: what ``wide`` was grown with; to be said only where it does not come from `mupscale.grow`,
+            as when it was loaded. After even copies the state is copied, and scaled as gradients are. After
+            ``"zero_pad"`` and ``"expand"`` it is padded with zeros, unscaled: old weights are as they were,
+            and what is new has no past.
         state: ``"carried"``; or ``"asymmetric"``, by which the first copy of an output goes on with what is
             carried and the others begin with zeros: of a parameter whose outputs do not grow, the first copy
             of an input. It makes copies differ at once (after arXiv 2602.02472).
@@ -52,9 +54,16 @@ def carry_optimizer(
         scheduler, or go on with `set_lr`. Hooks on the optimizer are not carried.
 
     Raises:
-        GrowthError: the optimizer has no rule, holds a parameter that is not the narrow model's, or holds
-            state that the rule does not know or that the operator cannot grow.
+        GrowthError: it is not known what ``wide`` was grown with; the optimizer has no rule, holds a
+            parameter that is not the narrow model's, or holds state that the rule does not know or that the
+            operator cannot grow.
     """
+    operator = grown_with(wide, operator)
+    if operator is None:
+        raise GrowthError(
+            "carry_optimizer: the wide model does not come from mupscale.grow; say what it was grown with, "
+            'operator="duplicate" or another'
+        )
     if isinstance(optimizer, Together):
         return Together(
             carry_optimizer(part, narrow, wide, plan, operator=operator, state=state)
