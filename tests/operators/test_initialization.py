@@ -1,5 +1,7 @@
 """The law of a fresh parameter, read off the initializer, and μP from it."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import mupscale
 from models import CONFIGS, PLAIN, make_mlp
 from mupscale import GrowthError
-from mupscale.operators.fresh import fresh_laws
+from mupscale.operators.fresh import Law, fresh_laws
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3_tied", "mlp", "resnet"])
@@ -106,3 +108,39 @@ def test_fractional_width_ratios_scale_from_scratch():
     rates = {n: g["lr"] for g in groups for n in g["param_names"]}
     assert rates["model.layers.0.mlp.up_proj.weight"] == pytest.approx(ratio)
     assert rates["model.embed_tokens.weight"] == 1.0
+
+
+class Own(nn.Module):
+    """Initialized as nanoGPT is: by the constructor, over what its parts have done."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 40 * width), nn.Linear(40 * width, 8)
+        self.norm = nn.LayerNorm(40 * width)
+        for linear, std in ((self.up, 0.02), (self.down, 0.02 / math.sqrt(12))):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x):
+        return self.down(self.norm(self.up(x)))
+
+
+def test_the_constructor_has_the_last_word_on_what_is_fresh():
+    laws = fresh_laws(mupscale.plan(Own, width=2))
+    assert laws["up.weight"].std == pytest.approx(0.02, rel=0.15)
+    assert laws["down.weight"].std == pytest.approx(0.02 / math.sqrt(12), rel=0.15)
+    assert laws["up.bias"] == laws["down.bias"] == Law(0, 0)
+    assert laws["norm.weight"] == Law(1, 0)
+
+
+def test_what_is_fresh_is_not_read_off_a_model_that_was_trained():
+    trained = {
+        width: nn.Sequential(nn.Linear(8, 40 * width), nn.ReLU(), nn.Linear(40 * width, 8))
+        for width in (1, 2)
+    }
+    with torch.no_grad():
+        for model in trained.values():
+            for p in model.parameters():
+                p.mul_(3)
+    laws = fresh_laws(mupscale.plan(trained.__getitem__, width=2))
+    assert laws["0.weight"].std == pytest.approx(1 / math.sqrt(3 * 8))

@@ -65,7 +65,8 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def fresh_laws(plan: Plan) -> dict[str, Law]:
     """The law of every parameter of a fresh narrow model, by name, and of buffers that are filled with one.
 
-    Transformers models allocate no weights.
+    Transformers models allocate no weights. Of a plain module that was built, what its constructor has filled
+    counts, where that is not what ``reset_parameters`` says.
 
     Raises:
         GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
@@ -85,21 +86,39 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
     laws = {}
-    values = dict(fresh.named_parameters())
+    values, others = (dict(m.named_parameters()) for m in (fresh, plan.build_narrow()))
     for name, param in model.named_parameters():
-        if id(param) not in record.laws and not values[name].is_meta:
-            # Filled by the constructor, or in a way that shows no law: measure the fresh values instead.
-            value = values[name].detach()
-            std = 0.0 if (value == value.flatten()[0]).all() else value.std().item()
-            record.laws[id(param)] = Law(value.mean().item(), std)
-        if id(param) not in record.laws:
+        law, value = record.laws.get(id(param)), values[name].detach()
+        if not value.is_meta and (law is None or _constructed_otherwise(law, value, others[name].detach())):
+            law = Law(value.mean().item(), 0.0 if _is_constant(value) else value.std().item())
+        if law is None:
             raise GrowthError(
                 f"{name}: cannot tell how a fresh one is initialized; plan from a function make(width), "
                 "or give the module that owns it a reset_parameters() method"
             )
-        laws[name] = record.laws[id(param)]
+        laws[name] = law
     filled = {name: record.laws.get(id(buffer)) for name, buffer in model.named_buffers()}
     return laws | {name: law for name, law in filled.items() if law is not None}
+
+
+def _constructed_otherwise(law: Law, value: Tensor, other: Tensor) -> bool:
+    """Whether the constructor fills a parameter by another law than ``reset_parameters``, as nanoGPT's does.
+
+    Args:
+        value, other: of two models that were built one after the other. A parameter that is the same in both,
+            and no constant, may be one that has been trained, of a model that was there before.
+    """
+    if _is_constant(value):
+        return value.numel() > 1 and (law.std > 0 or law.mean != float(value.flatten()[0]))
+    if torch.equal(value, other):
+        return False
+    n, std = value.numel(), value.std().item()
+    far = abs(std - law.std) > (0.1 + 4 / math.sqrt(2 * n)) * law.std
+    return far or abs(value.mean().item() - law.mean) > 5 * std / math.sqrt(n)
+
+
+def _is_constant(value: Tensor) -> bool:
+    return bool((value == value.flatten()[0]).all())
 
 
 def fresh_value(
