@@ -70,7 +70,10 @@ def tried(case: Case, width: int) -> Row:
         if not plan.growth:
             return {"status": "not built", "reason": "nothing grows with the width"}
         verb = "grow"
-        noisy, wide = mupscale.grow(narrow, plan), mupscale.grow(narrow, plan, noise=None)
+        noisy, wide = (
+            mupscale.grow(narrow, plan, operator="duplicate"),
+            mupscale.grow(narrow, plan, noise=None, operator="duplicate"),
+        )
         verb = "carry_optimizer"
         carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     except mupscale.GrowthError as error:

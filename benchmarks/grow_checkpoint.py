@@ -34,7 +34,9 @@ def report(start: float) -> None:
 
 def grow(folder: Path, noise: str) -> None:
     start = time.perf_counter()
-    grow_checkpoint(folder / "narrow", folder / "wide", width=2, noise=noise, overwrite=True)
+    grow_checkpoint(
+        folder / "narrow", folder / "wide", width=2, noise=noise, overwrite=True, operator="duplicate"
+    )
     report(start)
 
 

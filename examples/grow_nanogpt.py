@@ -143,7 +143,7 @@ def grow(
     args = checkpoint["model_args"]
     narrow, optimizer = load(checkpoint)
     plan = mupscale.plan(lambda w: GPT(**wide_args(args, w)), width=width, inputs=batch)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     print(mupscale.verify(narrow, wide, plan, batch))
     wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     return wide, wide_optimizer, plan

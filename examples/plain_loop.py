@@ -72,7 +72,7 @@ def main() -> None:
     print(f"narrow, after training: held-out loss {held_out_loss(narrow, held_out):.4f}")
 
     plan = mupscale.plan(narrow, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     print(f"wide: {wide.num_parameters():,} parameters")
     print(f"wide, as grown:         held-out loss {held_out_loss(wide, held_out):.4f}")

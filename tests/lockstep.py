@@ -70,7 +70,7 @@ def assert_lockstep(
     with Float64(), default_dtype(torch.float64):
         for i in range(before):
             step(narrow, optimizer, i, is_wide=False)
-        wide = mupscale.grow(narrow, plan, noise=None)
+        wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
         wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
         for i in range(before, before + steps):
             a = step(narrow, optimizer, i, is_wide=False)
@@ -100,10 +100,12 @@ def assert_grows(make: Callable[[int], nn.Module], inputs: Any, width: int) -> m
         for _ in range(3):
             step(narrow, optimizer)
         for noise in (None, "balanced:1"):
-            report = mupscale.verify(narrow, mupscale.grow(narrow, plan, noise=noise), plan, inputs)
+            report = mupscale.verify(
+                narrow, mupscale.grow(narrow, plan, noise=noise, operator="duplicate"), plan, inputs
+            )
             assert report.equal, report
             assert report.max_abs_diff < 1e-10, report
-        wide = mupscale.grow(narrow, plan, noise=None)
+        wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
         carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
         for i in range(5):
             a, b = step(narrow, optimizer), step(wide, carried)

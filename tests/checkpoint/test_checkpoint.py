@@ -39,9 +39,9 @@ def source(tmp_path):
 def test_a_checkpoint_grows_as_the_module_does(name, tmp_path):
     narrow = build(name).float()
     narrow.save_pretrained(tmp_path / "narrow")
-    plan = grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, seed=5)
+    plan = grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, seed=5, operator="duplicate")
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
-    wide = mupscale.grow(narrow, plan, seed=5)
+    wide = mupscale.grow(narrow, plan, seed=5, operator="duplicate")
     for (n, a), (_, b) in zip(stored.named_parameters(), wide.named_parameters(), strict=True):
         assert torch.equal(a, b), n
     assert mupscale.Plan.load(tmp_path / "wide").params == plan.params
@@ -59,7 +59,7 @@ def test_a_checkpoint_grows_by_any_operator_as_the_module_does(operator, source,
 
 
 def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     names = {p.name for p in (tmp_path / "wide").iterdir()}
     assert names == {
         "config.json",
@@ -78,8 +78,10 @@ def test_shards_hold_the_same_tensors_in_stored_dtypes(tmp_path):
     narrow = build("llama").float()
     narrow.model.norm.to(torch.bfloat16)
     narrow.save_pretrained(tmp_path / "narrow", max_shard_size="20KB")
-    grow_checkpoint(tmp_path / "narrow", tmp_path / "one", width=2)
-    grow_checkpoint(tmp_path / "narrow", tmp_path / "many", width=2, max_shard_size="50KB")
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "one", width=2, operator="duplicate")
+    grow_checkpoint(
+        tmp_path / "narrow", tmp_path / "many", width=2, max_shard_size="50KB", operator="duplicate"
+    )
     one = load_file(tmp_path / "one/model.safetensors")
     shards = sorted((tmp_path / "many").glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -92,7 +94,7 @@ def test_shards_hold_the_same_tensors_in_stored_dtypes(tmp_path):
 
 
 def test_dtype_changes_what_is_stored(source, tmp_path):
-    grow_checkpoint(source, tmp_path / "wide", width=2, dtype=torch.bfloat16)
+    grow_checkpoint(source, tmp_path / "wide", width=2, dtype=torch.bfloat16, operator="duplicate")
     assert {t.dtype for t in load_file(tmp_path / "wide/model.safetensors").values()} == {torch.bfloat16}
     assert main(["verify", str(source), str(tmp_path / "wide")]) == 0
 
@@ -107,7 +109,7 @@ def test_old_gpt2_checkpoints_without_prefix_and_with_masks(tmp_path):
     (tmp_path / "old").mkdir()
     save_file(old, tmp_path / "old/model.safetensors")
     (tmp_path / "old/config.json").write_text((tmp_path / "new/config.json").read_text())
-    grow_checkpoint(tmp_path / "old", tmp_path / "wide", width=2)
+    grow_checkpoint(tmp_path / "old", tmp_path / "wide", width=2, operator="duplicate")
     plan = mupscale.Plan.load(tmp_path / "wide")
     assert mupscale.verify(narrow, AutoModelForCausalLM.from_pretrained(tmp_path / "wide"), plan)
 
@@ -118,12 +120,12 @@ def test_a_tied_readout_that_is_stored_too_must_agree(tmp_path):
     tensors = load_file(file)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, file)
-    grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2)
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, operator="duplicate")
     assert "lm_head.weight" not in load_file(tmp_path / "wide/model.safetensors")
     tensors["lm_head.weight"][0] += 1
     save_file(tensors, file)
     with pytest.raises(GrowthError, match="differ, but the config ties them"):
-        grow_checkpoint(tmp_path / "narrow", tmp_path / "other", width=2)
+        grow_checkpoint(tmp_path / "narrow", tmp_path / "other", width=2, operator="duplicate")
 
 
 # ---- bad input: exit status 2 and one line, and no trace of the destination --------------------------------
@@ -331,7 +333,7 @@ def test_a_sentence_transformers_folder_keeps_its_pooling(source, tmp_path, caps
     width = json.loads((source / "config.json").read_text())["hidden_size"]
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     grown = json.loads((tmp_path / "wide/1_Pooling/config.json").read_text())
     assert grown == pooling | {"word_embedding_dimension": 2 * width}
     assert (tmp_path / "wide/modules.json").is_file()
@@ -345,7 +347,7 @@ def test_a_sentence_transformers_folder_keeps_its_pooling(source, tmp_path, caps
 
 
 def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(source, tmp_path, monkeypatch):
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     before = (tmp_path / "wide/model.safetensors").read_bytes()
 
     def full(*args, **kwargs):
@@ -374,7 +376,7 @@ def test_a_killed_run_leaves_no_destination_and_can_be_repeated(source, tmp_path
 
 
 def test_killed_between_two_renames_the_old_destination_comes_back(source, tmp_path):
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     before = (tmp_path / "wide/model.safetensors").read_bytes()
     script = (
         "import errno, os, pathlib, signal, sys\n"
@@ -398,7 +400,7 @@ def test_killed_between_two_renames_the_old_destination_comes_back(source, tmp_p
 
 
 def test_killed_right_after_the_exchange_the_new_destination_is_there(source, tmp_path):
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     script = (
         "import os, signal, sys\n"
         "from mupscale import growth\n"
@@ -451,7 +453,7 @@ def test_where_there_is_no_room_one_line_says_so(with_optimizer, share, source, 
         narrow(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
         optimizer.step()
         torch.save(optimizer.state_dict(), source / "optimizer.pt")
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     capsys.readouterr()
     largest = max(p.stat().st_size for p in (tmp_path / "wide").iterdir())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -492,6 +494,6 @@ def test_the_destination_is_on_the_disk_before_it_has_its_name(source, tmp_path,
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", renamed)
-    grow_checkpoint(source, tmp_path / "wide", width=2)
+    grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     assert named == [("wide", set())]
     assert tmp_path.stat().st_ino in synced

@@ -86,7 +86,7 @@ SMOLLM2_SIZES = [(2, 30), (3, 6)]
 def test_smollm2(smollm2, width, layers):
     first, tokens = smollm2
     narrow = first(layers)
-    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=width))
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=width), operator="duplicate")
     assert_same_logits(narrow, wide, width, tokens)
 
 
@@ -95,7 +95,7 @@ def test_smollm2_through_files(smollm2, tmp_path, width, layers):
     first, tokens = smollm2
     narrow = first(layers)
     narrow.save_pretrained(tmp_path / "narrow")
-    grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=width)
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=width, operator="duplicate")
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype=torch.float32)
     assert_same_logits(narrow, wide, width, tokens)
 
@@ -141,7 +141,7 @@ def assert_same_sentences(narrow, wide, width, tokens):
 @pytest.mark.parametrize("width", [2, 3])
 def test_minilm(minilm, width):
     _, narrow, tokens = minilm
-    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=width))
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=width), operator="duplicate")
     assert_same_sentences(narrow, wide, width, tokens)
 
 
@@ -152,7 +152,7 @@ def test_minilm_through_files(minilm, tmp_path, files, width):
     if files == "saved again":
         source = tmp_path / "narrow"
         narrow.save_pretrained(source)
-    grow_checkpoint(source, tmp_path / "wide", width=width)
+    grow_checkpoint(source, tmp_path / "wide", width=width, operator="duplicate")
     wide = AutoModel.from_pretrained(tmp_path / "wide", dtype=torch.float32)
     assert_same_sentences(narrow, wide, width, tokens)
 
@@ -213,7 +213,7 @@ def test_our_crepe_is_the_package_s(crepe, tones, monkeypatch):
 
 @pytest.mark.parametrize("width", [2, 3])
 def test_crepe(crepe, tones, width):
-    wide = mupscale.grow(crepe, mupscale.plan(Crepe, width=width, inputs=tones))
+    wide = mupscale.grow(crepe, mupscale.plan(Crepe, width=width, inputs=tones), operator="duplicate")
     assert wide.conv1.weight.shape[0] == 128 * width
     with torch.no_grad():
         heard, heard_wide = crepe(tones), wide(tones)

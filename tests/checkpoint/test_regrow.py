@@ -61,7 +61,7 @@ def test_every_growth_comes_out_the_same_again(narrow, tmp_path):
 
 
 def test_it_is_as_grown_still_when_transformers_has_saved_it(narrow, tmp_path):
-    grow_checkpoint(narrow, tmp_path / "wide", width=2)
+    grow_checkpoint(narrow, tmp_path / "wide", width=2, operator="duplicate")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto")
     model.save_pretrained(tmp_path / "wide", max_shard_size="50KB")
     assert regrow(narrow, tmp_path / "wide")
@@ -70,7 +70,7 @@ def test_it_is_as_grown_still_when_transformers_has_saved_it(narrow, tmp_path):
 @pytest.fixture(scope="module")
 def wide(narrow, tmp_path_factory):
     path = tmp_path_factory.mktemp("wide") / "wide"
-    grow_checkpoint(narrow, path, width=2)
+    grow_checkpoint(narrow, path, width=2, operator="duplicate")
     return path
 
 

@@ -109,7 +109,7 @@ def test_the_loss_continues_without_a_jump(narrow_run, tmp_path):
 def test_without_noise_the_resumed_training_is_the_narrow_ones(by_argument, narrow_run, tmp_path):
     """Moments, step counts, learning rate schedule and data order all carry on."""
     checkpoint, _, on = narrow_run
-    plan = grow_checkpoint(checkpoint, tmp_path / "wide", width=3, noise=None)
+    plan = grow_checkpoint(checkpoint, tmp_path / "wide", width=3, noise=None, operator="duplicate")
     run = resumed(tmp_path / "wide", tmp_path / "out", by_argument=by_argument)
     run.train(resume_from_checkpoint=str(tmp_path / "wide"))
     assert losses(run) == pytest.approx(losses(on), abs=1e-4)
@@ -120,9 +120,9 @@ def test_without_noise_the_resumed_training_is_the_narrow_ones(by_argument, narr
 
 def test_a_grown_optimizer_grows_again(narrow_run, tmp_path):
     checkpoint, _, _ = narrow_run
-    grow_checkpoint(checkpoint, tmp_path / "two", width=2, noise=None)
-    grow_checkpoint(tmp_path / "two", tmp_path / "four", width=2, noise=None)
-    grow_checkpoint(checkpoint, tmp_path / "at_once", width=4, noise=None)
+    grow_checkpoint(checkpoint, tmp_path / "two", width=2, noise=None, operator="duplicate")
+    grow_checkpoint(tmp_path / "two", tmp_path / "four", width=2, noise=None, operator="duplicate")
+    grow_checkpoint(checkpoint, tmp_path / "at_once", width=4, noise=None, operator="duplicate")
     twice, once = (torch.load(tmp_path / d / "optimizer.pt") for d in ("four", "at_once"))
     assert twice["param_groups"] == once["param_groups"]
     for index, state in once["state"].items():
@@ -135,14 +135,16 @@ def test_training_between_two_growths_is_still_the_narrow_ones(narrow_run, tmp_p
     checkpoint, _, on = narrow_run
     middle = STOP + 3
     axes = {"d_ff": 3}
-    grow_checkpoint(checkpoint, tmp_path / "once", axes=axes, noise=None)
+    grow_checkpoint(checkpoint, tmp_path / "once", axes=axes, noise=None, operator="duplicate")
     model, plan = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "once"),
         mupscale.Plan.load(tmp_path / "once"),
     )
     run = trainer(model, tmp_path / "out", plan=plan, stop=middle)
     run.train(resume_from_checkpoint=str(tmp_path / "once"))
-    last = grow_checkpoint(tmp_path / f"out/checkpoint-{middle}", tmp_path / "twice", width=2, noise=None)
+    last = grow_checkpoint(
+        tmp_path / f"out/checkpoint-{middle}", tmp_path / "twice", width=2, noise=None, operator="duplicate"
+    )
     assert mupscale.Plan.load(tmp_path / "twice", last_growth=True).growth == last.growth
     assert mupscale.Plan.load(tmp_path / "twice").growth == {**last.growth, "d_ff": 6}
     again = resumed(tmp_path / "twice", tmp_path / "out2", by_argument=True)
@@ -160,7 +162,7 @@ def test_grown_twice_groups_and_scheduler_have_the_order_of_param_groups(growths
     run.train()
     source = tmp_path / f"checkpoint-{STOP}"
     for i, axes in enumerate(growths):
-        grow_checkpoint(source, tmp_path / str(i), axes=axes, noise=None)
+        grow_checkpoint(source, tmp_path / str(i), axes=axes, noise=None, operator="duplicate")
         source = tmp_path / str(i)
     wide, plan = AutoModelForCausalLM.from_pretrained(source), mupscale.Plan.load(source)
     decay = Trainer.get_decay_parameter_names(None, wide)
@@ -173,7 +175,7 @@ def test_grown_twice_groups_and_scheduler_have_the_order_of_param_groups(growths
 
 def test_state_saved_in_other_groups_is_refused(narrow_run, tmp_path):
     checkpoint, _, _ = narrow_run
-    grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+    grow_checkpoint(checkpoint, tmp_path / "wide", width=2, operator="duplicate")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
     names, params = zip(*model.named_parameters(), strict=True)
     optimizer = mupscale.load_by_name(torch.optim.AdamW([{"params": params, "param_names": list(names)}]))
@@ -183,7 +185,7 @@ def test_state_saved_in_other_groups_is_refused(narrow_run, tmp_path):
 
 def test_state_of_another_model_is_refused(narrow_run, tmp_path):
     checkpoint, _, _ = narrow_run
-    grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+    grow_checkpoint(checkpoint, tmp_path / "wide", width=2, operator="duplicate")
     model, plan = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "wide"),
         mupscale.Plan.load(tmp_path / "wide"),
@@ -197,7 +199,7 @@ def test_state_of_another_model_is_refused(narrow_run, tmp_path):
 
 def test_state_dtypes_and_step_counts_are_kept(narrow_run, tmp_path):
     checkpoint, _, _ = narrow_run
-    grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+    grow_checkpoint(checkpoint, tmp_path / "wide", width=2, operator="duplicate")
     narrow, wide = (torch.load(d / "optimizer.pt") for d in (checkpoint, tmp_path / "wide"))
     assert len(wide["state"]) == len(narrow["state"])
     steps = {(v["step"].dtype, v["step"].item()) for v in wide["state"].values()}
@@ -245,14 +247,14 @@ def test_pickles_that_run_code_are_not_loaded(narrow_run, tmp_path):
     shutil.copytree(narrow_run[0], checkpoint)
     torch.save(Harmful(), checkpoint / "optimizer.pt")
     with pytest.raises(GrowthError, match="cannot be read"):
-        grow_checkpoint(checkpoint, tmp_path / "wide", width=2)
+        grow_checkpoint(checkpoint, tmp_path / "wide", width=2, operator="duplicate")
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch_fused"])
 def test_other_optimizers_of_the_trainer_are_carried(optim, tmp_path):
     run = trainer(build("llama").float(), tmp_path, stop=STOP, optim=optim)
     run.train()
-    plan = grow_checkpoint(tmp_path / f"checkpoint-{STOP}", tmp_path / "wide", width=2)
+    plan = grow_checkpoint(tmp_path / f"checkpoint-{STOP}", tmp_path / "wide", width=2, operator="duplicate")
     state = torch.load(tmp_path / "wide/optimizer.pt")
     assert {n for g in state["param_groups"] for n in g["param_names"]} == set(plan.params)
 
@@ -262,7 +264,7 @@ def test_plan_trainer_trains_the_wide_model_as_the_trainer_does_the_narrow(optim
     """The same arguments, clipping included, give the same losses on a pure copy."""
     narrow = build("llama_tied").float()
     plan = mupscale.plan(narrow, width=3)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     runs = []
     for model, make in ((narrow, Trainer), (wide, partial(PlanTrainer, plan=plan))):
         args = TrainingArguments(
@@ -294,7 +296,7 @@ def test_plan_trainer_goes_by_batch_size_and_tokens_as_param_groups_do(tmp_path)
     """And resumes by them; what is grown from that grows again."""
     narrow = build("llama_tied").float()
     plan = mupscale.plan(narrow, width=3)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     run = trainer(wide, tmp_path, plan=plan, stop=STOP, **SIZES)
     run.train()
     decay = Trainer.get_decay_parameter_names(None, wide)
@@ -308,14 +310,14 @@ def test_plan_trainer_goes_by_batch_size_and_tokens_as_param_groups_do(tmp_path)
     again = trainer(AutoModelForCausalLM.from_pretrained(checkpoint), tmp_path, plan=plan, **SIZES)
     again.train(resume_from_checkpoint=str(checkpoint))
     assert again.state.global_step == STEPS
-    grow_checkpoint(checkpoint, tmp_path / "twice", width=2)
+    grow_checkpoint(checkpoint, tmp_path / "twice", width=2, operator="duplicate")
     saved = torch.load(tmp_path / "twice/optimizer.pt")["param_groups"]
     assert {group["steps_ratio"] for group in saved} == {0.25}
 
 
 def test_a_run_is_not_resumed_by_another_batch_size(narrow_run, tmp_path):
     """The values in the optimizer.pt would take the place of those that were asked for."""
-    plan = grow_checkpoint(narrow_run[0], tmp_path / "wide", width=2)
+    plan = grow_checkpoint(narrow_run[0], tmp_path / "wide", width=2, operator="duplicate")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
     run = trainer(model, tmp_path / "out", plan=plan, **SIZES)
     with pytest.raises(GrowthError, match="another batch size or number of tokens"):

@@ -36,7 +36,7 @@ def test_grown_on_the_gpu_stays_in_lockstep(name, flags):
     with Float64():
         for seed in range(3):
             step(narrow, optimizer, seed, plain)
-        wide = mupscale.grow(narrow, plan, noise=None)
+        wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
         carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
         for seed in range(3, 10):
             a = step(narrow, optimizer, seed, plain)
@@ -50,8 +50,8 @@ def test_grown_on_the_gpu_stays_in_lockstep(name, flags):
 def test_noise_and_init_are_those_of_the_cpu(name):
     narrow = build(name)
     plan = mupscale.plan(plan_source(name, narrow), width=3)
-    wide = mupscale.grow(narrow, plan)
-    on_device = mupscale.grow(build(name).cuda(), plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    on_device = mupscale.grow(build(name).cuda(), plan, operator="duplicate")
     for (n, a), (_, b) in zip(wide.named_parameters(), on_device.named_parameters(), strict=True):
         torch.testing.assert_close(b.cpu(), a, rtol=1e-12, atol=1e-14, msg=n)
     inputs = None if hasattr(narrow, "config") else on_gpu(batch(name, 0))[0]

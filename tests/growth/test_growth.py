@@ -33,7 +33,9 @@ def assert_equal_function(name, narrow, wide):
 @pytest.mark.parametrize("name", NAMES)
 def test_growing_keeps_the_function(name, width, noise):
     narrow = build(name)
-    wide = mupscale.grow(narrow, mupscale.plan(plan_source(name, narrow), width=width), noise=noise)
+    wide = mupscale.grow(
+        narrow, mupscale.plan(plan_source(name, narrow), width=width), noise=noise, operator="duplicate"
+    )
     assert sum(p.numel() for p in wide.parameters()) > sum(p.numel() for p in narrow.parameters())
     assert_equal_function(name, narrow, wide)
 
@@ -58,7 +60,7 @@ def test_growing_single_axes_keeps_the_function(name, axes):
     plan = mupscale.plan(narrow, axes=axes)
     assert dict(plan.growth) == axes
     for noise in (None, "balanced:1"):
-        assert_equal_function(name, narrow, mupscale.grow(narrow, plan, noise=noise))
+        assert_equal_function(name, narrow, mupscale.grow(narrow, plan, noise=noise, operator="duplicate"))
 
 
 def test_unscaled_attention_folds_the_whole_factor():
@@ -69,21 +71,25 @@ def test_unscaled_attention_folds_the_whole_factor():
     config = CONFIGS["gpt2"]()
     config.scale_attn_weights = False
     narrow = AutoModelForCausalLM.from_config(config).double()
-    wide = mupscale.grow(narrow, mupscale.plan(narrow, axes={"d_model": 2, "head_dim": 2}))
+    wide = mupscale.grow(
+        narrow, mupscale.plan(narrow, axes={"d_model": 2, "head_dim": 2}), operator="duplicate"
+    )
     assert_equal_function("gpt2", narrow, wide)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_growing_twice_by_two_is_growing_once_by_four(name):
     narrow = build(name)
-    once = mupscale.grow(narrow, mupscale.plan(plan_source(name, narrow), width=4), noise=None)
+    once = mupscale.grow(
+        narrow, mupscale.plan(plan_source(name, narrow), width=4), noise=None, operator="duplicate"
+    )
     if name in FAMILIES:
-        half = mupscale.grow(narrow, mupscale.plan(narrow, width=2), noise=None)
-        twice = mupscale.grow(half, mupscale.plan(half, width=2), noise=None)
+        half = mupscale.grow(narrow, mupscale.plan(narrow, width=2), noise=None, operator="duplicate")
+        twice = mupscale.grow(half, mupscale.plan(half, width=2), noise=None, operator="duplicate")
     else:
         make = plan_source(name, narrow)
-        half = mupscale.grow(narrow, mupscale.plan(narrow, to=make(2)), noise=None)
-        twice = mupscale.grow(half, mupscale.plan(half, to=make(4)), noise=None)
+        half = mupscale.grow(narrow, mupscale.plan(narrow, to=make(2)), noise=None, operator="duplicate")
+        twice = mupscale.grow(half, mupscale.plan(half, to=make(4)), noise=None, operator="duplicate")
     for (n, a), (_, b) in zip(once.named_parameters(), twice.named_parameters(), strict=True):
         assert torch.equal(a, b), n
 
@@ -94,7 +100,7 @@ def test_noise_breaks_the_symmetry_of_copies(name, noise, differ):
     """After five steps the copies of a unit differ with balanced noise and are still equal without."""
     narrow = build(name)
     plan = mupscale.plan(plan_source(name, narrow), width=2)
-    wide = mupscale.grow(narrow, plan, noise=noise)
+    wide = mupscale.grow(narrow, plan, noise=noise, operator="duplicate")
     optimizer = torch.optim.AdamW(mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-2))
     with Float64():
         for seed in range(5):
@@ -118,7 +124,7 @@ def test_one_hidden_layer_gets_its_noise_in_the_readout():
         return nn.Sequential(nn.Linear(3, 8 * width), nn.Tanh(), nn.Linear(8 * width, 2))
 
     narrow, x = make(1).double(), torch.randn(4, 3).double()
-    wide = mupscale.grow(narrow, mupscale.plan(make, width=2))
+    wide = mupscale.grow(narrow, mupscale.plan(make, width=2), operator="duplicate")
     torch.testing.assert_close(wide(x), narrow(x), rtol=0, atol=1e-12)
     assert not torch.equal(wide[2].weight[:, 0::2], wide[2].weight[:, 1::2])
 
@@ -127,7 +133,7 @@ def test_one_hidden_layer_gets_its_noise_in_the_readout():
 def test_noise_has_the_size_that_its_definition_says(kind):
     narrow = build("llama").float()
     plan = mupscale.plan(narrow, width=4)
-    pure, noisy = (mupscale.grow(narrow, plan, noise=n) for n in (None, f"{kind}:0.5"))
+    pure, noisy = (mupscale.grow(narrow, plan, noise=n, operator="duplicate") for n in (None, f"{kind}:0.5"))
     for name, p in plan.params.items():
         delta = (noisy.get_parameter(name) - pure.get_parameter(name)).detach()
         if not p.has_noise:
@@ -151,7 +157,7 @@ def test_noise_has_the_size_that_its_definition_says(kind):
 def test_balanced_one_keeps_the_size_of_a_mup_consistent_matrix():
     """RMS · √fan_in is kept: the wide matrix is as large as one trained at that width would be."""
     narrow = build("llama").float()
-    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=4))
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=4), operator="duplicate")
     name = "model.layers.0.mlp.up_proj.weight"
     rms = [m.get_parameter(name).square().mean().sqrt().item() for m in (narrow, wide)]
     assert rms[1] * 4**0.5 == pytest.approx(rms[0], rel=0.03)
@@ -164,7 +170,7 @@ def test_spectral_noise_has_the_spectral_norm_that_its_definition_says(make):
     """At every position of a kernel: ‖Δ‖₂ = t · ‖s·dup(θ)‖₂; interpolation mixes with √(1 − t) and √t."""
     narrow, plan = make(1).double(), mupscale.plan(make, width=2)
     pure, noisy, mixed = (
-        dict(mupscale.grow(narrow, plan, noise=n).named_parameters())
+        dict(mupscale.grow(narrow, plan, noise=n, operator="duplicate").named_parameters())
         for n in (None, "spectral:0.2", "interpolate:0.3")
     )
     for name in noisy:
@@ -184,7 +190,10 @@ def test_hadamard_noise_goes_with_the_size_of_every_weight():
         mlp(64, inputs=5, classes=3),
         mupscale.plan(lambda k: mlp(64 * k, inputs=5, classes=3), width=2),
     )
-    pure, noisy = (mupscale.grow(narrow, plan, noise=n).body[3].weight for n in (None, "hadamard:0.2"))
+    pure, noisy = (
+        mupscale.grow(narrow, plan, noise=n, operator="duplicate").body[3].weight
+        for n in (None, "hadamard:0.2")
+    )
     epsilon = (noisy - pure) / pure.abs() / 0.2
     assert abs(epsilon.mean()) < 0.05
     assert epsilon.std().item() == pytest.approx(1, abs=0.05)
@@ -193,7 +202,7 @@ def test_hadamard_noise_goes_with_the_size_of_every_weight():
 def test_noise_depends_on_seed_and_name_alone():
     narrow = build("llama").float()
     plan = mupscale.plan(narrow, width=2)
-    a, b, c = (mupscale.grow(narrow, plan, seed=s) for s in (1, 1, 2))
+    a, b, c = (mupscale.grow(narrow, plan, seed=s, operator="duplicate") for s in (1, 1, 2))
     name = "model.layers.1.mlp.up_proj.weight"
     assert torch.equal(a.get_parameter(name), b.get_parameter(name))
     assert not torch.equal(a.get_parameter(name), c.get_parameter(name))
@@ -215,7 +224,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(noise):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            grown.append(mupscale.grow(narrow, plan, noise=noise, seed=1).state_dict())
+            grown.append(mupscale.grow(narrow, plan, noise=noise, seed=1, operator="duplicate").state_dict())
     finally:
         torch.set_num_threads(threads)
     for other in grown[1:]:
@@ -227,17 +236,17 @@ def test_blocks_of_noise_are_whole_groups_of_copies(monkeypatch):
     monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 100)
     for name in ("gpt2", "llama"):
         narrow = build(name)
-        wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2))
+        wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator="duplicate")
         assert_equal_function(name, narrow, wide)
 
 
 def test_half_precision_is_grown_in_float32_and_cast_back():
     narrow = build("llama").to(torch.bfloat16)
     plan = mupscale.plan(narrow, width=3)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert {p.dtype for p in wide.parameters()} == {torch.bfloat16}
     name = "model.layers.0.mlp.up_proj.weight"
-    reference = mupscale.grow(narrow.float(), plan).get_parameter(name)
+    reference = mupscale.grow(narrow.float(), plan, operator="duplicate").get_parameter(name)
     torch.testing.assert_close(wide.get_parameter(name), reference.to(torch.bfloat16), rtol=0, atol=0)
     report = mupscale.verify(build("llama").to(torch.bfloat16), wide, plan)
     assert report.equal
@@ -247,7 +256,7 @@ def test_half_precision_is_grown_in_float32_and_cast_back():
 def test_running_statistics_are_duplicated():
     narrow = build("resnet")
     narrow.bn.running_mean.normal_()
-    wide = mupscale.grow(narrow, mupscale.plan(plan_source("resnet", narrow), width=2))
+    wide = mupscale.grow(narrow, mupscale.plan(plan_source("resnet", narrow), width=2), operator="duplicate")
     assert torch.equal(wide.bn.running_mean, narrow.bn.running_mean.repeat_interleave(2))
     assert wide.bn.num_batches_tracked == narrow.bn.num_batches_tracked
 
@@ -255,7 +264,7 @@ def test_running_statistics_are_duplicated():
 def test_growing_leaves_the_narrow_model_alone():
     narrow = build("llama_tied")
     before = {n: p.detach().clone() for n, p in narrow.named_parameters()}
-    wide = mupscale.grow(narrow.eval(), mupscale.plan(narrow, axes={"d_ff": 2}))
+    wide = mupscale.grow(narrow.eval(), mupscale.plan(narrow, axes={"d_ff": 2}), operator="duplicate")
     with torch.no_grad():
         for p in wide.parameters():
             p.zero_()
@@ -274,16 +283,16 @@ def test_unknown_noise_is_refused(text):
 def test_a_model_that_is_not_the_plans_is_refused():
     plan = mupscale.plan(build("llama"), width=2)
     with pytest.raises(GrowthError, match="not in the (plan|model)"):
-        mupscale.grow(build("qwen3"), plan)
+        mupscale.grow(build("qwen3"), plan, operator="duplicate")
     with pytest.raises(GrowthError, match=r"expected shape \(61, 32\)"):
-        mupscale.grow(mupscale.grow(build("llama"), plan), plan)
+        mupscale.grow(mupscale.grow(build("llama"), plan, operator="duplicate"), plan, operator="duplicate")
 
 
 def test_mixed_dtypes_and_the_generation_config_are_kept():
     narrow = build("llama_tied").to(torch.bfloat16)
     narrow.model.norm.float()
     narrow.generation_config.max_new_tokens = 7
-    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2))
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator="duplicate")
     assert {n: p.dtype for n, p in wide.named_parameters()} == {
         n: p.dtype for n, p in narrow.named_parameters()
     }

@@ -115,9 +115,9 @@ def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optim
 
     with Float64():
         step(narrow, narrow_optimizer)
-        noisy = mupscale.grow(narrow, plan, noise=noise, seed=seed)
+        noisy = mupscale.grow(narrow, plan, noise=noise, seed=seed, operator="duplicate")
         assert (noisy(ids).logits - narrow(ids).logits).abs().max() < 1e-10
-        wide = mupscale.grow(narrow, plan, noise=None)
+        wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
         wide_optimizer = mupscale.carry_optimizer(narrow_optimizer, narrow, wide, plan)
         for _ in range(5):
             assert abs(step(narrow, narrow_optimizer) - step(wide, wide_optimizer)) < 1e-10

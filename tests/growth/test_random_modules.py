@@ -83,7 +83,7 @@ def hold(recipe: Recipe) -> str:
         else:
             plan = mupscale.plan(narrow, to=build(recipe.width), inputs=shown)
         if not plan.proved:
-            mupscale.grow(narrow, plan)
+            mupscale.grow(narrow, plan, operator="duplicate")
             return "not proved"
     except GrowthError as error:
         return f"refused: {error}"
@@ -95,7 +95,9 @@ def hold(recipe: Recipe) -> str:
 def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x: torch.Tensor) -> str:
     if recipe.thawed:
         narrow.requires_grad_(True)
-    pure, noisy = (mupscale.grow(narrow, plan, noise=noise) for noise in (None, "default"))
+    pure, noisy = (
+        mupscale.grow(narrow, plan, noise=noise, operator="duplicate") for noise in (None, "default")
+    )
     for wide in (pure, noisy):
         assert shared(wide) == shared(narrow), "other names share a tensor"
         assert [p.requires_grad for p in wide.parameters()] == [p.requires_grad for p in narrow.parameters()]
@@ -118,7 +120,7 @@ def grown_and_trained(narrow: nn.Module, recipe: Recipe, plan: mupscale.Plan, x:
     target = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for _ in range(2):
         step(narrow, optimizer, x, target)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     still(wide)
     wide_target = like(plan, target)
     try:

@@ -132,7 +132,9 @@ def test_a_bias_of_each_head_grows_with_the_heads(width):
 def test_slopes_of_each_head_are_no_copies():
     with pytest.raises(GrowthError, match="constants in the model tell its indices apart"):
         mupscale.grow(
-            Biased(1, slopes=True), mupscale.plan(lambda w: Biased(w, slopes=True), width=2, inputs=X)
+            Biased(1, slopes=True),
+            mupscale.plan(lambda w: Biased(w, slopes=True), width=2, inputs=X),
+            operator="duplicate",
         )
 
 

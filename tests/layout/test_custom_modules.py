@@ -82,7 +82,7 @@ def test_unknown_modules_grow_without_hints(name, width):
     narrow = make(1).double()
     plan = mupscale.plan(make, width=width, inputs=inputs)
     for noise in (None, "balanced:1"):
-        wide = mupscale.grow(narrow, plan, noise=noise)
+        wide = mupscale.grow(narrow, plan, noise=noise, operator="duplicate")
         report = mupscale.verify(narrow, wide, plan, inputs, steps=3)
         assert report.equal, report
         assert report.max_abs_diff < 1e-10
@@ -123,7 +123,7 @@ def test_what_is_computed_from_an_index_is_not_copied():
     plan = mupscale.plan(Counted, width=2, inputs=torch.randn(2, 3))
     assert plan.inexact == {"w4x2": "it is counted by arange in the model"}
     with pytest.raises(GrowthError, match="w4x2.*counted by arange"):
-        mupscale.grow(Counted(1), plan)
+        mupscale.grow(Counted(1), plan, operator="duplicate")
 
 
 class Peak(nn.Module):
@@ -202,7 +202,9 @@ def test_noise_goes_where_the_function_stays(middle, request):
     x = torch.randn(5, 6, dtype=torch.float64)
     narrow = make(1)
     plan = mupscale.plan(make, width=2, inputs=x)
-    pure, noisy = (mupscale.grow(narrow, plan, noise=noise) for noise in (None, "balanced:1"))
+    pure, noisy = (
+        mupscale.grow(narrow, plan, noise=noise, operator="duplicate") for noise in (None, "balanced:1")
+    )
     for wide in (pure, noisy):
         torch.testing.assert_close(wide(x), narrow(x), rtol=0, atol=1e-12)
     case = request.node.callspec.id

@@ -30,7 +30,7 @@ def test_complex_weights_grow(width):
     plan = assert_grows(lambda w: Filtered(w, torch.complex128), X, width)
     assert plan["mix"].weight_scale == pytest.approx(1 / width)
     narrow = Filtered(1)  # in single precision, as complex weights are by default
-    wide = mupscale.grow(narrow, mupscale.plan(Filtered, width=width, inputs=X))
+    wide = mupscale.grow(narrow, mupscale.plan(Filtered, width=width, inputs=X), operator="duplicate")
     assert wide.filter.dtype == torch.complex64
     torch.testing.assert_close(wide(X.float()), narrow(X.float()))
 

@@ -297,4 +297,8 @@ class Reduced(nn.Module):
 )
 def test_what_copies_change_is_refused_with_the_operator(reduce, why):
     with pytest.raises(GrowthError, match=why):
-        mupscale.grow(Reduced(1, reduce), mupscale.plan(lambda w: Reduced(w, reduce), width=2, inputs=X))
+        mupscale.grow(
+            Reduced(1, reduce),
+            mupscale.plan(lambda w: Reduced(w, reduce), width=2, inputs=X),
+            operator="duplicate",
+        )

@@ -74,7 +74,7 @@ def test_hooks_go_along(make, by):
     else:
         plan = mupscale.plan(narrow, to=make(2), inputs=IDS)
     optimizer = torch.optim.SGD(narrow.parameters(), lr=0.3, momentum=0.9)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     for i in range(5):
         a, b = step(narrow, optimizer), step(wide, wide_optimizer)

@@ -28,7 +28,7 @@ def test_settings_that_go_by_no_width_are_kept():
     plan = mupscale.plan(Scaled, width=2, inputs=X)
     narrow.temperature, narrow.act, narrow.shifted = 0.5, "relu", True
     narrow.drop.p, narrow.norm.momentum, narrow.norm.eps = 0.3, 0.02, 1e-3
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert (wide.drop.p, wide.norm.momentum, wide.norm.eps) == (0.3, 0.02, 1e-3)
     assert mupscale.verify(narrow, wide, plan, X)
     assert (wide(X) - narrow(X)).abs().max() < 1e-12

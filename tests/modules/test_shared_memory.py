@@ -111,7 +111,7 @@ def assert_lockstep(make, *, refusable: bool) -> None:
     try:
         plan = mupscale.plan(make, width=2, inputs=X)
         step(narrow, optimizer)
-        wide = mupscale.grow(narrow, plan, noise=None)
+        wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
         wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     except GrowthError:
         assert refusable
@@ -143,13 +143,13 @@ def test_memory_shared_after_planning_is_seen_too():
     torch.manual_seed(0)
     plan = mupscale.plan(Plain, width=2, inputs=X)
     narrow = Plain(1)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     assert mupscale.verify(narrow, wide, plan, X)
     narrow.other.data = narrow.middle.weight.data
     with pytest.raises(GrowthError, match="other"):
-        mupscale.grow(narrow, plan)
+        mupscale.grow(narrow, plan, operator="duplicate")
     narrow = Plain(1)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     wide.other.data = wide.middle.weight.data = wide.middle.weight.data.clone()
     assert not mupscale.verify(narrow, wide, plan, X)
 
@@ -176,7 +176,7 @@ def test_a_module_that_models_of_all_widths_hold_is_left_as_it_is(trained):
     before = copy.deepcopy(BACKBONE.state_dict())
     plan = mupscale.plan(OnABackbone, width=2, inputs=X)
     narrow = OnABackbone(1)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert mupscale.verify(narrow, wide, plan, X, steps=2)
     for name, tensor in BACKBONE.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -193,7 +193,7 @@ def test_planning_growing_and_verifying_leave_everything_as_it_was(by):
     drawn = torch.get_rng_state()
     plan = mupscale.plan(narrow, to=target, inputs=X) if by == "modules" else None
     plan = plan or mupscale.plan(lambda w: copy.deepcopy((narrow, target)[w - 1]), width=2, inputs=X)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert mupscale.verify(narrow, wide, plan, X, steps=2)
     assert torch.equal(torch.get_rng_state(), drawn)
     for model, state in zip((narrow, target), before, strict=True):

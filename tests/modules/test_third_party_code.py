@@ -21,10 +21,10 @@ def assert_grows(make, inputs, *, width=2, steps=5, plan=None, narrow=None, prep
     plan = plan or mupscale.plan(make, width=width, inputs=inputs)
     assert plan.proved
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-2, weight_decay=0.1)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     wide_optimizer = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     assert mupscale.verify(narrow, wide, plan, inputs, optimizer=wide_optimizer).equal
-    assert mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, inputs).equal
+    assert mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, inputs).equal
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     for step in range(steps):
         losses = []
@@ -135,7 +135,7 @@ def test_what_no_checkpoint_holds_is_taken_over(dtype):
     narrow.calls += 3
     narrow = narrow.to(dtype)
     plan = mupscale.plan(Tables, width=2, inputs=POINTS)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert wide(POINTS.to(dtype)).dtype == dtype
     assert {b.dtype for _, b in wide.named_buffers()} == {dtype, torch.long}
     assert torch.equal(wide.drawn, narrow.drawn)
@@ -160,7 +160,7 @@ def test_state_in_a_buffer_that_is_not_persistent_and_grows_is_refused():
     narrow, plan = Grown(1), mupscale.plan(Grown, width=2, inputs=POINTS)
     narrow.scale += torch.rand(8)
     with pytest.raises(GrowthError, match=r"scale: .*register it as a persistent buffer"):
-        mupscale.grow(narrow, plan)
+        mupscale.grow(narrow, plan, operator="duplicate")
 
 
 class Kept(nn.Module):
@@ -191,7 +191,7 @@ def test_inputs_that_are_all_alike_prove_no_wrong_scale_of_attention(name):
     """A fixed 0.35 where 1/√head_dim was meant goes unseen where all scores are equal: it must be made up for."""
     fixed = lambda width: Attention(width, scale=0.35)  # noqa: E731
     narrow, _, plan = assert_grows(fixed, ALIKE[name])
-    assert mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, TOKENS).equal
+    assert mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, TOKENS).equal
 
 
 def test_a_single_position_is_said_to_prove_nothing():
@@ -246,13 +246,13 @@ def test_all_frozen_is_planned_and_stays_frozen():
     narrow, wide = frozen(Heads(1)), frozen(Heads(2))
     plan = mupscale.plan(narrow, to=wide, inputs=TOKENS)
     assert plan.proved
-    assert not any(p.requires_grad for p in mupscale.grow(narrow, plan).parameters())
+    assert not any(p.requires_grad for p in mupscale.grow(narrow, plan, operator="duplicate").parameters())
 
 
 def test_parts_in_evaluation_mode_stay_there():
     narrow = Heads(1).train()
     narrow.norm.eval()
-    wide = mupscale.grow(narrow, mupscale.plan(Heads, width=2, inputs=TOKENS))
+    wide = mupscale.grow(narrow, mupscale.plan(Heads, width=2, inputs=TOKENS), operator="duplicate")
     assert wide.training
     assert not wide.norm.training
 
@@ -336,7 +336,7 @@ def marked(width: int) -> nn.Module:
 def test_marks_on_parameters_are_kept():
     narrow = marked(1)
     narrow[2].bias.no_decay = True
-    wide = mupscale.grow(narrow, mupscale.plan(marked, width=2, inputs=POINTS))
+    wide = mupscale.grow(narrow, mupscale.plan(marked, width=2, inputs=POINTS), operator="duplicate")
     assert wide[0].weight.fan == 16, "the constructor knows better"
     assert wide[2].bias.no_decay
 
@@ -409,7 +409,7 @@ class Logits(nn.Module):
 def test_a_function_may_make_transformers_models():
     narrow = tiny_llama(1)
     plan = mupscale.plan(tiny_llama, width=2, inputs={"input_ids": TOKENS, "use_cache": False})
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert mupscale.verify(narrow, wide, plan, {"input_ids": TOKENS, "use_cache": False}).equal
     assert wide.lm_head.weight is wide.model.embed_tokens.weight
 
@@ -432,7 +432,7 @@ class Doubled(LlamaForCausalLM):
 def test_a_class_of_ones_own_on_a_stock_config_is_proved_by_itself():
     narrow = Doubled(tiny_llama(1).config).double()
     plan = mupscale.plan(narrow, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert type(wide) is Doubled
     stock = mupscale.plan(tiny_llama(1).config, width=2)
     name = "model.norm.weight"
@@ -471,7 +471,7 @@ def test_a_class_and_config_of_ones_own_are_planned_by_running_them():
     plan = mupscale.plan(narrow, to=OwnConfig(breadth=48), inputs=torch.zeros_like(TOKENS))
     plan = mupscale.Plan.from_json(plan.to_json())
     assert plan.proved
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert (type(wide), wide.config.breadth) == (OwnModel, 48)
     assert mupscale.verify(narrow, wide, plan, TOKENS, steps=2).equal
 
@@ -479,20 +479,20 @@ def test_a_class_and_config_of_ones_own_are_planned_by_running_them():
 def test_a_model_on_meta_has_nothing_to_grow():
     plan = mupscale.plan(Heads, width=2, inputs=TOKENS)
     with pytest.raises(GrowthError, match="on the meta device"):
-        mupscale.grow(Heads(1).to("meta"), plan)
+        mupscale.grow(Heads(1).to("meta"), plan, operator="duplicate")
 
 
 def test_a_compiled_model_is_unwrapped_and_wrapped_again():
     narrow = torch.compile(tiny_llama(1), backend="eager")
     plan = mupscale.plan(narrow, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert isinstance(wide, torch._dynamo.OptimizedModule)
     assert mupscale.verify(narrow, wide, plan).equal
 
 
 def test_verify_says_what_does_not_run():
     narrow, plan = Heads(1), mupscale.plan(Heads, width=2, inputs=TOKENS)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     with pytest.raises(GrowthError, match="narrow model, Heads, does not run on these inputs"):
         mupscale.verify(narrow, wide, plan, POINTS)
 
@@ -513,7 +513,10 @@ def test_a_module_that_returns_no_numbers_proves_nothing():
 
 def test_a_tie_that_was_lost_is_seen():
     narrow, plan = Heads(1, tied=True), mupscale.plan(lambda w: Heads(w, tied=True), width=2, inputs=TOKENS)
-    optimizer, wide = torch.optim.AdamW(narrow.parameters()), mupscale.grow(narrow, plan)
+    optimizer, wide = (
+        torch.optim.AdamW(narrow.parameters()),
+        mupscale.grow(narrow, plan, operator="duplicate"),
+    )
     wide.head.weight = nn.Parameter(wide.head.weight.detach().clone())
     report = mupscale.verify(narrow, wide, plan, TOKENS)
     assert not report.equal
@@ -562,9 +565,9 @@ def test_plans_depend_on_nothing_around_the_call(name, kind, monkeypatch, tmp_pa
 @pytest.mark.parametrize("name", ["meta", "inference", "no_grad", "autocast"])
 def test_growing_depends_on_nothing_around_the_call(name):
     narrow, plan = Heads(1, tied=True), mupscale.plan(lambda w: Heads(w, tied=True), width=2, inputs=TOKENS)
-    expected = mupscale.grow(narrow, plan)
+    expected = mupscale.grow(narrow, plan, operator="duplicate")
     with SURROUNDINGS[name]():
-        wide = mupscale.grow(copy.deepcopy(narrow), plan)
+        wide = mupscale.grow(copy.deepcopy(narrow), plan, operator="duplicate")
         assert mupscale.verify(narrow, wide, plan, TOKENS, steps=1).equal
     for (key, a), (_, b) in zip(expected.named_parameters(), wide.named_parameters(), strict=True):
         assert torch.equal(a, b), key

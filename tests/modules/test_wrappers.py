@@ -57,7 +57,7 @@ def train_carried(wrap=lambda model: model, wrap_narrow=lambda model: model):
     """Losses of a grown model that goes on with the optimizer of the narrow one."""
     narrow, _ = trained_narrow()
     plan = mupscale.plan(narrow, width=2)
-    wide = wrap(mupscale.grow(narrow, plan))
+    wide = wrap(mupscale.grow(narrow, plan, operator="duplicate"))
     narrow, optimizer = trained_narrow(wrap_narrow)
     return run(wide, mupscale.carry_optimizer(optimizer, narrow, wide, plan), plan)
 
@@ -124,7 +124,7 @@ class Logits(nn.Module):
 
 def test_onnx_export_of_a_grown_model(tmp_path):
     narrow, _ = trained_narrow()
-    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2)).eval()
+    wide = mupscale.grow(narrow, mupscale.plan(narrow, width=2), operator="duplicate").eval()
     ids = torch.randint(VOCAB, (2, 8))
     torch.onnx.export(Logits(wide).eval(), (ids,), tmp_path / "wide.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "wide.onnx")

@@ -170,7 +170,7 @@ def test_what_does_not_go_together_is_refused(operator, noise, message):
 def test_shrink_is_for_what_adds_something_fresh():
     narrow = build("llama")
     with pytest.raises(GrowthError, match=r"shrink 0\.2 is for the operators zero_pad and expand, not"):
-        mupscale.grow(narrow, mupscale.plan(narrow, width=2), shrink=0.2)
+        mupscale.grow(narrow, mupscale.plan(narrow, width=2), shrink=0.2, operator="duplicate")
 
 
 @pytest.mark.parametrize("times", [2, 3])

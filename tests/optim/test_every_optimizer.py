@@ -63,7 +63,7 @@ def test_asymmetric_state_is_the_carried_one_of_the_first_copies_alone(optimizer
         ours.zero_grad()
         loss_of(narrow, batch("llama_tied", seed)).backward()
         ours.step()
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     carried = mupscale.carry_optimizer(ours, narrow, wide, plan)
     if optimizer in ("asgd", "rprop"):  # zeros would be an average of weights, a step of no size
         with pytest.raises(GrowthError, match="cannot be zero; start with a fresh optimizer"):
@@ -102,7 +102,7 @@ def test_asymmetric_state_makes_pure_copies_differ():
     optimizer = optim.AdamW(narrow.parameters(), lr=1e-2)
     loss_of(narrow, batch("llama", 0)).backward()
     optimizer.step()
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan, state="asymmetric")
     loss_of(wide, batch("llama", 1)).backward()
     carried.step()
@@ -167,7 +167,7 @@ def train_muon(adjust, growth, steps, axes=None):
     both = optimizers(narrow)
     for i in range(10):
         step(narrow, both, i)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     wide_both = [mupscale.carry_optimizer(o, narrow, wide, plan) for o in both]
     before = {n: p.detach().clone() for n, p in narrow.named_parameters()}
     wide_before = {n: p.detach().clone() for n, p in wide.named_parameters()}
@@ -257,7 +257,7 @@ def test_sparse_adam_on_an_embedding():
     both = optimizers(narrow)
     for i in range(10):
         step(narrow, both, i)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     wide_both = [mupscale.carry_optimizer(o, narrow, wide, plan) for o in both]
     for i in range(10, 30):
         assert abs(step(narrow, both, i) - step(wide, wide_both, i)) <= 1e-10
@@ -278,7 +278,7 @@ def test_groups_from_scratch_stay_in_lockstep_too(optimizer):
     """Fresh groups from `param_groups` on a pure copy train as the narrow model does from its first step."""
     narrow = build("mlp")
     plan = mupscale.plan(plan_source("mlp", narrow), width=3)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     fresh = OPTIMIZERS[optimizer](list(narrow.parameters()))
     given = {k: v for k, v in fresh.param_groups[0].items() if k not in ("params", "lr")}
     lr = fresh.param_groups[0]["lr"]

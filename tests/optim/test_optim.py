@@ -25,7 +25,7 @@ def values(group):
 def test_groups_are_complete_and_no_two_alike(name, optimizer):
     narrow = build(name)
     plan = mupscale.plan(plan_source(name, narrow), width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     groups = mupscale.param_groups(wide, plan, OPTIMIZERS[optimizer], lr=1e-2, weight_decay=0.1)
     assert len({values(g) for g in groups}) == len(groups) <= 4
     assert sorted(n for g in groups for n in g["param_names"]) == sorted(
@@ -43,7 +43,7 @@ def test_groups_of_an_untied_llama_are_three():
     narrow = build("llama")
     plan = mupscale.plan(narrow, width=2)
     groups = mupscale.param_groups(
-        mupscale.grow(narrow, plan), plan, torch.optim.AdamW, lr=1.0, weight_decay=0.1
+        mupscale.grow(narrow, plan, operator="duplicate"), plan, torch.optim.AdamW, lr=1.0, weight_decay=0.1
     )
     assert [(g["lr"], g["eps"], g["weight_decay"]) for g in groups] == [
         (1.0, 5e-9, 0.1),
@@ -55,7 +55,7 @@ def test_groups_of_an_untied_llama_are_three():
 def test_decay_follows_the_names_given():
     narrow = build("gpt2")
     plan = mupscale.plan(narrow, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     decay = Trainer.get_decay_parameter_names(None, wide)
     groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1, decay=decay)
     for group in groups:
@@ -80,7 +80,7 @@ def test_lr_scale_accumulates_over_growths():
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-2)
     for width in (2, 4):
         plan = mupscale.plan(narrow, to=make_mlp(width))
-        wide = mupscale.grow(narrow, plan)
+        wide = mupscale.grow(narrow, plan, operator="duplicate")
         narrow, optimizer = wide, mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     scales = {n: g["lr_scale"] for g in optimizer.param_groups for n in g["param_names"]}
     assert scales["2.weight"] == 0.25
@@ -91,7 +91,7 @@ def test_lr_scale_accumulates_over_growths():
 def test_the_weighed_norm_is_the_narrow_norm(name):
     narrow = build(name)
     plan = mupscale.plan(plan_source(name, narrow), width=3)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     for model in (narrow, wide):
         loss_of(model, batch(name, 0)).backward()
     expected = torch.nn.utils.clip_grad_norm_(narrow.parameters(), 1e-3)
@@ -105,7 +105,7 @@ def test_carrying_keeps_class_flags_steps_and_dtypes():
     loss_of(narrow, (torch.randn(4, 7), torch.randint(5, (4,)))).backward()
     optimizer.step()
     plan = mupscale.plan(make_mlp, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     assert type(carried) is torch.optim.AdamW
     for group in carried.param_groups:
@@ -119,7 +119,7 @@ def test_carrying_keeps_class_flags_steps_and_dtypes():
 
 def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
     narrow, plan = make_mlp(1), mupscale.plan(make_mlp, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     with pytest.raises(GrowthError, match="'LBFGS' has no scaling rule: its steps come from inner products"):
         mupscale.param_groups(wide, plan, torch.optim.LBFGS, lr=1.0)
     with pytest.raises(GrowthError, match=r"shape \(3,\) that is not in the model"):
@@ -133,7 +133,7 @@ def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
 def test_embeddings_have_knobs_of_their_own():
     narrow = build("gpt2_untied")
     plan = mupscale.plan(narrow, width=4)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     groups = mupscale.param_groups(
         wide,
         plan,
@@ -154,7 +154,7 @@ def test_embeddings_have_knobs_of_their_own():
 
 def test_numbers_in_the_state_are_scaled_or_refused_too():
     narrow, plan = make_mlp(1), mupscale.plan(make_mlp, width=4)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
 
     class Scalar(torch.optim.Optimizer):
         """Keeps a plain number beside each parameter."""
@@ -255,7 +255,12 @@ def test_the_embeddings_own_values_go_by_batch_size_too():
     plan = mupscale.plan(narrow, width=4)
     own = {"embedding_lr": 1e-2, "embedding_weight_decay": 0.2}
     groups = mupscale.param_groups(
-        mupscale.grow(narrow, plan), plan, torch.optim.AdamW, lr=1e-3, batch_size=(1, 4), **own
+        mupscale.grow(narrow, plan, operator="duplicate"),
+        plan,
+        torch.optim.AdamW,
+        lr=1e-3,
+        batch_size=(1, 4),
+        **own,
     )
     group = next(g for g in groups if "transformer.wte.weight" in g["param_names"])
     assert (group["lr"], group["weight_decay"], group["lr_scale"]) == (2e-2, 0.4, 20.0)

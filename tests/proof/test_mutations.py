@@ -141,7 +141,7 @@ def planned():
 
 def grown(planned, noise=None):
     narrow, optimizer, plan = planned
-    wide = mupscale.grow(narrow, plan, noise=noise)
+    wide = mupscale.grow(narrow, plan, noise=noise, operator="duplicate")
     return wide, mupscale.carry_optimizer(optimizer, narrow, wide, plan)
 
 

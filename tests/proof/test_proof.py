@@ -345,7 +345,7 @@ def test_constants_of_the_width_are_the_wide_models_own():
     torch.manual_seed(0)
     narrow = Gemma2ForCausalLM(tiny(Gemma2Config()))
     plan = mupscale.plan(narrow, width=2)
-    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=3)
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, steps=3)
     assert report.equal, report
     assert report.max_abs_diff < 1e-6
 
@@ -377,7 +377,7 @@ def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
     narrow = instance(config)
     plan = mupscale.plan(narrow, width=3)
     assert {*plan.growth.values()} == {3}
-    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=3)
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, steps=3)
     assert report.equal, report
 
 
@@ -410,7 +410,7 @@ def test_layers_of_another_head_dim_than_the_tiny_models_are_proved():
     assert (
         str(plan.params["model.layers.5.self_attn.q_proj.weight"].axes) == "(kv_heads q_per_kv 20) [d_model]"
     )
-    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=2)
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, steps=2)
     assert report.equal, report
 
 
@@ -433,7 +433,7 @@ def test_heads_that_do_not_divide_the_tiny_models_channels_grow(d_model, heads):
     plan = mupscale.plan(narrow, to=config(d_model, heads))
     assert plan.proved
     assert plan.growth["d_model"] == d_model
-    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, steps=3)
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, steps=3)
     assert report.equal, report
 
 
@@ -493,7 +493,7 @@ def test_without_a_head_every_hidden_weight_gets_noise():
 def test_a_folded_gain_that_is_stored_as_a_difference_does_not_decay():
     narrow = Gemma2ForCausalLM(tiny(Gemma2Config()))
     plan = mupscale.plan(narrow, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     with pytest.raises(mupscale.GrowthError, match=r"model.norm.weight: the model adds 1 to it .*decay="):
         mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-3, weight_decay=0.1)
@@ -505,7 +505,7 @@ def test_a_folded_gain_that_is_stored_as_a_difference_takes_no_optimizer_that_lo
     """ASGD averages and decays what is stored, Adafactor's steps are relative to it."""
     narrow = Gemma2ForCausalLM(tiny(Gemma2Config()))
     plan = mupscale.plan(narrow, width=2)
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     for optimizer in (torch.optim.ASGD, torch.optim.Adafactor):
         with pytest.raises(GrowthError, match=r"model.norm.weight: the model adds 1 .*another optimizer"):
             mupscale.param_groups(wide, plan, optimizer, lr=1e-3, weight_decay=0.0)
@@ -519,7 +519,7 @@ def test_a_checkpoint_whose_folded_gain_decays_is_refused(tmp_path):
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "narrow" / "optimizer.pt")
     with pytest.raises(GrowthError, match=r"optimizer.pt: model.norm.weight: the model adds 1 .*--no-optim"):
-        grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2)
+        grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, operator="duplicate")
     assert not (tmp_path / "wide").exists()
 
 

@@ -118,7 +118,7 @@ def test_train_prints_one_json_object(
 def test_train_goes_on_from_a_grown_checkpoint(
     narrow: Path, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grow_checkpoint(narrow, tmp_path / "grown", plan(tiny_llama(), width=2))
+    grow_checkpoint(narrow, tmp_path / "grown", plan(tiny_llama(), width=2), operator="duplicate")
     words = [tmp_path / "out", "--from", tmp_path / "grown", "--data", text_file, "--held-out", "0.1", *SHORT]
     assert call(train, *words, "--lr", "5e-3", "--eval-blocks", "8", "--json") == 0
     result = json.loads(capsys.readouterr().out)

@@ -49,8 +49,8 @@ def test_growth_keeps_logits_and_training(
     for seed in range(3):
         step(narrow, optimizer, seed)
     plan = mupscale.plan(lambda factor: make(4 * factor), width=2)
-    noisy = mupscale.grow(narrow, plan)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    noisy = mupscale.grow(narrow, plan, operator="duplicate")
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     with torch.no_grad():
         for model in (noisy, wide):
             logits = [m.eval()(batch(make, 9)["inputs"])["logits"] for m in (narrow, model)]

@@ -180,7 +180,7 @@ def test_wide_model_trains_in_lockstep_with_the_narrow_one(
 ) -> None:
     """Groups, schedule, decay and clipping through the Trainer: pure copies follow the narrow model."""
     plan = mupscale.plan(model, width=2)
-    wide = mupscale.grow(model, plan, noise=None)
+    wide = mupscale.grow(model, plan, noise=None, operator="duplicate")
     clipped = replace(training, max_grad_norm=0.2, log_every=5)  # low enough to clip most steps
     narrow = train(model, tokens, tmp_path / "narrow", clipped)
     grown = train(wide, tokens, tmp_path / "wide", clipped, plan=plan)
@@ -287,7 +287,7 @@ def test_a_grown_plain_module_trains_in_lockstep(
     plan = mupscale.plan(network, width=3)
     second = replace(first, steps=20, skip_blocks=40 * 16, max_grad_norm=0.05)
     saved = carried_optimizer(narrow, second, None, tmp_path / "first")
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     fresh = build_optimizer(wide, second, plan)
     carried = mupscale.carry_optimizer(saved, narrow, wide, plan)
     assert [g["lr"] for g in carried.param_groups] == [g["lr"] for g in fresh.param_groups]
@@ -312,14 +312,14 @@ def test_muon_trains_is_resumed_and_carried(
     saved = carried_optimizer(model, second, None, tmp_path / "whole")
     assert len(saved.state) == len(list(model.parameters()))
     plan = mupscale.plan(model, width=2)
-    wide = mupscale.grow(model, plan, noise=None)
+    wide = mupscale.grow(model, plan, noise=None, operator="duplicate")
     carried = mupscale.carry_optimizer(saved, model, wide, plan)
     assert isinstance(carried, Together)
     fresh = build_optimizer(wide, second, plan)
     assert {(g["lr"], g["weight_decay"]) for g in carried.param_groups} == {
         (g["lr"], g["weight_decay"]) for g in fresh.param_groups
     }
-    grow_checkpoint(tmp_path / "whole", tmp_path / "grown", plan, noise=None)
+    grow_checkpoint(tmp_path / "whole", tmp_path / "grown", plan, noise=None, operator="duplicate")
     from_file = carried_optimizer(wide, second, plan, tmp_path / "grown")
     assert from_file.state.keys() == carried.state.keys()
     for param, state in carried.state.items():

@@ -135,7 +135,7 @@ def test_models_of_mup_are_proved_and_keep_their_base_shapes(case):
     assert plan.proved
     expected = mup.shape.get_infshapes(build(2))
     for noise in (None, "balanced:1"):
-        wide = mupscale.grow(narrow, plan, noise=noise)
+        wide = mupscale.grow(narrow, plan, noise=noise, operator="duplicate")
         assert mupscale.verify(narrow, wide, plan, inputs)
         assert (narrow.eval()(inputs) - wide.eval()(inputs)).abs().max() < 1e-10
         for name, param in wide.named_parameters():
@@ -150,7 +150,7 @@ def test_optimizers_of_mup_carry_on_in_lockstep_at_the_rates_that_mup_gives(case
     optimizer = make(narrow.train().parameters())
     for _ in range(3):
         step(narrow, optimizer, inputs)
-    wide = mupscale.grow(narrow, plan, noise=None)
+    wide = mupscale.grow(narrow, plan, noise=None, operator="duplicate")
     carried = mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     theirs = make(wide.parameters())  # as mup's users would make it for a model of this width
     assert type(carried) is type(theirs)
@@ -167,7 +167,7 @@ def test_optimizers_of_mup_carry_on_in_lockstep_at_the_rates_that_mup_gives(case
 def test_a_grown_model_trains_on_under_mup_itself(case):
     """Base shapes are where mup looks for them: a fresh MuAdamW finds them, and the readout's forward pass."""
     build, narrow, plan, inputs = case
-    wide = mupscale.grow(narrow, plan)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
     optimizer = mup.MuAdamW(wide.parameters(), lr=LR)
     before = step(wide, optimizer, inputs)
     for _ in range(20):

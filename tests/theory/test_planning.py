@@ -81,7 +81,7 @@ def test_fractional_ratios_are_planned_but_not_duplicated():
     assert plan.growth == {"d_model": Fraction(3, 2)}
     assert plan.params["lm_head.weight"].weight_scale == pytest.approx(2 / 3)
     with pytest.raises(GrowthError, match="whole"):
-        mupscale.grow(build("llama"), plan)
+        mupscale.grow(build("llama"), plan, operator="duplicate")
 
 
 def test_plan_prints_as_a_table():
@@ -137,9 +137,11 @@ def test_hints_say_what_shapes_cannot():
         mupscale.plan(narrow, to=Flatten(2))
     hints = {"scale": "channels 1 1", "head.weight": "5 [channels 4]"}
     plan = mupscale.plan(narrow, to=Flatten(2), hints=hints)
-    assert mupscale.verify(narrow, mupscale.grow(narrow, plan), plan, x)
+    assert mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan, x)
     wrong = mupscale.plan(narrow, to=Flatten(2), hints={"scale": "channels 1 1"})
-    assert not mupscale.verify(narrow, mupscale.grow(narrow, wrong, noise=None), wrong, x)
+    assert not mupscale.verify(
+        narrow, mupscale.grow(narrow, wrong, noise=None, operator="duplicate"), wrong, x
+    )
     for hint in ("5 [channels 5]", "5", "4 [channels 4]", "5 [channels pixels]"):
         with pytest.raises(GrowthError, match="hint for 'head.weight'"):
             mupscale.plan(narrow, to=Flatten(2), hints=hints | {"head.weight": hint})
