@@ -40,7 +40,7 @@ def grow(
     model: nn.Module,
     plan: Plan,
     *,
-    operator: str = "duplicate",
+    operator: str = "default",
     noise: str | Noise | None = "default",
     shrink: ShrinkLike | None = None,
     seed: int = 0,
@@ -50,9 +50,9 @@ def grow(
 
     Args:
         model: the narrow model that ``plan`` was made from (or one of the same names and shapes).
-        operator: ``"duplicate"``: θ↑ = s · dup(θ). ``"expand"``: θ beside new units that nothing sees yet.
-            ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization. The others are rivals to compare with
-            (see `mupscale.operators.catalogue.OPERATORS`).
+        operator: ``"duplicate"``, the default: θ↑ = s · dup(θ). ``"expand"``: θ beside new units that nothing
+            sees yet. ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization. The others are rivals to
+            compare with (see `mupscale.operators.catalogue.OPERATORS`).
         noise: with duplicate, ``"balanced:1"`` by default: it keeps the function and makes the copies differ,
             so that the new width gets used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure
             copies (see `mupscale.operators.noise`). With zero_pad and expand, ``"fresh:1"``, or None for a
@@ -104,14 +104,14 @@ def grow(
     with plain_surroundings(), torch.no_grad():
         if grower.keeps_function_if_proved:
             with torch.enable_grad():
-                prove_operator(plan, operator)
+                prove_operator(plan, grower.operator.name)
         plan = grower.plan
         if plan.config is None:
             wide = fill_(built(inner, plan), inner, plan, grower)
         else:
             state = {name: grower(name) for name in plan.wide_names}
             wide = fill_(_loaded(inner, plan, state), inner, plan, state.__getitem__)
-    mark_(wide, operator)
+    mark_(wide, grower.operator.name)
     if isinstance(model, torch._dynamo.OptimizedModule):  # wrapped again, with the same options
         return type(model)(wide, model.dynamo_ctx)
     return wide
@@ -124,7 +124,7 @@ def grow_checkpoint(
     *,
     width: int | None = None,
     axes: Mapping[str, int] | None = None,
-    operator: str = "duplicate",
+    operator: str = "default",
     noise: str | Noise | None = "default",
     shrink: ShrinkLike | None = None,
     seed: int = 0,
@@ -185,9 +185,11 @@ def grow_checkpoint(
     assert plan.narrow_config is not None
     assert plan.config is not None
     if grower.keeps_function_if_proved:
-        prove_operator(plan, operator)
+        prove_operator(plan, grower.operator.name)
     wanted = grower.operator.copies_evenly if optimizer is None else optimizer
-    training = WideTrainingState.of(checkpoint.path, plan, way_of(operator, state)) if wanted else None
+    training = (
+        WideTrainingState.of(checkpoint.path, plan, way_of(grower.operator.name, state)) if wanted else None
+    )
 
     def spec(name: str) -> TensorSpec:
         kept = grown.dtype(name)
@@ -223,7 +225,7 @@ def grow_checkpoint(
         manifest = {
             "mupscale": version("mupscale"),
             "machine": kind_of_machine(),
-            "operator": operator,
+            "operator": grower.operator.name,
             "noise": str(grower.noise or "none"),
             **({"shrink": str(grower.shrink)} if grower.operator.shrink is not None else {}),
             "seed": seed,

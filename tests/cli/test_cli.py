@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import mupscale
 from models import CONFIGS, batch, build, loss_of
 from mupscale.cli import COMMANDS, main, names
-from mupscale.operators.catalogue import OPERATORS
+from mupscale.operators.catalogue import DEFAULT, OPERATORS
 from mupscale.theory.registry import optimizer_names
 
 
@@ -224,6 +224,7 @@ def test_zero_pad_starts_afresh_unless_the_optimizer_is_asked_for(tmp_path, caps
 
 def test_the_choices_that_help_shows_are_those_of_the_registries():
     assert tuple(OPERATORS) == names.OPERATORS
+    assert " ".join(str(word) for word in DEFAULT if word is not None) == names.DEFAULT_GROWTH
     # Those of torch: other tests register more.
     own = [n for n, kind in optimizer_names().items() if kind.__module__.startswith("torch.")]
     assert tuple(own) == names.OPTIMIZERS

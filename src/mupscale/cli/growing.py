@@ -16,7 +16,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mupscale
-from mupscale.cli.names import DTYPES, OPERATORS, OPTIMIZERS
+from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
 from mupscale.errors import GrowthError
 
@@ -56,8 +56,11 @@ def grow(
     axes: AxisFactors = (),
     to: To = None,
     operator: Annotated[
-        str, arg(help=f"{', '.join(OPERATORS)}; duplicate and expand keep the function")
-    ] = "duplicate",
+        str,
+        arg(
+            help=f"default ({DEFAULT_GROWTH}), {', '.join(OPERATORS)}; duplicate and expand keep the function"
+        ),
+    ] = "default",
     noise: Annotated[
         str,
         arg(
@@ -129,7 +132,7 @@ def grow(
         carried = (
             "with its optimizer" if written["optimizer"] else "weights only: no optimizer.pt was carried"
         )
-        how = f"{operator}, shrink {written['shrink']}" if "shrink" in written else operator
+        how = written["operator"] + (f", shrink {written['shrink']}" if "shrink" in written else "")
         print_text(f"wrote {destination} ({how}, noise {written['noise']}, {carried})")
         print_text(f"next: mupscale verify {source} {destination}")
     return 0

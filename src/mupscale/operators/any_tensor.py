@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.operators.catalogue import operator_named
+from mupscale.operators.catalogue import DEFAULT, operator_named
 from mupscale.operators.duplicate import duplicate_scaled
 from mupscale.operators.expand import Norms, expand, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_value
@@ -31,7 +31,8 @@ class Grower:
     Args:
         plan: how to grow.
         read: gives a tensor of the narrow model by name.
-        operator: one of `mupscale.operators.catalogue.OPERATORS`.
+        operator: one of `mupscale.operators.catalogue.OPERATORS`; ``"default"`` for ``DEFAULT`` there, which
+            has a λ of its own.
         noise: ``"default"`` for the operator's own, None for none.
         shrink: λ of zero_pad and expand, by pattern too (see `mupscale.operators.zero_pad.Shrink`); None for
             the operator's own.
@@ -47,13 +48,16 @@ class Grower:
         plan: Plan,
         read: Callable[[str], Tensor],
         *,
-        operator: str = "duplicate",
+        operator: str = "default",
         noise: str | Noise | None = "default",
         shrink: ShrinkLike | None = None,
         seed: int = 0,
         from_first: Plan | None = None,
     ) -> None:
         self.from_first = from_first or plan
+        if operator == "default":
+            operator, λ = DEFAULT
+            shrink = λ if shrink is None else shrink
         self.operator = operator_named(operator)
         self.operator.check(plan)
         self.noise = self.operator.noise(noise)

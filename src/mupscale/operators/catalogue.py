@@ -149,6 +149,10 @@ OPERATORS = {
 }
 
 
+# What grows a model when no operator is named, and λ where that one takes it.
+DEFAULT: tuple[str, float | None] = ("duplicate", None)
+
+
 def operator_named(name: str) -> Operator:
     """An operator by name.
 
