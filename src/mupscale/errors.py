@@ -29,3 +29,7 @@ def said_as(what: str, mend: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         raise GrowthError(f"{what}: {one_line(error)}{mend}") from error
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM."""

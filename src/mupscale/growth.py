@@ -195,11 +195,6 @@ def grow_checkpoint(
         kept = grown.dtype(name)
         return TensorSpec(name, dtype if dtype and kept.is_floating_point else kept, plan.wide_shape(name))
 
-    def make(name: str) -> Tensor:
-        tensor = grown(name, specs[name].dtype)
-        advance(tensor.nbytes)
-        return tensor
-
     specs = {name: spec(name) for name in plan.wide_names}
     done, total = 0, sum(s.nbytes for s in specs.values()) + (training.nbytes if training else 0)
 
@@ -209,33 +204,55 @@ def grow_checkpoint(
         if progress is not None:
             progress(done, total)
 
+    how = {
+        "mupscale": version("mupscale"),
+        "machine": kind_of_machine(),
+        "operator": grower.operator.name,
+        "noise": str(grower.noise or "none"),
+        **({"shrink": str(grower.shrink)} if grower.operator.shrink is not None else {}),
+        "seed": seed,
+        "optimizer": training is not None,
+        **({"optimizer_state": state} if training else {}),
+    }
+    # All that the bytes depend on, so that a run goes on from what the same run has written before.
+    making = {
+        "growth": plan.describe(),
+        **{key: str(value) for key, value in how.items()},
+        "dtype": str(dtype),
+        "max_shard_size": max_shard_size,
+        "source": checkpoint.identity(),
+    }
     with (
-        staged(Path(destination), source=checkpoint.path, overwrite=overwrite) as partial,
+        staged(Path(destination), source=checkpoint.path, overwrite=overwrite, making=making) as stage,
         ThreadPoolExecutor(max_workers=1) as pool,
         torch.no_grad(),
     ):
+        partial, journal = stage
         if (checkpoint.path / "modules.json").is_file():
             copy_pooling(checkpoint.path, partial, plan.narrow_config.hidden_size, plan.config.hidden_size)
         checksums = pool.submit(checkpoint.checksums)
         if training is not None:
-            training.write(partial, advance)
-        write_weights(partial, list(specs.values()), make, max_shard_size=max_shard_size)
+            training.write(partial, journal, advance)
+        write_weights(
+            partial,
+            list(specs.values()),
+            lambda name: grown(name, specs[name].dtype),
+            journal,
+            advance,
+            max_shard_size=max_shard_size,
+        )
         copy_companions(checkpoint.path, partial, training_state=training is not None)
         grown.config(dtype).save_pretrained(partial)
         manifest = {
-            "mupscale": version("mupscale"),
-            "machine": kind_of_machine(),
-            "operator": grower.operator.name,
-            "noise": str(grower.noise or "none"),
-            **({"shrink": str(grower.shrink)} if grower.operator.shrink is not None else {}),
-            "seed": seed,
-            "optimizer": training is not None,
-            **({"optimizer_state": state} if training else {}),
+            **how,
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
+            "sha256": journal.sums(),
             "plan": plan.to_dict(),
             "from_first": first.to_dict(),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if checkpoint.identity() != making["source"]:
+            raise GrowthError(f"{checkpoint.path}: was changed while it was read; grow again")
     return plan
 
 

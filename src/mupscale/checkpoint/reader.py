@@ -217,6 +217,11 @@ class Checkpoint:
             self.resolve(family_of(self.config).layout(narrow, self.config), narrow)
         return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined, no-any-return]
 
+    def identity(self) -> str:
+        """What tells the files from others of the same names, and from what they were before."""
+        paths = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json", ".pt"))
+        return " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p in paths for s in [p.stat()])
+
     def checksums(self) -> dict[str, str]:
         """SHA-256 of every weight file, by file name."""
         sums = {}

@@ -8,11 +8,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+from mupscale.checkpoint.journal import Journal, begun
 from mupscale.errors import GrowthError
 
 # Weights in any format: a narrow copy of them beside the wide ones would be loaded by mistake.
@@ -36,15 +37,22 @@ _NAMES = (
 
 
 @contextmanager
-def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path]:
+def staged(
+    destination: Path, *, source: Path, overwrite: bool, making: Mapping[str, str]
+) -> Iterator[tuple[Path, Journal]]:
     """A directory to write into, which takes the name ``destination`` when the block ends without error.
 
     It is on the disk before it has the name, and an old ``destination`` stays there until then. One run at a
-    time writes to a destination; what a run that was killed left is cleared by the next one.
+    time writes to a destination. What a run has written that was stopped or killed, or had no more room,
+    stays beside it, and the next one goes on from there by the journal.
+
+    Args:
+        making: everything that the bytes depend on; a run that makes something else does not go on.
 
     Raises:
         GrowthError: the destination exists and may not be replaced, or lies around the source; another run is
-            writing to it; something appeared there meanwhile; there is no room for it.
+            writing to it, or has begun something else there; something appeared there meanwhile; there is no
+            room for it.
     """
     destination, source = Path(destination).absolute(), source.absolute()
     if source.resolve().is_relative_to(destination.resolve()):
@@ -55,23 +63,40 @@ def staged(destination: Path, *, source: Path, overwrite: bool) -> Iterator[Path
         try:
             _put_back(destination)
             _check_free(destination, source, overwrite)
-            _clear(partial)
-            yield partial
+            if not begun(partial):
+                _clear(partial)
+            journal = Journal(partial, making)
+        except BaseException:
+            _forget_unless_begun(partial)
+            raise
+        try:
+            with journal:
+                yield partial, journal
             _sync_tree(partial)
+            journal.remove()
             if overwrite and destination.exists():
                 _check_free(destination, source, overwrite)
                 _replace(destination, partial)
             else:
                 _rename_new(partial, destination)
-        except BaseException as error:
+        except GrowthError:  # the same command would be refused again
             shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except BaseException as error:
+            _forget_unless_begun(partial)
+            kept = f"what is done stays in {partial}: give the same command again to go on, or remove it"
+            note = kept if begun(partial) else "nothing is left of it"
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise GrowthError(
-                    f"{destination}: {error.strerror}; nothing is left of it: make room, and grow again"
-                ) from None
+                raise GrowthError(f"{destination}: {error.strerror}; {note}") from None
+            error.add_note(note)
             raise
         _sync(destination.parent)
         shutil.rmtree(_old(destination), ignore_errors=True)
+
+
+def _forget_unless_begun(partial: Path) -> None:
+    if not begun(partial):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_free(destination: Path, source: Path, overwrite: bool) -> None:
@@ -255,5 +280,5 @@ def copy_pooling(source: Path, destination: Path, narrow: int, wide: int) -> Non
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("word_embedding_dimension") == narrow:
             fields["word_embedding_dimension"] = wide
-        (destination / folder.name).mkdir()
+        (destination / folder.name).mkdir(exist_ok=True)
         (destination / folder.name / path.name).write_text(json.dumps(fields, indent=2))

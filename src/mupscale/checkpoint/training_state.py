@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from mupscale.checkpoint.journal import Journal
 from mupscale.errors import GrowthError
 from mupscale.models.skeletons import skeleton
 from mupscale.optim.carry import Way, grow_state_value, is_copied, state_axes
@@ -114,9 +115,13 @@ class WideTrainingState:
         tensors = (t for entries in self.optimizer["state"].values() for t in entries.values())
         return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors if isinstance(t, Lazy))
 
-    def write(self, directory: Path, on_bytes: Callable[[int], None]) -> None:
-        """Write both files, a tensor at a time; ``on_bytes`` is told the bytes written, as they are."""
-        _save_streamed(self.optimizer, directory / OPTIMIZER, on_bytes)
+    def write(self, directory: Path, journal: Journal, on_bytes: Callable[[int], None]) -> None:
+        """Write both files, a tensor at a time, but for those that ``journal`` has.
+
+        Args:
+            on_bytes: told the bytes of every tensor that is in its place.
+        """
+        _save_streamed(self.optimizer, directory / OPTIMIZER, journal, on_bytes)
         if self.scheduler is not None:
             torch.save(self.scheduler, directory / SCHEDULER)
 
@@ -156,8 +161,30 @@ class Lazy:
     make: Callable[[], Tensor]
 
 
-def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], None]) -> None:
+def _save_streamed(
+    saved: dict[str, Any], path: Path, journal: Journal, on_bytes: Callable[[int], None]
+) -> None:
     """`torch.save` without ever holding all of it: lay the file out first, then fill its tensors in place."""
+    lazy = {
+        f"{OPTIMIZER} {i} {key}": (i, key, value)
+        for i, entries in saved["state"].items()
+        for key, value in entries.items()
+        if isinstance(value, Lazy)
+    }
+    if not any(map(journal.has_begun, lazy)):
+        _lay_out(saved, path)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        written = torch.load(path, mmap=True, weights_only=True)
+    for name, (i, key, value) in lazy.items():
+        place = written["state"][i][key]
+        if not journal.is_done(name, place):
+            place.copy_(value.make())
+            journal.note(name, place)
+        on_bytes(place.nbytes)
+
+
+def _lay_out(saved: dict[str, Any], path: Path) -> None:
+    """The file with all but its tensors, and with room for them."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import
 
     with FakeTensorMode():
@@ -172,13 +199,6 @@ def _save_streamed(saved: dict[str, Any], path: Path, on_bytes: Callable[[int], 
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({**saved, "state": layout}, path)
     _take_room(path, path.stat().st_size)  # it has holes, and a full disk ends the process that fills one
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        written = torch.load(path, mmap=True, weights_only=True)
-    for i, entries in saved["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Lazy):
-                written["state"][i][key].copy_(value.make())
-                on_bytes(written["state"][i][key].nbytes)
 
 
 def _take_room(path: Path, nbytes: int) -> None:

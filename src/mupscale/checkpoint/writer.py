@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from mupscale.checkpoint.journal import Journal, raw
 from mupscale.checkpoint.reader import DTYPES, INDEX, WEIGHTS
 from mupscale.errors import GrowthError
 
@@ -39,6 +41,8 @@ def write_weights(
     directory: Path,
     specs: Sequence[TensorSpec],
     make: Callable[[str], Tensor],
+    journal: Journal,
+    on_bytes: Callable[[int], None],
     *,
     max_shard_size: str = "5GB",
 ) -> None:
@@ -46,7 +50,8 @@ def write_weights(
 
     Args:
         specs: every tensor, in the order in which ``make`` is called for it.
-        make: gives the tensor of a name; called once each.
+        make: gives the tensor of a name; called once each, for those that ``journal`` does not have.
+        on_bytes: told the bytes of every tensor that is in its place.
         max_shard_size: such as ``"5GB"``; a single tensor may exceed it.
 
     Raises:
@@ -54,12 +59,12 @@ def write_weights(
     """
     shards = _shards(specs, _parse_size(max_shard_size))
     if len(shards) == 1:
-        _write_file(directory / WEIGHTS, shards[0], make)
+        _write_file(directory / WEIGHTS, shards[0], make, journal, on_bytes)
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / file, shard, make)
+        _write_file(directory / file, shard, make, journal, on_bytes)
         weight_map |= {spec.name: file for spec in shard}
     metadata = {
         "total_size": sum(s.nbytes for s in specs),
@@ -68,7 +73,13 @@ def write_weights(
     (directory / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2))
 
 
-def _write_file(path: Path, specs: Sequence[TensorSpec], make: Callable[[str], Tensor]) -> None:
+def _write_file(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    make: Callable[[str], Tensor],
+    journal: Journal,
+    on_bytes: Callable[[int], None],
+) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
@@ -80,13 +91,28 @@ def _write_file(path: Path, specs: Sequence[TensorSpec], make: Callable[[str], T
         offset += spec.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors start aligned
-    with path.open("wb") as file:
+    path.touch()
+    with path.open("r+b") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for spec in specs:
+            if journal.has_begun(spec.name):
+                place = file.tell()
+                if journal.is_done(spec.name, _read(file, spec)):
+                    on_bytes(spec.nbytes)
+                    continue
+                file.seek(place)
             tensor = make(spec.name)
             assert tensor.dtype == spec.dtype, spec.name
             assert tuple(tensor.shape) == spec.shape, spec.name
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(raw(tensor))
+            file.flush()
+            journal.note(spec.name, tensor)
+            on_bytes(spec.nbytes)
+
+
+def _read(file: BinaryIO, spec: TensorSpec) -> Tensor:
+    """What stands where a tensor is to be, or as much of it as there is."""
+    return torch.frombuffer(bytearray(file.read(spec.nbytes)) or bytearray(1), dtype=torch.uint8)
 
 
 def _shards(specs: Sequence[TensorSpec], limit: int) -> list[list[TensorSpec]]:

@@ -22,7 +22,7 @@ import tyro
 import mupscale
 from mupscale.cli import comparing, growing, studying, training
 from mupscale.cli.terminal import quiet_libraries
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, Terminated
 
 
 def _quietly(command: Callable[..., int]) -> Callable[..., int]:
@@ -63,9 +63,11 @@ def main(argv: list[str] | None = None) -> int:
     except (GrowthError, OSError) as error:
         print(f"mupscale: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("mupscale: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        ended = isinstance(stop, Terminated)
+        said = ["terminated" if ended else "interrupted", *getattr(stop, "__notes__", ())]
+        print(f"mupscale: {'; '.join(said)}", file=sys.stderr)
+        return 143 if ended else 130
 
 
 def _parse(argv: list[str]) -> Callable[[], int]:

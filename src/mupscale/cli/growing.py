@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 
 import mupscale
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
-from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
+from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries, terminable
 from mupscale.errors import GrowthError
 
 Source = Annotated[
@@ -107,7 +107,7 @@ def grow(
     from mupscale.growth import grow_checkpoint
     from mupscale.theory.manifest import MANIFEST
 
-    with _progress("growing") as advance:
+    with _progress("growing") as advance, terminable():
         grow_checkpoint(
             source,
             destination,

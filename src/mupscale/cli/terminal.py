@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from mupscale.errors import Terminated
 
 
 def quiet_libraries() -> None:
@@ -33,3 +38,20 @@ def print_table(make: Callable[[bool], Table]) -> None:
 
 def print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data, indent=1))
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what runs here as ^C does: with what it has to say, and with what it cleans up."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
