@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.models.contents import state_tensors, unwrapped
-from mupscale.models.skeletons import PreTrainedConfig, skeleton
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import mark_
@@ -29,9 +27,6 @@ from mupscale.optim.carry import way_of
 from mupscale.planner import from_first, prove_operator
 from mupscale.planner import plan as make_plan
 from mupscale.theory.manifest import MANIFEST, Plan
-
-if TYPE_CHECKING:  # both import transformers
-    from mupscale.checkpoint.reader import Checkpoint
 
 Progress = Callable[[int, int], None]
 
@@ -162,6 +157,7 @@ def grow_checkpoint(
         GrowthError: the source, its files or the growth asked for are not as they should be.
     """
     from mupscale.checkpoint.differences import kind_of_machine
+    from mupscale.checkpoint.grown import GrownCheckpoint
     from mupscale.checkpoint.reader import Checkpoint
     from mupscale.checkpoint.staging import copy_companions, copy_pooling, staged
     from mupscale.checkpoint.training_state import WideTrainingState
@@ -254,65 +250,6 @@ def grow_checkpoint(
         if checkpoint.identity() != making["source"]:
             raise GrowthError(f"{checkpoint.path}: was changed while it was read; grow again")
     return plan
-
-
-class GrownCheckpoint:
-    """What a checkpoint grows into: any tensor of it by name, made when it is asked for, and the config.
-
-    `grow_checkpoint` writes it, and `mupscale.verification.verify_checkpoint` compares a directory with it.
-
-    Args:
-        recipe: as to `Grower`: operator, noise, shrink, seed and from_first.
-
-    Attributes:
-        plan: the plan, as the operator has it.
-
-    Raises:
-        GrowthError: the files do not hold what the plan says, or the operator does not go with it.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, plan: Plan, *, allow_nonfinite: bool = False, **recipe: Any
-    ) -> None:
-        from mupscale.checkpoint.reader import ModelTensors
-
-        assert plan.narrow_config is not None
-        self._nonfinite = allow_nonfinite
-        self._narrow = ModelTensors(checkpoint, plan.layout, skeleton(plan.narrow_config))
-        self.grower = Grower(plan, self._read, **recipe)
-        self.plan = self.grower.plan
-
-    def __call__(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A tensor of the wide model.
-
-        Raises:
-            GrowthError: it holds what is not finite, before or after.
-        """
-        wide = self.grower(name, dtype)
-        if not self._nonfinite and not wide.isfinite().all():
-            raise GrowthError(
-                f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
-            )
-        return wide
-
-    def dtype(self, name: str) -> torch.dtype:
-        """That of the narrow tensor."""
-        return self._narrow.dtype(self.plan.canonical(name))
-
-    def config(self, dtype: torch.dtype | None = None) -> PreTrainedConfig:
-        """The wide config; with the narrow one's dtype unless another is given."""
-        config = copy.deepcopy(self.plan.config)
-        assert config is not None
-        config.dtype = dtype or config.dtype
-        return config
-
-    def _read(self, name: str) -> Tensor:
-        tensor = self._narrow(name)
-        if not self._nonfinite and not tensor.isfinite().all():
-            raise GrowthError(
-                f"{self._narrow.place(name)} holds NaN or infinity; --allow-nonfinite lets it through"
-            )
-        return tensor
 
 
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:

@@ -4,40 +4,32 @@ Two independent checks at rest. *Weights*: summed over the copies of its contrac
 must be the narrow one for every copy of its outputs; this alone proves that duplicates stay duplicates, for
 all inputs. *Outputs*: both models run in float64 on the same inputs, every module's output compared.
 
-Of a directory that `mupscale grow` wrote there is a third, which holds for any operator and to the last bit:
-it is grown *again*, a tensor at a time, and compared.
+Of a directory that `mupscale grow` wrote there is a third: `mupscale.checkpoint.regrowth`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mupscale.checkpoint.differences import difference, kind_of_machine
 from mupscale.errors import GrowthError, said_as
-from mupscale.growth import GrownCheckpoint, Progress, grow
-from mupscale.layout.known import family_of
+from mupscale.growth import grow
 from mupscale.models.calls import Call, result_tensors
 from mupscale.models.chance import SameChance
 from mupscale.models.contents import state_tensors, unwrapped
 from mupscale.models.copying import copied, doubled
 from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64
-from mupscale.models.skeletons import skeleton, transformers_config
+from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.catalogue import grown_with, operator_named
-from mupscale.optim.carry import way_of
 from mupscale.proof.consistency import broken_parameters, held_otherwise
 from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
 from mupscale.proof.lockstep import natural_loss, paired_optimizers, train_step
-from mupscale.theory.manifest import MANIFEST, Plan
+from mupscale.theory.manifest import Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
 # stored in; rounding of the stored weights is all that separates the two models.
@@ -265,120 +257,3 @@ def _plain_experts(model: nn.Module) -> nn.Module:
     if (config := transformers_config(model)) is not None:
         config._experts_implementation = "eager"
     return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regrown:
-    """How a directory compares with what growing its source again gives. True in a condition when the same.
-
-    Attributes:
-        recipe: the operator, noise and seed that the directory's manifest names.
-        keeps_function: whether that is to compute what the source does.
-        tensors: how many were compared, those of the optimizer among them.
-        rounding: 0 where all are the same to the last bit; else how far the farthest is off, over the largest
-            number of its tensor, as after growing on a machine of another kind.
-        differing: how many things do differ: tensors, fields of the config, groups of the optimizer.
-        first: the first of them, with what is wrong.
-    """
-
-    recipe: str
-    keeps_function: bool
-    tensors: int
-    rounding: float
-    differing: int
-    first: str | None
-
-    def __bool__(self) -> bool:
-        return not self.differing
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"as_grown": bool(self), **asdict(self)}
-
-    def __str__(self) -> str:
-        if self:
-            how = f"but for rounding of {self.rounding:.2g}" if self.rounding else "to the last bit"
-            return f"as grown: config and {self.tensors} tensors are what {self.recipe} gives, {how}"
-        return (
-            f"NOT as grown: {self.differing} of the config's fields and {self.tensors} tensors are not what "
-            f"{self.recipe} gives, so that it was changed, or trained on\nfirst that differs: {self.first}"
-        )
-
-
-def regrow(
-    source: str | Path, destination: str | Path, *, progress: Progress | None = None
-) -> Regrown | None:
-    """Grow a checkpoint again, as a directory's ``mupscale.json`` says, and compare all that it holds.
-
-    One tensor is in memory at a time, and no model is run. It sees a weight, a moment of the optimizer or a
-    field of the config that is not what growing gave, in any precision, and with any operator.
-
-    Args:
-        progress: called with (bytes compared, bytes in all).
-
-    Returns:
-        What was found; None if the manifest does not say how the directory was grown.
-
-    Raises:
-        GrowthError: a file cannot be read, or ``source`` is not of the size that the directory grew from.
-    """
-    from mupscale.checkpoint.reader import Checkpoint, ModelTensors
-    from mupscale.checkpoint.training_state import WideTrainingState
-
-    narrow, wide = Checkpoint(source), Checkpoint(destination)
-    plan, first = Plan.load(wide.path, last_growth=True), Plan.load(wide.path)
-    manifest = json.loads((wide.path / MANIFEST).read_text())
-    if "operator" not in manifest:
-        return None
-    operator, noise, seed, shrink = (manifest.get(key) for key in ("operator", "noise", "seed", "shrink"))
-    grown = GrownCheckpoint(
-        narrow,
-        plan,
-        operator=operator,
-        noise=noise,
-        shrink=shrink and shrink.split(),
-        seed=seed,
-        from_first=first,
-        allow_nonfinite=True,
-    )
-    model = skeleton(wide.config)
-    held = ModelTensors(wide, family_of(wide.config).layout(model, wide.config), model)
-    training = None
-    if manifest["optimizer"]:
-        training = WideTrainingState.of(narrow.path, plan, way_of(operator, manifest["optimizer_state"]))
-        if training is None:
-            raise GrowthError(f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it")
-
-    def pairs() -> Iterator[tuple[str, Any, Any]]:
-        """All that is to be there: where, what growing gives, what is found."""
-        mine, theirs = (c.to_dict() for c in (grown.config(wide.config.dtype), wide.config))
-        for key in sorted({*mine, *theirs} - {"transformers_version", "_name_or_path"}):
-            yield f"{wide.path / 'config.json'}: {key}", mine.get(key), theirs.get(key)
-        for name in plan.wide_names:
-            yield held.place(name), grown(name, held.dtype(name)), held(name)
-        if training is not None:
-            yield from training.beside(wide.path)
-
-    total = sum(held.dtype(n).itemsize * math.prod(plan.wide_shape(n)) for n in plan.wide_names)
-    total += training.nbytes if training else 0
-    done, compared, rounding, wrong = 0, 0, 0.0, []
-    with torch.no_grad():
-        for place, mine, theirs in pairs():
-            found = difference(mine, theirs, rounded=manifest.get("machine") != kind_of_machine())
-            if isinstance(found, str):
-                wrong.append(f"{place}: {found}")
-            else:
-                rounding = max(rounding, found)
-            if isinstance(mine, Tensor):
-                compared += 1
-                done += mine.nbytes
-                if progress is not None:
-                    progress(done, total)
-    return Regrown(
-        recipe=f"{operator}{f', shrink {shrink}' if shrink else ''}, noise {noise}, seed {seed}",
-        keeps_function=grown.grower.keeps_function,
-        tensors=compared,
-        rounding=rounding,
-        differing=len(wrong),
-        first=wrong[0] if wrong else None,
-    )

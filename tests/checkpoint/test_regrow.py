@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from models import batch, build, loss_of
 from mupscale import GrowthError
+from mupscale.checkpoint.regrowth import regrow, unchanged
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
-from mupscale.verification import regrow
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 GROWTHS = {
@@ -54,6 +54,7 @@ def test_every_growth_comes_out_the_same_again(narrow, tmp_path):
         found = regrow(narrow, tmp_path / name)
         assert found, (name, str(found))
         assert found.rounding == 0
+        assert unchanged(tmp_path / name).tensors == found.tensors
         with_optimizer = (tmp_path / name / OPTIMIZER).is_file()
         assert with_optimizer == ("step" not in name and how.get("operator") not in ("expand", "stack"))
         weights = 38 if name == "stack" else 20
@@ -65,6 +66,7 @@ def test_it_is_as_grown_still_when_transformers_has_saved_it(narrow, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto")
     model.save_pretrained(tmp_path / "wide", max_shard_size="50KB")
     assert regrow(narrow, tmp_path / "wide")
+    assert unchanged(tmp_path / "wide")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,7 @@ def test_one_weight_or_moment_that_is_off_shows(narrow, wide, tmp_path_factory, 
     found = regrow(narrow, path)
     assert found.differing == 1
     assert f"1 of {tensor.numel()} numbers" in found.first
+    assert unchanged(path).differing == 1
 
 
 def _json(path, change):
@@ -160,10 +163,11 @@ def test_what_another_machine_grew_may_be_rounded_otherwise(narrow, wide, tmp_pa
 def test_verify_tells_it_by_its_exit_status(narrow, wide, tmp_path, capsys):
     argv = ["verify", str(narrow), str(tmp_path / "wide")]
     shutil.copytree(wide, tmp_path / "wide")
-    assert main(argv) == main([*argv, "--files-only"]) == 0
+    alone = ["verify", str(tmp_path / "wide")]
+    assert main(argv) == main([*argv, "--files-only"]) == main(alone) == 0
     assert "as grown: config and 80 tensors are what duplicate" in capsys.readouterr().out
     _pickle(tmp_path / "wide" / OPTIMIZER, lambda s: s["state"][0]["exp_avg"].mul_(2))
-    assert main(argv) == main([*argv, "--files-only"]) == 1
+    assert main(argv) == main([*argv, "--files-only"]) == main(alone) == 1
     said = capsys.readouterr().out
     assert "NOT as grown: 1 of the config's fields and 80 tensors" in said
     assert "\nequal: " in said
@@ -181,12 +185,24 @@ def test_a_growth_that_changes_the_function_passes_by_its_files(narrow, tmp_path
     assert json.loads(out[out.rindex("\n{") :])["keeps_function"] is False
 
 
+def test_a_source_that_is_another_is_told_from_a_wide_model_that_was_changed(narrow, wide, tmp_path):
+    other = shutil.copytree(narrow, tmp_path / "narrow")
+    weights = load_file(other / WEIGHTS)
+    weights["model.norm.weight"] += 1
+    save_file(weights, other / WEIGHTS, {"format": "pt"})
+    with pytest.raises(GrowthError, match="narrow: its weights are not those that .*wide was grown from"):
+        regrow(other, wide)
+
+
 def test_without_what_growing_needs_it_says_so(narrow, wide, tmp_path, capsys):
     shutil.copytree(wide, tmp_path / "wide")
     shutil.copytree(narrow, tmp_path / "narrow")
     (tmp_path / "narrow" / OPTIMIZER).unlink()
     with pytest.raises(GrowthError, match="its optimizer is gone"):
         regrow(tmp_path / "narrow", tmp_path / "wide")
+    _json(tmp_path / "wide/mupscale.json", lambda m: m.pop("sha256"))
+    assert main(["verify", str(tmp_path / "wide")]) == 2
+    assert "holds no checksums; compare with what it was grown from" in capsys.readouterr().err
     (tmp_path / "wide/mupscale.json").unlink()
     assert main(["verify", str(narrow), str(tmp_path / "wide"), "--files-only"]) == 2
     assert "verify without --files-only" in capsys.readouterr().err

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from models import batch, build, loss_of
 from mupscale import GrowthError
 from mupscale.checkpoint.journal import JOURNAL
+from mupscale.checkpoint.regrowth import regrow
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
 from mupscale.operators.any_tensor import Grower
-from mupscale.verification import regrow
 
 HOW = {"width": 2, "max_shard_size": "60KB", "operator": "duplicate"}
 ARGV = ["--width", "2", "--max-shard-size", "60KB", "--operator", "duplicate"]

@@ -1,5 +1,4 @@
-"""Checkpoint directories: weights and optimizer files, read and written by tensor, whole or not at all.
+"""Checkpoint directories: weights and optimizer files, grown, written and compared a tensor at a time.
 
-Knows files, tensors and what transformers does with them; must not know of proofs or operators: what a weight
-grows into is told to it.
+Knows files, tensors, what transformers does with them, and what grows one; must not know of proofs.
 """

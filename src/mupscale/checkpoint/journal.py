@@ -66,7 +66,7 @@ class Journal:
 
     def is_done(self, name: str, found: Tensor) -> bool:
         """Whether what is found in the place of a tensor is what a run before this one has written there."""
-        if name not in self._before or _sha256(found) != self._before[name]:
+        if name not in self._before or sha256(found) != self._before[name]:
             return False
         self._sums[name] = self._before[name]
         return True
@@ -86,7 +86,7 @@ class Journal:
         self._path.unlink()
 
     def _note(self, name: str, written: Tensor) -> None:
-        self._sums[name] = _sha256(written)
+        self._sums[name] = sha256(written)
         self._write({"name": name, "sha256": self._sums[name]})
 
     def _wait(self) -> None:
@@ -116,5 +116,6 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _sha256(tensor: Tensor) -> str:
+def sha256(tensor: Tensor) -> str:
+    """Of the bytes of a tensor."""
     return hashlib.sha256(raw(tensor)).hexdigest()

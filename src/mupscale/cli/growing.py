@@ -9,7 +9,7 @@ import json as json_module
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich import progress
 from rich.console import Console
@@ -19,6 +19,9 @@ import mupscale
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries, terminable
 from mupscale.errors import GrowthError
+
+if TYPE_CHECKING:  # it imports torch
+    from mupscale.checkpoint.regrowth import Regrown
 
 Source = Annotated[
     Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
@@ -139,8 +142,12 @@ def grow(
 
 
 def verify(
-    source: Source,
-    destination: Destination,
+    source: Annotated[
+        Positional[Path], arg(metavar="SRC", help="checkpoint directory of the narrow model; or DST alone")
+    ],
+    destination: Annotated[
+        Positional[Path | None], arg(metavar="DST", help="checkpoint directory of the wide model")
+    ] = None,
     /,
     *,
     steps: Annotated[int, arg(help="also train pure copies side by side for so many steps")] = 0,
@@ -152,28 +159,28 @@ def verify(
     """Check that DST holds what growing SRC gives, and, in float64, that it computes what SRC computes.
 
     Exit status 1 where one of the two does not hold. What DST holds are its weights, its config and its
-    optimizer; a growth that is not to keep the function, such as by zero_pad, passes with --files-only.
+    optimizer; a growth that is not to keep the function, such as by zero_pad, passes with --files-only. Of
+    DST alone the files are compared with the checksums that growing left there.
 
     Example: mupscale verify narrow wide --steps 5
     """
-    if steps and files_only:
-        raise GrowthError("--steps and --files-only: choose one")
+    if steps and (files_only or destination is None):
+        raise GrowthError("--steps runs models: give SRC and DST, and no --files-only")
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint
     from mupscale.operators.catalogue import operator_named
     from mupscale.operators.noise import Noise
     from mupscale.theory.manifest import MANIFEST, Plan
-    from mupscale.verification import regrow
 
-    manifest = destination / MANIFEST
+    manifest = (destination or source) / MANIFEST
     with _progress("comparing") as advance:
-        again = regrow(source, destination, progress=advance) if manifest.is_file() else None
-    if files_only and again is None:
-        raise GrowthError(f"{manifest}: does not say how it was grown; verify without --files-only")
+        known = destination is None or manifest.is_file()
+        again = _compared(source, destination, advance) if known else None
     if again is not None and not json:
         print_text(str(again))
-    if files_only:
-        assert again is not None
+    if files_only or destination is None:
+        if again is None:
+            raise GrowthError(f"{manifest}: does not say how it was grown; verify without --files-only")
         if json:
             print_json(again.to_dict())
         return 0 if again else 1
@@ -310,6 +317,14 @@ def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
             raise GrowthError(f"--axes {pair}: {name} is given twice")
         axes[name] = int(factor)
     return axes or None
+
+
+def _compared(source: Path, destination: Path | None, progress: Callable[[int, int], None]) -> Regrown | None:
+    from mupscale.checkpoint.regrowth import regrow, unchanged
+
+    if destination is None:
+        return unchanged(source, progress=progress)
+    return regrow(source, destination, progress=progress)
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""What a checkpoint grows into, before it is anywhere: for whoever writes it and whoever compares with it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mupscale.checkpoint.reader import Checkpoint, ModelTensors
+from mupscale.errors import GrowthError
+from mupscale.models.skeletons import PreTrainedConfig, skeleton
+from mupscale.operators.any_tensor import Grower
+from mupscale.theory.manifest import Plan
+
+
+class GrownCheckpoint:
+    """What a checkpoint grows into: any tensor of it by name, made when it is asked for, and the config.
+
+    `mupscale.growth.grow_checkpoint` writes it, and `mupscale.checkpoint.regrowth` compares with it.
+
+    Args:
+        recipe: as to `Grower`: operator, noise, shrink, seed and from_first.
+
+    Attributes:
+        plan: the plan, as the operator has it.
+
+    Raises:
+        GrowthError: the files do not hold what the plan says, or the operator does not go with it.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, *, allow_nonfinite: bool = False, **recipe: Any
+    ) -> None:
+        assert plan.narrow_config is not None
+        self._nonfinite = allow_nonfinite
+        self._narrow = ModelTensors(checkpoint, plan.layout, skeleton(plan.narrow_config))
+        self.grower = Grower(plan, self._read, **recipe)
+        self.plan = self.grower.plan
+
+    def __call__(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A tensor of the wide model.
+
+        Raises:
+            GrowthError: it holds what is not finite, before or after.
+        """
+        wide = self.grower(name, dtype)
+        if not self._nonfinite and not wide.isfinite().all():
+            raise GrowthError(
+                f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
+            )
+        return wide
+
+    def dtype(self, name: str) -> torch.dtype:
+        """That of the narrow tensor."""
+        return self._narrow.dtype(self.plan.canonical(name))
+
+    def config(self, dtype: torch.dtype | None = None) -> PreTrainedConfig:
+        """The wide config; with the narrow one's dtype unless another is given."""
+        config = copy.deepcopy(self.plan.config)
+        assert config is not None
+        config.dtype = dtype or config.dtype
+        return config
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._narrow(name)
+        if not self._nonfinite and not tensor.isfinite().all():
+            raise GrowthError(
+                f"{self._narrow.place(name)} holds NaN or infinity; --allow-nonfinite lets it through"
+            )
+        return tensor

@@ -1,0 +1,203 @@
+"""A grown directory against what growing gives, to the last bit, by any operator and in any precision.
+
+With the source it is grown *again*; without, compared by the checksums that growing left. Either way a tensor
+is in memory at a time, and no model is run. What the models compute is `mupscale.verification`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mupscale.checkpoint.differences import difference, kind_of_machine
+from mupscale.checkpoint.grown import GrownCheckpoint
+from mupscale.checkpoint.journal import sha256
+from mupscale.checkpoint.reader import Checkpoint, ModelTensors
+from mupscale.checkpoint.training_state import OPTIMIZER, WideTrainingState, load_state
+from mupscale.errors import GrowthError
+from mupscale.layout.known import family_of
+from mupscale.models.skeletons import PreTrainedConfig, skeleton
+from mupscale.optim.carry import way_of
+from mupscale.theory.manifest import MANIFEST, Plan
+
+Progress = Callable[[int, int], None]
+Findings = Iterator[tuple[str, float | str, int]]  # where, how far off or what is wrong, bytes compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regrown:
+    """How a directory compares with what growing gives. True in a condition when it is the same.
+
+    Attributes:
+        recipe: the operator, noise and seed that the directory's manifest names.
+        keeps_function: whether that is to compute what the source does; None where it was not grown again.
+        tensors: how many were compared, those of the optimizer among them.
+        rounding: 0 where all are the same to the last bit; else how far the farthest is off, over the largest
+            number of its tensor, as after growing on a machine of another kind.
+        differing: how many things do differ: tensors, fields of the config, groups of the optimizer.
+        first: the first of them, with what is wrong.
+    """
+
+    recipe: str
+    keeps_function: bool | None
+    tensors: int
+    rounding: float
+    differing: int
+    first: str | None
+
+    def __bool__(self) -> bool:
+        return not self.differing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"as_grown": bool(self), **asdict(self)}
+
+    def __str__(self) -> str:
+        if self:
+            how = f"but for rounding of {self.rounding:.2g}" if self.rounding else "to the last bit"
+            return f"as grown: config and {self.tensors} tensors are what {self.recipe} gives, {how}"
+        return (
+            f"NOT as grown: {self.differing} of the config's fields and {self.tensors} tensors are not what "
+            f"{self.recipe} gives, so that it was changed, or trained on\nfirst that differs: {self.first}"
+        )
+
+
+def regrow(
+    source: str | Path, destination: str | Path, *, progress: Progress | None = None
+) -> Regrown | None:
+    """Grow a checkpoint again, as a directory's ``mupscale.json`` says, and compare all that it holds.
+
+    Args:
+        progress: called with (bytes compared, bytes in all).
+
+    Returns:
+        What was found; None if the manifest does not say how the directory was grown.
+
+    Raises:
+        GrowthError: a file cannot be read, or ``source`` is not of the size that the directory grew from.
+    """
+    narrow, wide, manifest = Checkpoint(source), Checkpoint(destination), _manifest(Path(destination))
+    if "operator" not in manifest:
+        return None
+    plan, shrink = Plan.load(wide.path, last_growth=True), manifest.get("shrink")
+    grown = GrownCheckpoint(
+        narrow,
+        plan,
+        operator=manifest["operator"],
+        noise=manifest["noise"],
+        shrink=shrink and shrink.split(),
+        seed=manifest["seed"],
+        from_first=Plan.load(wide.path),
+        allow_nonfinite=True,
+    )
+    training = None
+    if manifest["optimizer"]:
+        way = way_of(manifest["operator"], manifest["optimizer_state"])
+        training = WideTrainingState.of(narrow.path, plan, way)
+        if training is None:
+            raise GrowthError(f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it")
+    held, rounded = _tensors(wide), manifest.get("machine") != kind_of_machine()
+
+    def findings() -> Findings:
+        yield from _fields(grown.config(), wide)
+        for name in plan.wide_names:
+            mine, theirs = grown(name, held.dtype(name)), held(name)
+            yield held.place(name), difference(mine, theirs, rounded=rounded), theirs.nbytes
+        for place, mine, theirs in training.beside(wide.path) if training else ():
+            nbytes = theirs.nbytes if isinstance(theirs, Tensor) else 0
+            yield place, difference(mine, theirs, rounded=rounded), nbytes
+
+    found = _summed_up(findings(), wide, manifest, grown.grower.keeps_function, progress)
+    sums = manifest.get("source", {}).get("sha256")
+    if not found and sums and narrow.checksums() != sums:
+        raise GrowthError(f"{narrow.path}: its weights are not those that {wide.path} was grown from")
+    return found
+
+
+def unchanged(destination: str | Path, *, progress: Progress | None = None) -> Regrown:
+    """Compare a directory with the checksums that growing left in its ``mupscale.json``.
+
+    Args:
+        progress: called with (bytes compared, bytes in all).
+
+    Raises:
+        GrowthError: a file cannot be read, or there are no checksums.
+    """
+    wide, manifest = Checkpoint(destination), _manifest(Path(destination))
+    if not isinstance(manifest.get("sha256"), dict):
+        raise GrowthError(
+            f"{wide.path / MANIFEST}: holds no checksums; compare with what it was grown from: "
+            "mupscale verify SRC DST"
+        )
+    config = Plan.load(wide.path, last_growth=True).config
+    assert config is not None
+    held = _tensors(wide)
+    state = load_state(wide.path / OPTIMIZER, mmap=True)["state"] if manifest["optimizer"] else {}
+
+    def findings() -> Findings:
+        yield from _fields(config, wide)
+        for name, expected in manifest["sha256"].items():
+            if name.startswith(OPTIMIZER):
+                _, index, key = name.split(" ")
+                place, theirs = f"{wide.path}/{name}", state.get(int(index), {}).get(key)
+            else:
+                place, theirs = held.place(name), held(name)
+            same = isinstance(theirs, Tensor) and sha256(theirs) == expected
+            yield place, 0.0 if same else "is not what was written", theirs.nbytes if same else 0
+
+    return _summed_up(findings(), wide, manifest, None, progress)
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    Plan.load(directory)  # which says what is wrong with the file
+    manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+    return manifest
+
+
+def _tensors(wide: Checkpoint) -> ModelTensors:
+    model = skeleton(wide.config)
+    return ModelTensors(wide, family_of(wide.config).layout(model, wide.config), model)
+
+
+def _fields(config: PreTrainedConfig, wide: Checkpoint) -> Findings:
+    """The fields of a config against those that growing gives, but for notes and the dtype."""
+    mine, theirs = config.to_dict(), wide.config.to_dict()
+    for key in sorted({*mine, *theirs} - {"transformers_version", "_name_or_path", "dtype"}):
+        yield f"{wide.path / 'config.json'}: {key}", difference(mine.get(key), theirs.get(key)), 0
+
+
+def _summed_up(
+    findings: Findings,
+    wide: Checkpoint,
+    manifest: dict[str, Any],
+    keeps_function: bool | None,
+    progress: Progress | None,
+) -> Regrown:
+    paths = [*wide.weight_files, *([wide.path / OPTIMIZER] if manifest["optimizer"] else [])]
+    total = sum(path.stat().st_size for path in paths)
+    done, tensors, rounding, wrong = 0, 0, 0.0, []
+    with torch.no_grad():
+        for place, found, nbytes in findings:
+            if isinstance(found, str):
+                wrong.append(f"{place}: {found}")
+            else:
+                rounding = max(rounding, found)
+            tensors += nbytes > 0
+            done += nbytes
+            if progress is not None:
+                progress(done, total)
+    shrink = f", shrink {manifest['shrink']}" if "shrink" in manifest else ""
+    return Regrown(
+        recipe=f"{manifest['operator']}{shrink}, noise {manifest['noise']}, seed {manifest['seed']}",
+        keeps_function=keeps_function,
+        tensors=tensors,
+        rounding=rounding,
+        differing=len(wrong),
+        first=wrong[0] if wrong else None,
+    )
