@@ -242,7 +242,7 @@ def grow_checkpoint(
         manifest = {
             **how,
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
-            "sha256": journal.sums(),
+            "sha256": journal.sums,
             "plan": plan.to_dict(),
             "from_first": first.to_dict(),
         }

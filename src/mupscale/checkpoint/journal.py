@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
-import torch
 from torch import Tensor
 
+from mupscale.checkpoint.stored import raw
 from mupscale.errors import GrowthError
 
 JOURNAL = ".journal"
@@ -27,6 +26,9 @@ class Journal:
         folder: the directory that is being written; of this run alone.
         making: everything that the bytes depend on.
 
+    Attributes:
+        sums: the SHA-256 of all tensors that are in place, by name.
+
     Raises:
         GrowthError: something else has been begun there.
     """
@@ -41,24 +43,21 @@ class Journal:
                 f"{folder}: another run was stopped here, of other {', '.join(said)}; give its command again "
                 "to go on with it, or remove the folder"
             )
-        self._sums: dict[str, str] = {}
+        self.sums: dict[str, str] = {}
         self._before: dict[str, str] = {line["name"]: line["sha256"] for line in lines[1:]}
-        self._file = self._path.open("ab" if lines else "wb", buffering=0)
+        self._file = self._path.open("ab", buffering=0)
+        # Less what is half there of a line.
+        self._file.truncate(self._path.read_bytes().rfind(b"\n") + 1 if lines else 0)
         if not lines:
             self._write(dict(making))
-        self._hashing: Future[None] | None = None
         self._pool = ThreadPoolExecutor(max_workers=1)
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
         self._file.close()
-        if error is None:
-            self._wait()
 
     def has_begun(self, name: str) -> bool:
         """Whether a run before this one has written a tensor, as far as the journal knows."""
@@ -68,31 +67,19 @@ class Journal:
         """Whether what is found in the place of a tensor is what a run before this one has written there."""
         if name not in self._before or sha256(found) != self._before[name]:
             return False
-        self._sums[name] = self._before[name]
+        self.sums[name] = self._before[name]
         return True
 
-    def note(self, name: str, written: Tensor) -> None:
-        """Say that a tensor has been written; it is hashed beside what comes next, one at a time."""
-        self._wait()
-        self._hashing = self._pool.submit(self._note, name, written)
-
-    def sums(self) -> dict[str, str]:
-        """The SHA-256 of all tensors that are in place, by name."""
-        self._wait()
-        return dict(self._sums)
+    def put(self, name: str, tensor: Tensor, write: Callable[[Tensor], None]) -> None:
+        """Write a tensor, and note that it is there; it is hashed at the same time."""
+        hashing = self._pool.submit(sha256, tensor)
+        write(tensor)
+        self.sums[name] = hashing.result()
+        self._write({"name": name, "sha256": self.sums[name]})
 
     def remove(self) -> None:
         """Take the journal away: the directory is whole."""
         self._path.unlink()
-
-    def _note(self, name: str, written: Tensor) -> None:
-        self._sums[name] = sha256(written)
-        self._write({"name": name, "sha256": self._sums[name]})
-
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
 
     def _write(self, line: dict[str, str]) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
@@ -109,11 +96,6 @@ def _lines(folder: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in (folder / JOURNAL).read_bytes().split(b"\n")[:-1]]
     except (OSError, ValueError):
         return []
-
-
-def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, as they stand in memory; of one that lies there in one piece, without a copy."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def sha256(tensor: Tensor) -> str:

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from mupscale.checkpoint.stored import Stored, safetensors_offsets
 from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import Layout
 from mupscale.layout.known import family_of
@@ -127,13 +128,13 @@ class Checkpoint:
         return files
 
     @cached_property
-    def _files(self) -> dict[str, tuple[Path, Any]]:
-        """Every stored tensor's name, with the path and the open file that hold it."""
-        opened: dict[str, tuple[Path, Any]] = {}
+    def _files(self) -> dict[str, tuple[Path, Any, int]]:
+        """Every stored tensor's name, with the path and the open file that hold it, and where in the file."""
+        opened: dict[str, tuple[Path, Any, int]] = {}
         for path in self.weight_files:
             try:
                 handle: Any = safe_open(path, framework="pt")
-                opened |= dict.fromkeys(handle.keys(), (path, handle))
+                opened |= {n: (path, handle, offset) for n, offset in safetensors_offsets(path).items()}
             except (SafetensorError, OSError) as error:
                 raise GrowthError(
                     f"{path}: truncated or corrupt ({error}); copy or download the file again"
@@ -149,7 +150,13 @@ class Checkpoint:
         return DTYPES[dtype], tuple(view.get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        return self._files[name][1].get_tensor(name)  # type: ignore[no-any-return]
+        """Its values.
+
+        Raises:
+            GrowthError: the file has been cut short.
+        """
+        path, _, offset = self._files[name]
+        return Stored(path, offset, *self.spec(name)).read()
 
     def resolve(self, layout: Layout, model: nn.Module) -> dict[str, str]:
         """Match stored names with the layout's: layout name → stored name.

@@ -19,6 +19,7 @@ from mupscale.checkpoint.differences import difference, kind_of_machine
 from mupscale.checkpoint.grown import GrownCheckpoint
 from mupscale.checkpoint.journal import sha256
 from mupscale.checkpoint.reader import Checkpoint, ModelTensors
+from mupscale.checkpoint.stored import loaded
 from mupscale.checkpoint.training_state import OPTIMIZER, WideTrainingState, load_state
 from mupscale.errors import GrowthError
 from mupscale.layout.known import family_of
@@ -138,14 +139,15 @@ def unchanged(destination: str | Path, *, progress: Progress | None = None) -> R
     config = Plan.load(wide.path, last_growth=True).config
     assert config is not None
     held = _tensors(wide)
-    state = load_state(wide.path / OPTIMIZER, mmap=True)["state"] if manifest["optimizer"] else {}
+    state = load_state(wide.path / OPTIMIZER)["state"] if manifest["optimizer"] else {}
 
     def findings() -> Findings:
         yield from _fields(config, wide)
         for name, expected in manifest["sha256"].items():
             if name.startswith(OPTIMIZER):
                 _, index, key = name.split(" ")
-                place, theirs = f"{wide.path}/{name}", state.get(int(index), {}).get(key)
+                place = f"{wide.path}/{name}"
+                theirs = loaded(wide.path / OPTIMIZER, state.get(int(index), {}).get(key))
             else:
                 place, theirs = held.place(name), held(name)
             same = isinstance(theirs, Tensor) and sha256(theirs) == expected

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.checkpoint.journal import Journal
+from mupscale.checkpoint.stored import loaded, stored, torch_file
 from mupscale.errors import GrowthError
 from mupscale.models.skeletons import skeleton
 from mupscale.optim.carry import Way, grow_state_value, is_copied, state_axes
@@ -57,7 +56,7 @@ class WideTrainingState:
             return None
         assert plan.narrow_config is not None
         narrow = skeleton(plan.narrow_config)
-        saved = load_state(path, mmap=True)
+        saved = load_state(path)
         try:
             names, groups = _names(saved, narrow), saved["param_groups"]
             shapes = {n: tuple(p.shape) for n, p in narrow.named_parameters()}
@@ -87,11 +86,14 @@ class WideTrainingState:
 
         def lazy(index: int, key: str, value: Any) -> Any:
             name, rule = names[index], rules[index]
-            grown = functools.partial(grow_state_value, name, key, value, plan, rule, way=way)
+
+            def grown() -> Any:
+                return grow_state_value(name, key, loaded(path, value), plan, rule, way=way)
+
             if not isinstance(value, Tensor):
                 return value if is_copied(key, value, rule) else grown()
             if is_copied(key, value, rule):
-                return Lazy(tuple(value.shape), value.dtype, lambda: value)
+                return Lazy(tuple(value.shape), value.dtype, lambda: loaded(path, value))
             shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
             return Lazy(shape, value.dtype, grown)
 
@@ -132,7 +134,7 @@ class WideTrainingState:
             GrowthError: a file cannot be read.
         """
         path, groups = directory / OPTIMIZER, self.optimizer["param_groups"]
-        found = load_state(path, mmap=True)
+        found = load_state(path)
         yield f"{path}: param_groups", groups, found.get("param_groups")
         states = found.get("state")
         yield (
@@ -147,7 +149,7 @@ class WideTrainingState:
             yield f"{path}: what it holds for {names[index]}", sorted(entries), sorted(map(str, theirs))
             for key, value in entries.items():
                 mine = value.make() if isinstance(value, Lazy) else value
-                yield f"{path}: {key} of {names[index]}", mine, theirs.get(key)
+                yield f"{path}: {key} of {names[index]}", mine, loaded(path, theirs.get(key))
         if self.scheduler is not None:
             yield f"{directory / SCHEDULER}", self.scheduler, load_state(directory / SCHEDULER)
 
@@ -173,13 +175,11 @@ def _save_streamed(
     }
     if not any(map(journal.has_begun, lazy)):
         _lay_out(saved, path)
-    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        written = torch.load(path, mmap=True, weights_only=True)
+    written = torch_file(path, read_small=False)["state"]
     for name, (i, key, value) in lazy.items():
-        place = written["state"][i][key]
-        if not journal.is_done(name, place):
-            place.copy_(value.make())
-            journal.note(name, place)
+        place = stored(path, written[i][key])
+        if not (journal.has_begun(name) and journal.is_done(name, place.read())):
+            journal.put(name, value.make(), place.write)
         on_bytes(place.nbytes)
 
 
@@ -207,14 +207,14 @@ def _take_room(path: Path, nbytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(1, nbytes))
 
 
-def load_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """A file of training state, without running any code that it holds.
+def load_state(path: Path) -> dict[str, Any]:
+    """A file of training state, its large tensors left where they are; no code that it holds is run.
 
     Raises:
         GrowthError: it cannot be read.
     """
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        data = torch_file(path)
     except Exception as error:  # torch raises many kinds for a file that is not what it says
         reason = " ".join(str(error).split())[:160]
         raise GrowthError(

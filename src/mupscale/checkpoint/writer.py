@@ -10,14 +10,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from mupscale.checkpoint.journal import Journal, raw
+from mupscale.checkpoint.journal import Journal
 from mupscale.checkpoint.reader import DTYPES, INDEX, WEIGHTS
+from mupscale.checkpoint.stored import raw
 from mupscale.errors import GrowthError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -101,13 +103,15 @@ def _write_file(
                     on_bytes(spec.nbytes)
                     continue
                 file.seek(place)
-            tensor = make(spec.name)
-            assert tensor.dtype == spec.dtype, spec.name
-            assert tuple(tensor.shape) == spec.shape, spec.name
-            file.write(raw(tensor))
-            file.flush()
-            journal.note(spec.name, tensor)
+            journal.put(spec.name, make(spec.name), partial(_write, file, spec))
             on_bytes(spec.nbytes)
+
+
+def _write(file: BinaryIO, spec: TensorSpec, tensor: Tensor) -> None:
+    assert tensor.dtype == spec.dtype, spec.name
+    assert tuple(tensor.shape) == spec.shape, spec.name
+    file.write(raw(tensor))
+    file.flush()
 
 
 def _read(file: BinaryIO, spec: TensorSpec) -> Tensor:
