@@ -503,3 +503,43 @@ def test_the_destination_is_on_the_disk_before_it_has_its_name(source, tmp_path,
     grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     assert named == [("wide", set())]
     assert tmp_path.stat().st_ino in synced
+
+
+def test_a_source_that_is_cut_short_while_it_is_read_ends_in_one_line(source, tmp_path, capsys, monkeypatch):
+    checksums = Checkpoint.checksums
+
+    def cut(checkpoint):
+        os.truncate(source / "model.safetensors", 5000)
+        return checksums(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "checksums", cut)
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "model.safetensors: has been cut short; the tensor at byte" in said
+    assert said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["narrow"]
+
+
+@pytest.mark.parametrize("kind", ["transposed", "part of another", "one number"])
+def test_tensors_are_read_as_they_lie_in_an_optimizer_file(kind, source, tmp_path):
+    narrow = AutoModelForCausalLM.from_pretrained(source)
+    optimizer = torch.optim.AdamW(list(narrow.named_parameters()))
+    narrow(input_ids=torch.zeros(1, 2, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    grow_checkpoint(source, tmp_path / "none", width=2, operator="duplicate")
+    torch.save(optimizer.state_dict(), source / "optimizer.pt")
+    wide = tmp_path / "wide"
+    state = optimizer.state[narrow.model.embed_tokens.weight]
+    value = state["exp_avg"]
+    state["exp_avg"] = {
+        "transposed": value.T.contiguous().T,
+        "part of another": torch.stack([value * 2, value])[1],
+        "one number": value.mean().expand(value.shape),
+    }[kind]
+    torch.save(optimizer.state_dict(), source / "optimizer.pt")
+    grow_checkpoint(source, wide, width=2, operator="duplicate")
+    grown = torch.load(wide / "optimizer.pt")
+    names = [name for group in grown["param_groups"] for name in group["param_names"]]
+    found = grown["state"][names.index("model.embed_tokens.weight")]["exp_avg"]
+    once = found.view(len(value), -1, 2).sum(2)
+    assert torch.allclose(once / once.abs().max(), state["exp_avg"] / state["exp_avg"].abs().max(), atol=1e-6)

@@ -49,7 +49,7 @@ class Stored:
         flat = torch.empty(count, dtype=self.dtype)
         if count and _fill(memoryview(raw(flat)), self.path, self.offset) < flat.nbytes:
             raise GrowthError(
-                f"{self.path}: ends before the tensor of shape {self.shape} at byte {self.offset} does"
+                f"{self.path}: has been cut short; the tensor at byte {self.offset} has {self.nbytes} bytes"
             )
         return flat.as_strided(self.shape, self.stride) if self.stride else flat.view(self.shape)
 
