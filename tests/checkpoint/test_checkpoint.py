@@ -221,9 +221,27 @@ BAD = {
         "model.safetensors: truncated or corrupt",
     ),
     "no weights": (
-        lambda p: (p / "model.safetensors").unlink(),
+        lambda p: [(p / name).unlink() for name in ("model.safetensors", "pytorch_model.bin")],
         [],
-        "model.safetensors: not found; expected the weights as safetensors (pytorch_model.bin is a pickle",
+        "model.safetensors: not found; expected the weights in it, or in pytorch_model.bin",
+    ),
+    "corrupt pickle": (
+        lambda p: (p / "model.safetensors").unlink(),  # beside it lies what is none
+        [],
+        "pytorch_model.bin: truncated or corrupt",
+    ),
+    "pickle with code": (
+        lambda p: [(p / "model.safetensors").unlink(), torch.save({"a": os.system}, p / "pytorch_model.bin")],
+        [],
+        "pytorch_model.bin: truncated or corrupt (Weights only load failed",
+    ),
+    "old pickle": (
+        lambda p: [
+            (p / "model.safetensors").unlink(),
+            torch.save({"a": torch.ones(2)}, p / "pytorch_model.bin", _use_new_zipfile_serialization=False),
+        ],
+        [],
+        "pytorch_model.bin: is in torch's old format; load it, and save it again",
     ),
     "missing tensor": (
         lambda p: edit_weights(p, lambda t: t.pop("model.norm.weight")),
@@ -543,3 +561,28 @@ def test_tensors_are_read_as_they_lie_in_an_optimizer_file(kind, source, tmp_pat
     found = grown["state"][names.index("model.embed_tokens.weight")]["exp_avg"]
     once = found.view(len(value), -1, 2).sum(2)
     assert torch.allclose(once / once.abs().max(), state["exp_avg"] / state["exp_avg"].abs().max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("name", ["llama_tied", "gpt2"])
+def test_pickled_weights_grow_as_safetensors_do(name, sharded, tmp_path):
+    model = build(name).float()
+    model.save_pretrained(tmp_path / "narrow")
+    model.config.save_pretrained(tmp_path / "old")
+    state = model.state_dict()  # which has tied weights twice
+    names = list(state)
+    shards = [names[::2], names[1::2]] if sharded else [names]
+    files = [f"pytorch_model-{i:05d}-of-00002.bin" for i in (1, 2)] if sharded else ["pytorch_model.bin"]
+    for file, shard in zip(files, shards, strict=True):
+        torch.save({n: state[n] for n in shard}, tmp_path / "old" / file)
+    if sharded:
+        where = {n: file for file, shard in zip(files, shards, strict=True) for n in shard}
+        (tmp_path / "old/pytorch_model.bin.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": where})
+        )
+    for source, wide in (("narrow", "wide"), ("old", "other")):
+        grow_checkpoint(tmp_path / source, tmp_path / wide, width=2, operator="duplicate")
+    assert (tmp_path / "wide/model.safetensors").read_bytes() == (
+        tmp_path / "other/model.safetensors"
+    ).read_bytes()
+    assert main(["verify", str(tmp_path / "old"), str(tmp_path / "other")]) == 0

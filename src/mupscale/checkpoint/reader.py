@@ -1,4 +1,4 @@
-"""Reading a Hugging Face checkpoint directory: its config, and its safetensors one tensor at a time."""
+"""Reading a Hugging Face checkpoint directory: its config, and its weights one tensor at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from mupscale.checkpoint.stored import Stored, safetensors_offsets
+from mupscale.checkpoint.stored import Stored, stored_pickle, stored_safetensors
 from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import Layout
 from mupscale.layout.known import family_of
@@ -26,6 +25,7 @@ from mupscale.models.contents import state_tensors
 from mupscale.models.skeletons import skeleton
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILES = (INDEX, WEIGHTS, "pytorch_model.bin.index.json", "pytorch_model.bin")  # that say where weights are
 MOST_LAYERS = 1000  # that are built unasked; no published model has as many
 
 
@@ -44,20 +44,6 @@ def today_names(model: nn.Module) -> Callable[[str], str]:
     """Stored name → the model's, where transformers has renamed it since."""
     renamings, _ = weight_transforms(model)
     return lambda stored: rename_source_key(stored, renamings, [])[0]
-
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class Checkpoint:
@@ -98,7 +84,7 @@ class Checkpoint:
         through: of that there is nothing to grow.
         """
         layers = getattr(self.config, "num_hidden_layers", None)
-        has_weights = any((self.path / name).is_file() for name in (WEIGHTS, INDEX))
+        has_weights = any((self.path / name).is_file() for name in FILES)
         if has_weights and isinstance(layers, int) and layers > max(MOST_LAYERS, len(self._files)):
             raise GrowthError(
                 f"{self.path / 'config.json'}: num_hidden_layers is {layers}, but the weights are "
@@ -107,47 +93,44 @@ class Checkpoint:
 
     @cached_property
     def weight_files(self) -> list[Path]:
-        """The safetensors files, in name order."""
-        if (self.path / INDEX).is_file():
-            index = _read_json(self.path / INDEX, "it lists the shards")
-            if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
-                raise GrowthError(f"{self.path / INDEX}: no weight_map in it; save the checkpoint again")
-            names = index["weight_map"].values()
-            if odd := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-                raise GrowthError(
-                    f"{self.path / INDEX}: {odd[0]!r} in its weight_map is not a file beside it"
-                )
-            files = [self.path / name for name in sorted({*names})]
-        else:
-            files = [self.path / WEIGHTS]
-        for file in files:
-            if not file.is_file():
-                others = sorted(p.name for p in self.path.glob("pytorch_model*.bin"))
-                also = f" ({others[0]} is a pickle: save it with safetensors first)" if others else ""
-                raise GrowthError(f"{file}: not found; expected the weights as safetensors{also}")
-        return files
+        """The files of weights, in name order: safetensors, or where there are none the pickles of torch."""
+        path = next((self.path / name for name in FILES if (self.path / name).is_file()), None)
+        if path is None:
+            raise GrowthError(
+                f"{self.path / WEIGHTS}: not found; expected the weights in it, or in pytorch_model.bin"
+            )
+        if path.suffix != ".json":
+            return [path]
+        index = _read_json(path, "it lists the shards")
+        if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
+            raise GrowthError(f"{path}: no weight_map in it; save the checkpoint again")
+        names = index["weight_map"].values()
+        if odd := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise GrowthError(f"{path}: {odd[0]!r} in its weight_map is not a file beside it")
+        for name in names:
+            if not (self.path / name).is_file():
+                raise GrowthError(f"{self.path / name}: not found, but {path.name} lists it; copy it there")
+        return [self.path / name for name in sorted({*names})]
 
     @cached_property
-    def _files(self) -> dict[str, tuple[Path, Any, int]]:
-        """Every stored tensor's name, with the path and the open file that hold it, and where in the file."""
-        opened: dict[str, tuple[Path, Any, int]] = {}
+    def _files(self) -> dict[str, Stored]:
+        """Where every stored tensor lies, by name."""
+        found: dict[str, Stored] = {}
         for path in self.weight_files:
             try:
-                handle: Any = safe_open(path, framework="pt")
-                opened |= {n: (path, handle, offset) for n, offset in safetensors_offsets(path).items()}
-            except (SafetensorError, OSError) as error:
+                found |= stored_safetensors(path) if path.suffix == ".safetensors" else stored_pickle(path)
+            except GrowthError:
+                raise
+            except Exception as error:  # of many kinds, for files that are not what they say
+                reason = " ".join(str(error).split())[:160]
                 raise GrowthError(
-                    f"{path}: truncated or corrupt ({error}); copy or download the file again"
+                    f"{path}: truncated or corrupt ({reason}); copy or download the file again"
                 ) from None
-        return opened
+        return found
 
     def spec(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Stored dtype and shape, from the header."""
-        view = self._files[name][1].get_slice(name)
-        dtype = view.get_dtype()
-        if dtype not in DTYPES:
-            raise GrowthError(f"{name}: stored as {dtype}; expected one of {', '.join(DTYPES)}")
-        return DTYPES[dtype], tuple(view.get_shape())
+        return self._files[name].dtype, self._files[name].shape
 
     def tensor(self, name: str) -> Tensor:
         """Its values.
@@ -155,8 +138,7 @@ class Checkpoint:
         Raises:
             GrowthError: the file has been cut short.
         """
-        path, _, offset = self._files[name]
-        return Stored(path, offset, *self.spec(name)).read()
+        return self._files[name].read()
 
     def resolve(self, layout: Layout, model: nn.Module) -> dict[str, str]:
         """Match stored names with the layout's: layout name → stored name.
@@ -211,7 +193,7 @@ class Checkpoint:
 
     def file_of(self, stored: str) -> Path:
         """The file that holds a stored tensor."""
-        return self._files[stored][0]
+        return self._files[stored].path
 
     def load(self) -> nn.Module:
         """The whole model in memory, in its stored dtypes.
@@ -222,11 +204,12 @@ class Checkpoint:
         narrow = skeleton(self.config)
         if not self.is_merged(narrow):
             self.resolve(family_of(self.config).layout(narrow, self.config), narrow)
-        return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined, no-any-return]
+        with said_as(f"{self.path}: transformers cannot load it"):
+            return type(narrow).from_pretrained(self.path, dtype="auto", local_files_only=True)  # type: ignore[attr-defined, no-any-return]
 
     def identity(self) -> str:
         """What tells the files from others of the same names, and from what they were before."""
-        paths = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json", ".pt"))
+        paths = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json", ".pt", ".bin"))
         return " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p in paths for s in [p.stat()])
 
     def checksums(self) -> dict[str, str]:

@@ -14,9 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mupscale.errors import GrowthError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,39 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def safetensors_offsets(path: Path) -> dict[str, int]:
-    """Where every tensor begins in a safetensors file, which the library has found to be sound."""
+def stored_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        GrowthError: one is of a dtype that is not known.
+        Exception: the file is not sound, as the library says.
+    """
+    with safe_open(path, framework="pt"):
+        pass
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    if odd := [name for name, entry in header.items() if entry["dtype"] not in DTYPES]:
+        expected = ", ".join(DTYPES)
+        raise GrowthError(
+            f"{path}: {odd[0]}: stored as {header[odd[0]]['dtype']}; expected one of {expected}"
+        )
     return {
-        name: 8 + length + entry["data_offsets"][0]
-        for name, entry in header.items()
-        if name != "__metadata__"
+        name: Stored(path, 8 + length + e["data_offsets"][0], DTYPES[e["dtype"]], tuple(e["shape"]))
+        for name, e in header.items()
     }
+
+
+def stored_pickle(path: Path) -> dict[str, Stored]:
+    """The tensors of a state dict that `torch.save` has written, by name; no code that it holds is run.
+
+    Raises:
+        GrowthError: it is in torch's old format.
+        Exception: it is not what it says, or holds more than tensors.
+    """
+    found = torch_file(path, read_small=False)
+    return {name: stored(path, value) for name, value in found.items() if isinstance(value, Tensor)}
 
 
 SMALL = 1 << 16  # bytes of a tensor that is read at once: a step count, a learning rate

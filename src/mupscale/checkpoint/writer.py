@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from mupscale.checkpoint.journal import Journal
-from mupscale.checkpoint.reader import DTYPES, INDEX, WEIGHTS
-from mupscale.checkpoint.stored import raw
+from mupscale.checkpoint.reader import INDEX, WEIGHTS
+from mupscale.checkpoint.stored import DTYPES, raw
 from mupscale.errors import GrowthError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
