@@ -1,87 +1,150 @@
-"""What growing a checkpoint costs: GPT-2 of 124M parameters by 2, against writing as many bytes from memory.
+"""What growing a checkpoint costs, against writing as many bytes to the disk and against building the model.
 
-    python benchmarks/grow_checkpoint.py [--runs 5]
+    python benchmarks/grow_checkpoint.py [gpt2] [gpt2-adamw] [llama] [--runs 3] [--folder DISK]
 
-Both sides run in processes of their own, in turn; seconds are taken inside, without imports, peak memory is
-the operating system's. Prints JSON: the median of each, and the median ratio of the pairs.
+The models: GPT-2 of 124M parameters in float32, without and with the state of AdamW, and a Llama of 1.1B in
+bfloat16, each made twice as wide, with noise and without. `write` writes as many bytes from a buffer in
+memory, in order, and syncs them. `build` does as code does that copies weights: it loads the narrow model,
+grows it in memory, and saves the wide one (without an optimizer).
+
+All sides run in processes of their own, in turn; seconds are taken inside, without imports, peak memory is
+the operating system's. Prints JSON: the medians, and the median ratios to the `write` of the same turn. Space
+for 1.5 GB (gpt2), 7 GB (gpt2-adamw) or 20 GB (llama) is needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
 import mupscale
 from mupscale.growth import grow_checkpoint
 
+# TinyLlama's sizes.
+LLAMA = LlamaConfig(
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=22,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    vocab_size=32000,
+)
+MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype]] = {
+    "gpt2": (GPT2Config(), torch.float32),
+    "gpt2-adamw": (GPT2Config(), torch.float32),
+    "llama": (LLAMA, torch.bfloat16),
+}
+NOISES = ("none", "balanced:1")
 
-def report(start: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak_memory_bytes": peak}))
+
+def make(folder: Path, model: str) -> None:
+    """The narrow checkpoint; in a process of its own, too, as a large one hands its peak memory on."""
+    config, dtype = MODELS[model]
+    narrow = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    narrow.save_pretrained(folder / "narrow")
+    if model.endswith("adamw"):
+        optimizer = torch.optim.AdamW(list(narrow.named_parameters()))
+        for param in narrow.parameters():
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+        torch.save(optimizer.state_dict(), folder / "narrow/optimizer.pt")
 
 
 def grow(folder: Path, noise: str) -> None:
-    start = time.perf_counter()
     grow_checkpoint(
         folder / "narrow", folder / "wide", width=2, noise=noise, overwrite=True, operator="duplicate"
     )
-    report(start)
 
 
-def write(folder: Path, _noise: str) -> None:
-    plan = mupscale.plan(GPT2Config(), width=2)
-    tensors = {name: torch.randn(plan.wide_shape(name)) for name in plan.params}
-    start = time.perf_counter()
-    save_file(tensors, folder / "baseline.safetensors", metadata={"format": "pt"})
-    report(start)
+def build(folder: Path, noise: str) -> None:
+    narrow = AutoModelForCausalLM.from_pretrained(folder / "narrow", dtype="auto")
+    plan = mupscale.plan(narrow.config, width=2)
+    mupscale.grow(narrow, plan, noise=noise, operator="duplicate").save_pretrained(folder / "built")
 
 
-def measure(what: str, folder: Path, noise: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--only", what, "--folder", str(folder), "--noise", noise]
+def write(folder: Path, _: str) -> None:
+    """As many bytes as the wide directory holds."""
+    left = sum(path.stat().st_size for path in (folder / "wide").iterdir())
+    buffer = memoryview(os.urandom(1 << 26))
+    with (folder / "baseline").open("wb", buffering=0) as file:
+        while left:
+            left -= file.write(buffer[:left])
+        os.fsync(file.fileno())
+
+
+SIDES: dict[str, Callable[[Path, str], None]] = {"grow": grow, "write": write, "build": build}
+PARTS = {"make": make, **SIDES}
+
+
+def measure(part: str, folder: Path, about: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--only", part, "--folder", str(folder), "--about", about]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
+    os.sync()
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+
+
+def compared(model: str, folder: Path, runs: int) -> dict[str, Any]:
+    """All sides of one model, in turn."""
+    measure("make", folder, model)
+    measure("grow", folder, "none")  # a first time, so that all that is remembered of its family is there
+    result: dict[str, Any] = {}
+    sides = ["grow", "write"] if model.endswith("adamw") else [*SIDES]
+    for noise in NOISES:
+        turns = [{side: measure(side, folder, noise) for side in sides} for _ in range(runs)]
+        ratios = [
+            {
+                f"{s}_seconds_over_write": t[s]["seconds"] / t["write"]["seconds"]
+                for s in sides
+                if s != "write"
+            }
+            for t in turns
+        ]
+        result[f"noise {noise}"] = {s: medians([t[s] for t in turns]) for s in sides} | medians(ratios)
+    result["bytes_written"] = (folder / "baseline").stat().st_size
+    return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", choices=["grow", "write"])
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--noise", default="balanced:1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="default: gpt2 and gpt2-adamw")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure")
+    parser.add_argument("--only", choices=[*PARTS], help=argparse.SUPPRESS)
+    parser.add_argument("--about", default="none", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        {"grow": grow, "write": write}[args.only](args.folder, args.noise)
+        with tempfile.TemporaryDirectory() as name:  # so that all is imported, and remembered of the family
+            small = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=8)
+            AutoModelForCausalLM.from_config(small).save_pretrained(Path(name) / "narrow")
+            grow(Path(name), "none")
+        start = time.perf_counter()
+        PARTS[args.only](args.folder, args.about)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": time.perf_counter() - start, "peak_memory_bytes": peak}))
         return
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / "narrow")
-        result: dict[str, Any] = {}
-        measure("write", folder, "none")  # warm the disk cache
-        for noise in ("balanced:1", "none"):
-            pairs = [
-                (measure("grow", folder, noise), measure("write", folder, noise)) for _ in range(args.runs)
-            ]
-            ratios = [{f"{k}_ratio_to_save_file": g[k] / w[k] for k in g} for g, w in pairs]
-            result[f"grow, noise {noise}"] = medians([g for g, _ in pairs]) | medians(ratios)
-            result[f"save_file, beside noise {noise}"] = medians([w for _, w in pairs])
-        result["bytes_written"] = (folder / "wide/model.safetensors").stat().st_size
-        result["runs"] = args.runs
+    result: dict[str, Any] = {"runs": args.runs}
+    for model in args.models or ("gpt2", "gpt2-adamw"):
+        with tempfile.TemporaryDirectory(dir=args.folder) as name:
+            result[model] = compared(model, Path(name), args.runs)
     print(json.dumps(result, indent=1))
 
 
