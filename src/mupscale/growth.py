@@ -232,7 +232,7 @@ def grow_checkpoint(
         write_weights(
             partial,
             list(specs.values()),
-            lambda name: grown(name, specs[name].dtype),
+            lambda name: grown.blocks(name, specs[name].dtype),
             journal,
             advance,
             max_shard_size=max_shard_size,

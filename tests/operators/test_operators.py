@@ -8,11 +8,13 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import mupscale
-from models import build
+from models import build, plan_source
 from mupscale import GrowthError
 from mupscale.layout.base import Fold
 from mupscale.layout.tiny_config import tiny
+from mupscale.models.contents import state_tensors
 from mupscale.notation.axes import Axes
+from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import OPERATORS
 from mupscale.operators.net2net import chosen_units, random_copies
 
@@ -267,3 +269,24 @@ def test_layers_of_kinds_that_do_not_stack_are_refused():
     """ModernBERT's first layer has no norm, which the first layer of a second stack would have."""
     with pytest.raises(GrowthError, match=r"attn_norm.weight: only in one of the two models"):
         mupscale.plan(tiny(CONFIG_MAPPING["modernbert-decoder"]()), axes={"layers": 2})
+
+
+@pytest.mark.parametrize(
+    "noise", [None, "balanced:1", "relative:0.5", "gaussian:1", "hadamard:0.2", "uneven:0.3", "spectral:0.1"]
+)
+@pytest.mark.parametrize("name", ["qwen3_tied", "gpt2", "resnet"])
+def test_blocks_of_rows_make_the_same_tensor(name, noise, monkeypatch):
+    """Bit for bit, with few entries in a block, so that there are many."""
+    monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 300)
+    narrow = build(name)
+    plan = mupscale.plan(plan_source(name, narrow), width=2)
+    state = state_tensors(narrow)
+    grower = Grower(plan, lambda n: state[n].detach(), operator="duplicate", noise=noise, seed=4)
+    many = 0
+    for tensor in plan.wide_names:
+        blocks = list(grower.blocks(tensor, torch.bfloat16))
+        many += len(blocks) > 1
+        assert torch.equal(
+            torch.cat(blocks) if blocks[0].ndim else blocks[0], grower(tensor, torch.bfloat16)
+        ), tensor
+    assert noise == "spectral:0.1" or many > 5

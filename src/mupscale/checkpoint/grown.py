@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,7 +46,14 @@ class GrownCheckpoint:
         Raises:
             GrowthError: it holds what is not finite, before or after.
         """
-        wide = self.grower(name, dtype)
+        return self._checked(name, self.grower(name, dtype))
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The same in blocks of its rows, which never are in memory all at once."""
+        for block in self.grower.blocks(name, dtype):
+            yield self._checked(name, block)
+
+    def _checked(self, name: str, wide: Tensor) -> Tensor:
         if not self._nonfinite and not is_finite(wide):
             raise GrowthError(
                 f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from torch import Tensor
 
@@ -70,12 +71,23 @@ class Journal:
         self.sums[name] = self._before[name]
         return True
 
-    def put(self, name: str, tensor: Tensor, write: Callable[[Tensor], None]) -> None:
-        """Write a tensor, and note that it is there; it is hashed at the same time."""
-        hashing = self._pool.submit(sha256, tensor)
-        write(tensor)
-        self.sums[name] = hashing.result()
+    def put(self, name: str, blocks: Iterable[Tensor], file: BinaryIO) -> int:
+        """Write a tensor, block by block, to where a file stands, and note that it is there.
+
+        It is hashed at the same time. Returns how many bytes it has.
+        """
+        digest, nbytes = hashlib.sha256(), 0
+        for block in blocks:
+            data = raw(block)
+            nbytes += len(data)
+            hashing = self._pool.submit(digest.update, data)
+            while data:  # one write may take less than all
+                data = data[file.write(data) :]
+            hashing.result()
+        file.flush()
+        self.sums[name] = digest.hexdigest()
         self._write({"name": name, "sha256": self.sums[name]})
+        return nbytes
 
     def remove(self) -> None:
         """Take the journal away: the directory is whole."""

@@ -67,14 +67,6 @@ class Stored:
             )
         return flat.as_strided(self.shape, self.stride) if self.stride else flat.view(self.shape)
 
-    def write(self, tensor: Tensor) -> None:
-        """Put other values in its place."""
-        with self.path.open("r+b", buffering=0) as file:
-            file.seek(self.offset)
-            left = raw(tensor)
-            while left:  # one write may take less than all
-                left = left[file.write(left) :]
-
 
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, as they stand in memory; of one that lies there in one piece, without a copy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mupscale.checkpoint.journal import Journal
 from mupscale.checkpoint.stored import loaded, stored, torch_file
 from mupscale.errors import GrowthError
 from mupscale.models.skeletons import skeleton
-from mupscale.optim.carry import Way, grow_state_value, is_copied, state_axes
+from mupscale.optim.carry import Way, grow_state_rows, grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.theory.manifest import Plan
 from mupscale.theory.registry import rule_of_state
@@ -88,14 +88,19 @@ class WideTrainingState:
             name, rule = names[index], rules[index]
 
             def grown() -> Any:
-                return grow_state_value(name, key, loaded(path, value), plan, rule, way=way)
+                return grow_state_value(name, key, loaded(path, value), plan, rule, way)
 
             if not isinstance(value, Tensor):
                 return value if is_copied(key, value, rule) else grown()
             if is_copied(key, value, rule):
                 return Lazy(tuple(value.shape), value.dtype, lambda: loaded(path, value))
             shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
-            return Lazy(shape, value.dtype, grown)
+            return Lazy(
+                shape,
+                value.dtype,
+                grown,
+                lambda: grow_state_rows(name, key, loaded(path, value), plan, rule, way),
+            )
 
         state = {
             i: {key: lazy(index, key, value) for key, value in saved["state"][index].items()}
@@ -156,11 +161,15 @@ class WideTrainingState:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor that is made when it is written."""
+    """A tensor that is made when it is written, as a whole or in blocks of its rows."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
+    rows: Callable[[], Iterable[Tensor]] | None = None
+
+    def blocks(self) -> Iterable[Tensor]:
+        return self.rows() if self.rows is not None else [self.make()]
 
 
 def _save_streamed(
@@ -179,7 +188,9 @@ def _save_streamed(
     for name, (i, key, value) in lazy.items():
         place = stored(path, written[i][key])
         if not (journal.has_begun(name) and journal.is_done(name, place.read())):
-            journal.put(name, value.make(), place.write)
+            with path.open("r+b", buffering=0) as file:
+                file.seek(place.offset)
+                journal.put(name, value.blocks(), file)
         on_bytes(place.nbytes)
 
 

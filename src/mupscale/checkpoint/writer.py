@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from mupscale.checkpoint.journal import Journal
 from mupscale.checkpoint.reader import INDEX, WEIGHTS
-from mupscale.checkpoint.stored import DTYPES, raw
+from mupscale.checkpoint.stored import DTYPES
 from mupscale.errors import GrowthError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -42,7 +41,7 @@ class TensorSpec:
 def write_weights(
     directory: Path,
     specs: Sequence[TensorSpec],
-    make: Callable[[str], Tensor],
+    make: Callable[[str], Iterable[Tensor]],
     journal: Journal,
     on_bytes: Callable[[int], None],
     *,
@@ -52,7 +51,8 @@ def write_weights(
 
     Args:
         specs: every tensor, in the order in which ``make`` is called for it.
-        make: gives the tensor of a name; called once each, for those that ``journal`` does not have.
+        make: gives the tensor of a name, in blocks of its rows; called once each, for those that ``journal``
+            does not have.
         on_bytes: told the bytes of every tensor that is in its place.
         max_shard_size: such as ``"5GB"``; a single tensor may exceed it.
 
@@ -78,7 +78,7 @@ def write_weights(
 def _write_file(
     path: Path,
     specs: Sequence[TensorSpec],
-    make: Callable[[str], Tensor],
+    make: Callable[[str], Iterable[Tensor]],
     journal: Journal,
     on_bytes: Callable[[int], None],
 ) -> None:
@@ -103,15 +103,9 @@ def _write_file(
                     on_bytes(spec.nbytes)
                     continue
                 file.seek(place)
-            journal.put(spec.name, make(spec.name), partial(_write, file, spec))
-            on_bytes(spec.nbytes)
-
-
-def _write(file: BinaryIO, spec: TensorSpec, tensor: Tensor) -> None:
-    assert tensor.dtype == spec.dtype, spec.name
-    assert tuple(tensor.shape) == spec.shape, spec.name
-    file.write(raw(tensor))
-    file.flush()
+            nbytes = journal.put(spec.name, make(spec.name), file)
+            assert nbytes == spec.nbytes, spec.name
+            on_bytes(nbytes)
 
 
 def _read(file: BinaryIO, spec: TensorSpec) -> Tensor:

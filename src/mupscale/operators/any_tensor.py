@@ -6,7 +6,9 @@ Knows plans, operators and fresh laws; nothing of modules or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -14,11 +16,11 @@ from torch import Tensor
 
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import DEFAULT, operator_named
-from mupscale.operators.duplicate import duplicate_scaled
+from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_value
 from mupscale.operators.net2net import random_copies
-from mupscale.operators.noise import Noise, add_noise_
+from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise, row_blocks
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
 
@@ -101,6 +103,48 @@ class Grower:
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)
 
+    def blocks(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """The same tensor in blocks of its rows, in order: of a large one a few are in memory at a time.
+
+        It comes whole where the operator or the noise looks at all of it at once.
+        """
+        wide_name, name = name, self.plan.canonical(name)
+        noise = self.noise if name in self.plan.layout.params else None
+        scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
+        by_rows = self.operator.copies_evenly and (noise is None or noise.is_local)
+        if not by_rows or not scaling.shape:
+            yield self(wide_name, dtype)
+            return
+        narrow, shape = self._narrow(name), torch.Size(scaling.wide_shape)
+        copies = scaling.axes.expand_copies(layout.sizes, growth)
+        fresh_std = self._fresh_std(name)
+        add = local_noise(narrow, scaling, copies, noise, fresh_std=fresh_std) if noise is not None else None
+        blocks = row_blocks(shape, copies.unit)
+
+        def make(block: int) -> Tensor:
+            wide = duplicate_rows(
+                narrow,
+                scaling.axes,
+                layout.sizes,
+                growth,
+                scaling.weight_scale,
+                blocks[block],
+                offset=scaling.offset,
+            )
+            if add is not None:
+                add(wide, drawn_rows(shape, blocks, block, self.seed, name))
+            return wide.to(dtype or narrow.dtype)
+
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            ahead: deque[Future[Tensor]] = deque()
+            for block in range(len(blocks)):
+                ahead.append(pool.submit(make, block))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
     def _writes_residual(self, name: str) -> bool:
         """Whether a parameter belongs to a projection whose output is added to the residual stream."""
         params, weight = self.plan.layout.params, name.rpartition(".")[0] + ".weight"
@@ -150,10 +194,13 @@ class Grower:
             noise,
             seed=self.seed,
             name=name,
-            fresh_std=lambda: (
-                self._fresh()[name].std * math.sqrt(scaling.fan_in / self.from_first[name].fan_in)
-            ),
+            fresh_std=self._fresh_std(name),
         )
+
+    def _fresh_std(self, name: str) -> Callable[[], float]:
+        """The standard deviation of a fresh narrow parameter, as μP gives it from the first of the line."""
+        fan_in, first = self.plan[name].fan_in, self.from_first
+        return lambda: self._fresh()[name].std * math.sqrt(fan_in / first[name].fan_in)
 
     def _beside_fresh(self, name: str, narrow: Tensor) -> Tensor:
         """What is padded or expanded, with a fresh wide one in it or beside it."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mupscale.notation.axes import Axes, duplicate
-from mupscale.notation.dims import Growth, Sizes
+from mupscale.notation.dims import Dim, Growth, Sizes
 
 
 def duplicate_scaled(
@@ -30,3 +30,24 @@ def duplicate_scaled(
         exact = exact * scale + offset * (scale - 1)
     wide = duplicate(exact, axes, sizes, growth)
     return wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide
+
+
+def duplicate_rows(
+    tensor: Tensor,
+    axes: Axes,
+    sizes: Sizes,
+    growth: Growth,
+    scale: float,
+    rows: slice,
+    *,
+    offset: float = 0.0,
+) -> Tensor:
+    """Some rows of ``scale`` · dup(θ): the indices ``rows`` of its first dim (see `duplicate_scaled`).
+
+    >>> axes, sizes, growth = Axes.parse("d_ff"), {"d_ff": 2}, {"d_ff": 2}
+    >>> duplicate_rows(torch.tensor([1.0, 2.0]), axes, sizes, growth, 0.5, slice(1, 3)).tolist()
+    [0.5, 1.0]
+    """
+    sources = axes.dims[0].sources(sizes, growth)[rows].to(tensor.device)
+    rest = Axes((Dim((len(sources),)), *axes.dims[1:]))
+    return duplicate_scaled(tensor.index_select(0, sources), rest, sizes, growth, scale, offset=offset)

@@ -85,6 +85,11 @@ class Noise:
         return f"{self.kind}:{self.strength:g}"
 
     @property
+    def is_local(self) -> bool:
+        """Whether it can be added to some rows of a parameter, apart from the others."""
+        return self.kind not in ("spectral", "interpolate", "fresh")
+
+    @property
     def keeps_function(self) -> bool:
         return self.kind in ("balanced", "uneven", "paired") or self.strength == 0
 
@@ -109,8 +114,34 @@ def add_noise_(
         seed, name: decide the random numbers, together with the shape.
         fresh_std: standard deviation of a fresh narrow init of this parameter; asked by gaussian noise only.
     """
-    if not scaling.has_noise or noise.strength == 0 or wide.is_complex():
-        return wide
+    if not noise.is_local:
+        if not scaling.has_noise or noise.strength == 0 or wide.is_complex():
+            return wide
+        return _add_spectral_(wide, narrow, scaling, noise, normal(wide.shape, seed=seed, name=name))
+    add = local_noise(narrow, scaling, copies, noise, fresh_std=fresh_std)
+    if add is not None:
+        unit = copies.unit if copies is not None else 1
+        for_each_block(wide.shape, unit, seed, name, lambda rows, epsilon: add(wide[rows], epsilon))
+    return wide
+
+
+def local_noise(
+    narrow: Tensor,
+    scaling: Scaling,
+    copies: Copies | None,
+    noise: Noise,
+    *,
+    fresh_std: Callable[[], float],
+) -> Callable[[Tensor, Tensor], None] | None:
+    """What adds local noise to some rows of ``wide`` in place, given as many standard normal ones.
+
+    Args: as of `add_noise_`. Rows come in whole units of ``copies``.
+
+    Returns:
+        None where nothing is to be added.
+    """
+    if not scaling.has_noise or noise.strength == 0 or narrow.is_complex():
+        return None
     cancel = {
         "balanced": subtract_copy_mean_,
         "uneven": subtract_copy_mean_,  # copies are of one size: it may come before that is multiplied in
@@ -119,9 +150,7 @@ def add_noise_(
     if cancel is not None:
         assert copies is not None, "noise that cancels needs copies"
         if not copies.summed:
-            return wide
-    if noise.kind in ("spectral", "interpolate"):
-        return _add_spectral_(wide, narrow, scaling, noise, normal(wide.shape, seed=seed, name=name))
+            return None
     by_entry = noise.kind in ("hadamard", "uneven")
     if by_entry:
         std = noise.strength
@@ -131,17 +160,16 @@ def add_noise_(
         size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
         std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
 
-    def add(rows: slice, epsilon: Tensor) -> None:
-        term = epsilon.to(wide)
+    def add(rows: Tensor, epsilon: Tensor) -> None:
+        term = epsilon.to(rows)
         if cancel is not None:
             assert copies is not None
             cancel(term, copies)
         if by_entry:
-            term *= wide[rows].abs()
-        wide[rows].add_(term, alpha=std)
+            term *= rows.abs()
+        rows.add_(term, alpha=std)
 
-    for_each_block(wide.shape, copies.unit if copies is not None else 1, seed, name, add)
-    return wide
+    return add
 
 
 def _add_spectral_(wide: Tensor, narrow: Tensor, scaling: Scaling, noise: Noise, epsilon: Tensor) -> Tensor:
@@ -177,24 +205,36 @@ def for_each_block(
 ) -> None:
     """Draw standard normal rows in blocks of whole ``unit`` rows and hand each to ``visit``, in parallel.
 
-    Every block has a CPU generator of its own, seeded by (seed, name, block number), and is drawn in
-    float32: the numbers do not depend on order, threads, sharding or dtype, and one block can be had alone.
+    See `drawn_rows`.
     """
-    row = math.prod(shape[1:])
-    rows = unit * max(1, math.ceil(BLOCK_ENTRIES / (unit * row)))
+    blocks = row_blocks(shape, unit)
 
     def draw(block: int) -> None:
-        taken = slice(block * rows, min((block + 1) * rows, shape[0]))
-        generator = generator_of(seed, name, block)
-        visit(taken, torch.randn(taken.stop - taken.start, *shape[1:], generator=generator))
+        visit(blocks[block], drawn_rows(shape, blocks, block, seed, name))
 
-    blocks = range(math.ceil(shape[0] / rows))
     if len(blocks) == 1:
         draw(0)
         return
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        for _ in pool.map(draw, blocks):
+        for _ in pool.map(draw, range(len(blocks))):
             pass
+
+
+def row_blocks(shape: torch.Size, unit: int) -> list[slice]:
+    """The rows of a tensor in blocks of some ``BLOCK_ENTRIES``, and of whole ``unit`` rows."""
+    row = math.prod(shape[1:])
+    rows = unit * max(1, math.ceil(BLOCK_ENTRIES / max(1, unit * row)))
+    return [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+
+
+def drawn_rows(shape: torch.Size, blocks: list[slice], block: int, seed: int, name: str) -> Tensor:
+    """Standard normal numbers for one of the ``row_blocks`` of a tensor.
+
+    Every block has a CPU generator of its own, seeded by (seed, name, block number), and is drawn in
+    float32: the numbers do not depend on order, threads, sharding or dtype, and one block can be had alone.
+    """
+    rows, generator = blocks[block], generator_of(seed, name, block)
+    return torch.randn(rows.stop - rows.start, *shape[1:], generator=generator)
 
 
 def generator_of(*key: object) -> torch.Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -17,7 +17,8 @@ from mupscale.models.sharding import local, placed_like, whole
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import grown_with, operator_named
-from mupscale.operators.duplicate import duplicate_scaled
+from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
+from mupscale.operators.noise import row_blocks
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.together import Together
 from mupscale.theory.manifest import Plan
@@ -185,6 +186,19 @@ def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, wa
         return pad(value, axes, plan.layout.sizes, plan.growth).clone()
     wide = duplicate_scaled(value, axes, plan.layout.sizes, plan.growth, scale).to(value.dtype)
     return wide if way is Way.COPIED else _of_first_copies_(wide, axes, plan)
+
+
+def grow_state_rows(
+    name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way = Way.COPIED
+) -> Iterator[Any]:
+    """The same in blocks of its rows, so that a large one is never in memory; other ways give it whole."""
+    if way is not Way.COPIED or not isinstance(value, Tensor) or not value.ndim:
+        yield grow_state_value(name, key, value, plan, rule, way)
+        return
+    axes, scale = state_axes(plan[name], value), rule.state_scale(key, plan[name])
+    sizes, growth = plan.layout.sizes, plan.growth
+    for rows in row_blocks(torch.Size(axes.wide_shape(sizes, growth)), 1):
+        yield duplicate_rows(value, axes, sizes, growth, scale, rows).to(value.dtype)
 
 
 def _of_first_copies_(wide: Tensor, axes: Axes, plan: Plan) -> Tensor:
