@@ -1,5 +1,6 @@
 """Each operator's claim on keeping the function, measured in float64 on GPT-2 and Llama."""
 
+import copy
 import math
 from fractions import Fraction
 
@@ -290,3 +291,29 @@ def test_blocks_of_rows_make_the_same_tensor(name, noise, monkeypatch):
             torch.cat(blocks) if blocks[0].ndim else blocks[0], grower(tensor, torch.bfloat16)
         ), tensor
     assert noise == "spectral:0.1" or many > 5
+
+
+@pytest.mark.parametrize("axes", [{"d_model": Fraction(3, 2)}, {"d_ff": 3}, {"d_model": 2, "kv_heads": 2}])
+@pytest.mark.parametrize("noise", [None, "fresh:1"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_blocks_of_rows_make_the_same_padded_tensor(axes, noise, dtype, monkeypatch):
+    monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 300)
+    narrow = build("llama").to(dtype)
+    config = narrow.config
+    if "d_model" in axes and axes["d_model"] != 2:
+        config = copy.deepcopy(config)
+        config.hidden_size = config.hidden_size * 3 // 2
+        plan = mupscale.plan(narrow, to=config)
+    else:
+        plan = mupscale.plan(narrow, axes=axes)
+    state = state_tensors(narrow)
+    grower = Grower(
+        plan,
+        lambda n: state[n].detach(),
+        operator="zero_pad",
+        noise=noise,
+        seed=4,
+        shrink={"*": 0.4, "*.mlp.*": 0},
+    )
+    for tensor in plan.wide_names:
+        assert torch.equal(torch.cat(list(grower.blocks(tensor))), grower(tensor)), tensor

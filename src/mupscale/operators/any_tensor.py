@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import DEFAULT, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, with_smaller_eps
-from mupscale.operators.fresh import Law, fresh_laws, fresh_value
+from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise, row_blocks
-from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
+from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad, zero_pad_rows
 from mupscale.theory.manifest import Plan, renumbered
 
 
@@ -109,41 +109,66 @@ class Grower:
         It comes whole where the operator or the noise looks at all of it at once.
         """
         wide_name, name = name, self.plan.canonical(name)
-        noise = self.noise if name in self.plan.layout.params else None
-        scaling, layout, growth = self.plan[name], self.plan.layout, self.plan.growth
-        by_rows = self.operator.copies_evenly and (noise is None or noise.is_local)
-        if not by_rows or not scaling.shape:
+        if (make := self._makes_rows(name, dtype)) is None:
             yield self(wide_name, dtype)
             return
-        narrow, shape = self._narrow(name), torch.Size(scaling.wide_shape)
-        copies = scaling.axes.expand_copies(layout.sizes, growth)
-        fresh_std = self._fresh_std(name)
-        add = local_noise(narrow, scaling, copies, noise, fresh_std=fresh_std) if noise is not None else None
-        blocks = row_blocks(shape, copies.unit)
-
-        def make(block: int) -> Tensor:
-            wide = duplicate_rows(
-                narrow,
-                scaling.axes,
-                layout.sizes,
-                growth,
-                scaling.weight_scale,
-                blocks[block],
-                offset=scaling.offset,
-            )
-            if add is not None:
-                add(wide, drawn_rows(shape, blocks, block, self.seed, name))
-            return wide.to(dtype or narrow.dtype)
-
-        threads = torch.get_num_threads()
+        threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
         with ThreadPoolExecutor(max_workers=threads) as pool:
-            ahead: deque[Future[Tensor]] = deque()
-            for block in range(len(blocks)):
-                ahead.append(pool.submit(make, block))
+            for block in make:
+                ahead.append(pool.submit(block))
                 if len(ahead) > threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+
+    def _makes_rows(self, name: str, dtype: torch.dtype | None) -> list[Callable[[], Tensor]] | None:
+        """What makes each block of rows; None where they cannot be made apart."""
+        noise = self.noise if name in self.plan.layout.params else None
+        if not self.plan[name].shape:
+            return None
+        if self.operator.copies_evenly and (noise is None or noise.is_local):
+            return self._copied_rows(name, dtype, noise)
+        if self.operator.name == "zero_pad" and (narrow := self._narrow(name)).is_floating_point():
+            return self._padded_rows(name, narrow, dtype)
+        return None
+
+    def _copied_rows(
+        self, name: str, dtype: torch.dtype | None, noise: Noise | None
+    ) -> list[Callable[[], Tensor]]:
+        scaling, sizes, growth = self.plan[name], self.plan.layout.sizes, self.plan.growth
+        narrow, shape = self._narrow(name), torch.Size(scaling.wide_shape)
+        copies = scaling.axes.expand_copies(sizes, growth)
+        blocks, add = row_blocks(shape, copies.unit), None
+        if noise is not None:
+            add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
+
+        def make(block: int) -> Tensor:
+            rows, scale, offset = blocks[block], scaling.weight_scale, scaling.offset
+            wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset)
+            if add is not None:
+                add(wide, drawn_rows(shape, blocks, block, self.seed, name))
+            return wide.to(dtype or narrow.dtype)
+
+        return [partial(make, block) for block in range(len(blocks))]
+
+    def _padded_rows(
+        self, name: str, narrow: Tensor, dtype: torch.dtype | None
+    ) -> list[Callable[[], Tensor]]:
+        scaling, sizes, growth = self.plan[name], self.plan.layout.sizes, self.plan.growth
+        first, law, λ = self.from_first[name], self._law(name), self.shrink.of(name)
+        blocks = row_blocks(torch.Size(scaling.wide_shape), 1)
+
+        def make(block: int) -> Tensor:
+            seed, strength, rows = self.seed, self._strength, blocks[block]
+            fresh = fresh_rows(
+                first, law, blocks, block, seed=seed, name=name, dtype=narrow.dtype, strength=strength
+            ).to(narrow.device)
+            wide = zero_pad_rows(
+                narrow, scaling, sizes, growth, rows, shrink=λ, fresh=fresh, fresh_mean=law.mean
+            )
+            return wide.to(dtype or narrow.dtype)
+
+        return [partial(make, block) for block in range(len(blocks))]
 
     def _writes_residual(self, name: str) -> bool:
         """Whether a parameter belongs to a projection whose output is added to the residual stream."""
@@ -202,15 +227,24 @@ class Grower:
         fan_in, first = self.plan[name].fan_in, self.from_first
         return lambda: self._fresh()[name].std * math.sqrt(fan_in / first[name].fan_in)
 
-    def _beside_fresh(self, name: str, narrow: Tensor) -> Tensor:
-        """What is padded or expanded, with a fresh wide one in it or beside it."""
-        scaling, law = self.plan[name], self._fresh().get(name)
-        if law is None:
+    @property
+    def _strength(self) -> float:
+        """Of what is random in what is fresh."""
+        return self.noise.strength if self.noise is not None else 0.0
+
+    def _law(self, name: str) -> Law:
+        """What a fresh parameter is."""
+        if (law := self._fresh().get(name)) is None:
             raise GrowthError(
                 f"{name}: cannot tell what a fresh one holds; give the module that owns it a "
                 "reset_parameters() method that fills it"
             )
-        strength, shrink = (self.noise.strength if self.noise is not None else 0.0), self.shrink.of(name)
+        return law
+
+    def _beside_fresh(self, name: str, narrow: Tensor) -> Tensor:
+        """What is padded or expanded, with a fresh wide one in it or beside it."""
+        scaling, law = self.plan[name], self._law(name)
+        strength, shrink = self._strength, self.shrink.of(name)
         sizes, growth = self.plan.layout.sizes, self.plan.growth
         fresh = fresh_value(
             self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength

@@ -7,7 +7,9 @@ costs nothing, and each fill that it asks for is recorded with its arguments.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mupscale.errors import GrowthError
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import transformers_config
-from mupscale.operators.noise import normal
+from mupscale.operators.noise import drawn_rows, normal
 from mupscale.theory.manifest import Plan
 from mupscale.theory.scaling import Scaling
 
@@ -128,9 +130,40 @@ def fresh_value(
 
     ``strength`` multiplies the random part, which is drawn in float32.
     """
+    shape = torch.Size(scaling.wide_shape)
+    draw = partial(normal, shape, seed=seed, name=name)
+    return _of_law(scaling, law, shape, draw, dtype=dtype, strength=strength)
+
+
+def fresh_rows(
+    scaling: Scaling,
+    law: Law,
+    blocks: list[slice],
+    block: int,
+    *,
+    seed: int,
+    name: str,
+    dtype: torch.dtype,
+    strength: float = 1.0,
+) -> Tensor:
+    """One of the ``row_blocks``, of single rows, of what `fresh_value` gives."""
+    shape, rows = torch.Size(scaling.wide_shape), blocks[block]
+    draw = partial(drawn_rows, shape, blocks, block, seed, name)
+    return _of_law(scaling, law, (rows.stop - rows.start, *shape[1:]), draw, dtype=dtype, strength=strength)
+
+
+def _of_law(
+    scaling: Scaling,
+    law: Law,
+    shape: tuple[int, ...],
+    draw: Callable[[], Tensor],
+    *,
+    dtype: torch.dtype,
+    strength: float,
+) -> Tensor:
     exact = torch.promote_types(dtype, torch.float32)
     mean = (law.mean + scaling.offset) * scaling.weight_scale - scaling.offset
-    constant = torch.full(scaling.wide_shape, mean, dtype=exact)
+    constant = torch.full(shape, mean, dtype=exact)
     if not law.std or not strength:
         return constant
-    return normal(constant.shape, seed=seed, name=name) * (strength * law.std * scaling.init_scale) + constant
+    return draw() * (strength * law.std * scaling.init_scale) + constant

@@ -15,8 +15,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.notation.axes import pad
-from mupscale.notation.dims import Growth, Sizes
+from mupscale.notation.axes import Axes, pad
+from mupscale.notation.dims import Dim, Growth, Sizes
 from mupscale.theory.scaling import Scaling
 
 
@@ -116,3 +116,29 @@ def zero_pad(
         return fresh
     learned = (tensor.to(fresh.dtype) - fresh_mean) * (shrink * scaling.fold)
     return fresh.add_(pad(learned, scaling.axes, sizes, growth))
+
+
+def zero_pad_rows(
+    tensor: Tensor,
+    scaling: Scaling,
+    sizes: Sizes,
+    growth: Growth,
+    rows: slice,
+    *,
+    shrink: float,
+    fresh: Tensor,
+    fresh_mean: float,
+) -> Tensor:
+    """Some rows of what `zero_pad` gives of a tensor that is no whole numbers.
+
+    Args:
+        rows: the indices of the first dim.
+        fresh: these rows of a fresh wide parameter; changed in place.
+    """
+    places = scaling.axes.dims[0].places(sizes, growth)
+    mine = ((places >= rows.start) & (places < rows.stop)).nonzero()[:, 0]
+    if shrink == 0 or not len(mine):
+        return fresh
+    learned = (tensor[mine].to(fresh.dtype) - fresh_mean) * (shrink * scaling.fold)
+    rest = Axes((Dim((len(mine),)), *scaling.axes.dims[1:]))
+    return fresh.index_add_(0, places[mine] - rows.start, pad(learned, rest, sizes, growth))
