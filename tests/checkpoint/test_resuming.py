@@ -143,11 +143,13 @@ def test_what_a_power_cut_has_lost_is_made_again(lost, narrow, whole, tmp_path):
 def test_a_signal_leaves_one_line_and_a_state_to_go_on_from(
     number, status, word, narrow, whole, tmp_path, capsys, monkeypatch
 ):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     with monkeypatch.context() as patch:
         patch.setattr(
             "mupscale.checkpoint.staging.copy_companions", lambda *args, **how: os.kill(os.getpid(), number)
         )
         assert main(["grow", str(narrow), str(tmp_path / "wide"), *ARGV]) == status
+    signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
     assert said.startswith(
         f"mupscale: {word}; what is done stays in {tmp_path}/.wide.partial: give the same command"

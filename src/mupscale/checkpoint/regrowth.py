@@ -98,8 +98,8 @@ def regrow(
         allow_nonfinite=True,
     )
     training = None
-    if manifest["optimizer"]:
-        way = way_of(manifest["operator"], manifest["optimizer_state"])
+    if manifest.get("optimizer"):
+        way = way_of(manifest["operator"], manifest.get("optimizer_state", "carried"))
         training = WideTrainingState.of(narrow.path, plan, way)
         if training is None:
             raise GrowthError(f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it")
@@ -139,7 +139,7 @@ def unchanged(destination: str | Path, *, progress: Progress | None = None) -> R
     config = Plan.load(wide.path, last_growth=True).config
     assert config is not None
     held = _tensors(wide)
-    state = load_state(wide.path / OPTIMIZER)["state"] if manifest["optimizer"] else {}
+    state = load_state(wide.path / OPTIMIZER)["state"] if manifest.get("optimizer") else {}
 
     def findings() -> Findings:
         yield from _fields(config, wide)
@@ -181,7 +181,7 @@ def _summed_up(
     keeps_function: bool | None,
     progress: Progress | None,
 ) -> Regrown:
-    paths = [*wide.weight_files, *([wide.path / OPTIMIZER] if manifest["optimizer"] else [])]
+    paths = [*wide.weight_files, *([wide.path / OPTIMIZER] if manifest.get("optimizer") else [])]
     total = sum(path.stat().st_size for path in paths)
     done, tensors, rounding, wrong = 0, 0, 0.0, []
     with torch.no_grad():

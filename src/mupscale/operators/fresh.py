@@ -88,7 +88,8 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
     laws = {}
-    values, others = (dict(m.named_parameters()) for m in (fresh, plan.build_narrow()))
+    # By all names: on the meta device, tied parameters are two.
+    values, others = (dict(m.named_parameters(remove_duplicate=False)) for m in (fresh, plan.build_narrow()))
     for name, param in model.named_parameters():
         law, value = record.laws.get(id(param)), values[name].detach()
         if not value.is_meta and (law is None or _constructed_otherwise(law, value, others[name].detach())):
