@@ -90,6 +90,37 @@ class Grower:
         Raises:
             GrowthError: the name or shape is not the plan's.
         """
+        wide, end = torch.empty(0), 0
+        for block in self.blocks(name, dtype):
+            if not end and tuple(block.shape) == self.plan.wide_shape(name):
+                return block
+            if not end:
+                wide = block.new_empty(self.plan.wide_shape(name))
+            end += len(block)
+            wide[end - len(block) : end] = block
+        return wide
+
+    def blocks(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """The same tensor in blocks of its rows, in order: of a large one a few are in memory at a time.
+
+        It comes whole where the operator or the noise looks at all of it at once.
+        """
+        if (make := self._makes_rows(self.plan.canonical(name), dtype)) is None:
+            yield self._whole(name, dtype)
+        elif len(make) == 1:
+            yield make[0]()
+        else:
+            threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
+            with ThreadPoolExecutor(max_workers=threads, initializer=_no_grad) as pool:
+                for block in make:
+                    ahead.append(pool.submit(block))
+                    if len(ahead) > threads:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+
+    def _whole(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """A tensor that is not made of blocks."""
         wide_name, name = name, self.plan.canonical(name)
         narrow = self._narrow(name)
         if self.operator.deepens:
@@ -102,24 +133,6 @@ class Grower:
             if self.noise is not None and name in self.plan.layout.params:
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)
-
-    def blocks(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-        """The same tensor in blocks of its rows, in order: of a large one a few are in memory at a time.
-
-        It comes whole where the operator or the noise looks at all of it at once.
-        """
-        wide_name, name = name, self.plan.canonical(name)
-        if (make := self._makes_rows(name, dtype)) is None:
-            yield self(wide_name, dtype)
-            return
-        threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
-        with ThreadPoolExecutor(max_workers=threads) as pool:
-            for block in make:
-                ahead.append(pool.submit(block))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
 
     def _makes_rows(self, name: str, dtype: torch.dtype | None) -> list[Callable[[], Tensor]] | None:
         """What makes each block of rows; None where they cannot be made apart."""
@@ -263,3 +276,8 @@ class Grower:
             gain_offset=norms.gains.get(name),
             shrink=shrink,
         )
+
+
+def _no_grad() -> None:
+    """Of a thread, which does not inherit it."""
+    torch.set_grad_enabled(False)
