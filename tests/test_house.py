@@ -166,7 +166,7 @@ def test_growing_a_plain_module_imports_no_transformers():
     narrow, inputs = make(1), torch.randn(3, 4)
     optimizer = torch.optim.AdamW(narrow.parameters())
     for plan in (mupscale.plan(make, width=2, inputs=inputs), mupscale.plan(narrow, to=make(2))):
-        wide = mupscale.grow(narrow, plan)
+        wide = mupscale.grow(narrow, plan, operator="duplicate")
         mupscale.carry_optimizer(optimizer, narrow, wide, plan)
         mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3)
         mupscale.clip_grad_norm_(wide, plan, 1.0)

@@ -3,7 +3,7 @@
 Exactly, with its optimizer, and with every hyperparameter scaled:
 
     plan = mupscale.plan(model, width=2)
-    wide = mupscale.grow(model, plan)
+    wide = mupscale.grow(model, plan, operator="duplicate")
     optimizer = mupscale.carry_optimizer(optimizer, model, wide, plan)
 """
 

@@ -45,15 +45,17 @@ def grow(
 
     Args:
         model: the narrow model that ``plan`` was made from (or one of the same names and shapes).
-        operator: ``"duplicate"``, the default: θ↑ = s · dup(θ). ``"expand"``: θ beside new units that nothing
-            sees yet. ``"zero_pad"``: λ · pad(θ) plus a fresh μP initialization. The others are rivals to
-            compare with (see `mupscale.operators.catalogue.OPERATORS`).
+        operator: ``"duplicate"``: θ↑ = s · dup(θ), the same function. ``"expand"``: θ beside new units that
+            nothing sees yet, the same function at any size. ``"zero_pad"``: λ · pad(θ) plus a fresh μP
+            initialization, another function. The others are rivals to compare with (see
+            `mupscale.operators.catalogue.OPERATORS`). By default ``DEFAULT`` there: expand, shrunk by 0.7,
+            from which training was measured to go on best (docs/growing-pays.md); another function.
         noise: with duplicate, ``"balanced:1"`` by default: it keeps the function and makes the copies differ,
             so that the new width gets used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure
             copies (see `mupscale.operators.noise`). With zero_pad and expand, ``"fresh:1"``, or None for a
             plain pad.
-        shrink: λ of zero_pad, by default 0.4, and of expand, by default 1, which keeps the function: a
-            number, or one for each pattern of parameter names.
+        shrink: λ of zero_pad, where nothing is said 0.4, and of expand, where it is named 1, which keeps the
+            function: a number, or one for each pattern of parameter names.
         seed: of the noise.
         from_first: of a model that was itself grown, or made under μP from a narrower one: the plan from that
             one to the wide model. What is fresh, in zero_pad and in gaussian noise, then has the size that μP
@@ -71,7 +73,7 @@ def grow(
     >>> import mupscale
     >>> make = lambda width: nn.Sequential(nn.Linear(8, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
     >>> narrow, x = make(1).double(), torch.randn(2, 8, dtype=torch.float64)
-    >>> wide = grow(narrow, mupscale.plan(make, width=3))
+    >>> wide = grow(narrow, mupscale.plan(make, width=3), operator="duplicate")
     >>> bool((narrow(x) - wide(x)).abs().max() < 1e-12)
     True
     """
@@ -145,7 +147,7 @@ def grow_checkpoint(
         dtype: to store weights in; None keeps each tensor's own.
         operator, noise, shrink, seed: as in `grow`.
         optimizer: grow the training state too, where there is one. By default an operator that makes even
-            copies does; zero_pad does when asked, padding the state with zeros; the others cannot.
+            copies does; zero_pad and expand do when asked, padding the state with zeros; the others cannot.
         state: what becomes of the optimizer's, as in `mupscale.carry_optimizer`.
         allow_nonfinite: let NaN and infinity in the weights through.
         progress: called with (bytes done, bytes in all).
@@ -183,9 +185,8 @@ def grow_checkpoint(
     if grower.keeps_function_if_proved:
         prove_operator(plan, grower.operator.name)
     wanted = grower.operator.copies_evenly if optimizer is None else optimizer
-    training = (
-        WideTrainingState.of(checkpoint.path, plan, way_of(grower.operator.name, state)) if wanted else None
-    )
+    way = way_of(grower.operator.name, state) if wanted or state != "carried" else None
+    training = WideTrainingState.of(checkpoint.path, plan, way) if wanted and way else None
 
     def spec(name: str) -> TensorSpec:
         kept = grown.dtype(name)

@@ -75,12 +75,16 @@ class Report:
         """Plain values, for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        head = (
-            f"{'equal' if self.equal else 'NOT equal'}: outputs differ by at most {self.max_abs_diff:.3g} "
+    @property
+    def outputs(self) -> str:
+        """How far the outputs are apart, in words."""
+        return (
+            f"outputs differ by at most {self.max_abs_diff:.3g} "
             f"(tolerance {self.tolerance:.3g}, standard deviation of the outputs {self.logits_std:.3g})"
         )
-        lines = [head]
+
+    def __str__(self) -> str:
+        lines = [f"{'equal' if self.equal else 'NOT equal'}: {self.outputs}"]
         if self.first_deviation is not None:
             lines.append(f"first module that deviates: {self.first_deviation} — {self.detail}")
         if not self.by_weight:
@@ -125,7 +129,8 @@ def verify(
     >>> import mupscale
     >>> make = lambda width: nn.Sequential(nn.Linear(8, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
     >>> narrow, wide_plan = make(1), mupscale.plan(make, width=2)
-    >>> verify(narrow, mupscale.grow(narrow, wide_plan), wide_plan, torch.randn(4, 8), steps=3).equal
+    >>> wide = mupscale.grow(narrow, wide_plan, operator="duplicate")
+    >>> verify(narrow, wide, wide_plan, torch.randn(4, 8), steps=3).equal
     True
     """
     operator = grown_with(wide, operator) or "duplicate"
@@ -225,7 +230,7 @@ def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:
 def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -> float:
     for param in narrow.parameters():  # what is frozen now may be trained later
         param.requires_grad_(param.is_floating_point() or param.is_complex())
-    wide = _plain_experts(grow(narrow, plan, noise=None))
+    wide = _plain_experts(grow(narrow, plan, operator="duplicate", noise=None))
     optimizers = paired_optimizers(narrow, wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
     calls = call, grown_call(call, plan)
     worst = 0.0

@@ -477,10 +477,11 @@ def test_where_there_is_no_room_one_line_says_so(with_optimizer, share, source, 
     grow_checkpoint(source, tmp_path / "wide", width=2, operator="duplicate")
     capsys.readouterr()
     largest = max(p.stat().st_size for p in (tmp_path / "wide").iterdir())
+    command = ["grow", str(source), str(tmp_path / "wider"), "--width", "2", "--operator", "duplicate"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * largest), before[1]))
     try:
-        status = main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"])
+        status = main(command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2
@@ -489,7 +490,7 @@ def test_where_there_is_no_room_one_line_says_so(with_optimizer, share, source, 
     assert said.count("\n") == 1
     left = {p.name for p in tmp_path.iterdir()} - {"narrow", "wide"}
     assert ("nothing is left of it" in said) == (not left)
-    assert main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"]) == 0
+    assert main(command) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide", "wider"}
 
 

@@ -18,9 +18,10 @@ from mupscale.growth import grow_checkpoint
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 GROWTHS = {
-    "copies": {"width": 2},
-    "copies, gaussian": {"width": 2, "noise": "gaussian:0.3"},
-    "asymmetric": {"width": 2, "state": "asymmetric"},
+    "copies": {"width": 2, "operator": "duplicate"},
+    "copies, gaussian": {"width": 2, "operator": "duplicate", "noise": "gaussian:0.3"},
+    "asymmetric": {"width": 2, "operator": "duplicate", "state": "asymmetric"},
+    "default": {"width": 2},
     "zero_pad": {
         "axes": {"d_ff": 3},
         "operator": "zero_pad",
@@ -56,7 +57,7 @@ def test_every_growth_comes_out_the_same_again(narrow, tmp_path):
         assert found.rounding == 0
         assert unchanged(tmp_path / name).tensors == found.tensors
         with_optimizer = (tmp_path / name / OPTIMIZER).is_file()
-        assert with_optimizer == ("step" not in name and how.get("operator") not in ("expand", "stack"))
+        assert with_optimizer == ("optimizer" in how or how.get("operator") == "duplicate")
         weights = 38 if name == "stack" else 20
         assert found.tensors == (4 * weights if with_optimizer else weights)  # exp_avg, exp_avg_sq, step
 
@@ -176,13 +177,25 @@ def test_verify_tells_it_by_its_exit_status(narrow, wide, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["as_grown"] is False
 
 
-def test_a_growth_that_changes_the_function_passes_by_its_files(narrow, tmp_path, capsys):
+@pytest.mark.parametrize("how", ["--operator zero_pad", "--operator duplicate --noise gaussian:1"])
+def test_a_growth_that_is_to_change_the_function_passes_when_it_is_as_grown(how, narrow, tmp_path, capsys):
     wide = str(tmp_path / "wide")
-    assert main(["grow", str(narrow), wide, "--width", "2", "--operator", "zero_pad"]) == 0
+    capsys.readouterr()
+    assert main(["grow", str(narrow), wide, "--width", "2", *how.split()]) == 0
+    assert main(["verify", str(narrow), wide]) == 0
+    said = capsys.readouterr().out
+    assert f"not the same function, as {how.split()[1]}" in said
+    assert "is not to keep it: outputs differ by at most" in said
+    assert main(["verify", str(narrow), wide, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["equal"]
+    assert found["regrown"]["as_grown"]
+    assert found["regrown"]["keeps_function"] is False
+    weights = load_file(f"{wide}/{WEIGHTS}")
+    weights["model.norm.weight"] += 1
+    save_file(weights, f"{wide}/{WEIGHTS}", {"format": "pt"})
     assert main(["verify", str(narrow), wide]) == 1
-    assert main(["verify", str(narrow), wide, "--files-only", "--json"]) == 0
-    out = capsys.readouterr().out
-    assert json.loads(out[out.rindex("\n{") :])["keeps_function"] is False
+    assert "NOT as grown: 1 of" in capsys.readouterr().out
 
 
 def test_a_source_that_is_another_is_told_from_a_wide_model_that_was_changed(narrow, wide, tmp_path):

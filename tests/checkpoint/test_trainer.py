@@ -96,7 +96,10 @@ def losses(run):
 
 def test_the_loss_continues_without_a_jump(narrow_run, tmp_path):
     checkpoint, evaluated, on = narrow_run
-    assert main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2"]) == 0
+    assert (
+        main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2", "--operator", "duplicate"])
+        == 0
+    )
     run = resumed(tmp_path / "wide", tmp_path / "out")
     assert abs(run.evaluate()["eval_loss"] - evaluated) < 1e-4
     run.train(resume_from_checkpoint=str(tmp_path / "wide"))
@@ -208,7 +211,21 @@ def test_state_dtypes_and_step_counts_are_kept(narrow_run, tmp_path):
 
 def test_the_training_state_can_be_left_behind(narrow_run, tmp_path):
     checkpoint, _, _ = narrow_run
-    assert main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2", "--no-optimizer"]) == 0
+    assert (
+        main(
+            [
+                "grow",
+                str(checkpoint),
+                str(tmp_path / "wide"),
+                "--width",
+                "2",
+                "--operator",
+                "duplicate",
+                "--no-optimizer",
+            ]
+        )
+        == 0
+    )
     names = {p.name for p in (tmp_path / "wide").iterdir()}
     assert not names & {"optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"}
 
@@ -230,7 +247,10 @@ def test_an_optimizer_that_does_not_fit_is_refused(spoil, narrow_run, tmp_path, 
     torch.save(state, path)
     if spoil == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
-    assert main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2"]) == 2
+    assert (
+        main(["grow", str(checkpoint), str(tmp_path / "wide"), "--width", "2", "--operator", "duplicate"])
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert str(path) in error

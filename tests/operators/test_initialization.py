@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, ViTConfig
 
 import mupscale
 from models import CONFIGS, PLAIN, make_mlp
 from mupscale import GrowthError
-from mupscale.operators.fresh import Law, fresh_laws
+from mupscale.operators.fresh import Law, fresh_laws, truncated_normal
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3_tied", "mlp", "resnet"])
@@ -38,14 +38,31 @@ def test_residual_projections_of_gpt2_are_scaled_by_depth():
     assert laws["transformer.h.1.mlp.c_fc.weight"].std == 0.02
 
 
-def test_what_shows_no_law_is_measured():
-    class Truncated(nn.Linear):
-        def reset_parameters(self):
-            nn.init.trunc_normal_(self.weight, mean=0.5, std=0.03)
-            nn.init.zeros_(self.bias)
+def test_a_truncated_law_is_read_off_though_on_the_meta_device_nothing_is_filled():
+    """By transformers' vision models; they were refused."""
+    config = ViTConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+    model = AutoModel.from_config(config)
+    plan = mupscale.plan(model, width=2)
+    laws = fresh_laws(plan)
+    assert laws["embeddings.cls_token"] == laws["layers.0.mlp.fc1.weight"] == Law(0.0, pytest.approx(0.02))
+    wide = mupscale.grow(model, plan, operator="zero_pad", shrink=0)
+    assert wide.embeddings.position_embeddings.std().item() == pytest.approx(0.02, rel=0.05)
 
-    law = fresh_laws(mupscale.plan(lambda w: Truncated(30, 40 * w), width=2))["weight"]
-    assert (law.mean, law.std) == pytest.approx((0.5, 0.03), rel=0.1)
+    sample = nn.init.trunc_normal_(torch.empty(100_000), mean=0.3, std=0.5, a=-0.2, b=0.9)
+    law = truncated_normal(0.3, 0.5, -0.2, 0.9)
+    assert (sample.mean().item(), sample.std().item()) == pytest.approx((law.mean, law.std), abs=5e-3)
+
+
+def test_what_shows_no_law_is_measured():
+    class Lognormal(nn.Linear):
+        def reset_parameters(self):
+            nn.init.zeros_(self.bias)
+            with torch.no_grad():
+                self.weight.log_normal_(mean=-1, std=0.1)
+
+    law = fresh_laws(mupscale.plan(lambda w: Lognormal(30, 40 * w), width=2))["weight"]
+    mean = math.exp(-1 + 0.01 / 2)
+    assert (law.mean, law.std) == pytest.approx((mean, mean * math.sqrt(math.exp(0.01) - 1)), rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_tied", "gpt2"])

@@ -296,9 +296,16 @@ def test_blocks_of_rows_make_the_same_tensor(name, noise, monkeypatch):
 @pytest.mark.parametrize("axes", [{"d_model": Fraction(3, 2)}, {"d_ff": 3}, {"d_model": 2, "kv_heads": 2}])
 @pytest.mark.parametrize("noise", [None, "fresh:1"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_blocks_of_rows_make_the_same_padded_tensor(axes, noise, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("operator", "name"), [("zero_pad", "llama"), ("expand", "llama"), ("expand", "gpt2")]
+)
+def test_blocks_of_rows_make_the_same_tensor_beside_fresh_ones(
+    operator, name, axes, noise, dtype, monkeypatch
+):
+    if name == "gpt2":  # which calls them heads
+        axes = {"heads" if axis == "kv_heads" else axis: factor for axis, factor in axes.items()}
     monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 300)
-    narrow = build("llama").to(dtype)
+    narrow = build(name).to(dtype)
     config = narrow.config
     if "d_model" in axes and axes["d_model"] != 2:
         config = copy.deepcopy(config)
@@ -310,10 +317,11 @@ def test_blocks_of_rows_make_the_same_padded_tensor(axes, noise, dtype, monkeypa
     grower = Grower(
         plan,
         lambda n: state[n].detach(),
-        operator="zero_pad",
+        operator=operator,
         noise=noise,
         seed=4,
         shrink={"*": 0.4, "*.mlp.*": 0},
     )
+    assert sum(len(list(grower.blocks(tensor))) > 1 for tensor in plan.wide_names) > 5
     for tensor in plan.wide_names:
         assert torch.equal(grower(tensor), grower._whole(tensor, None)), tensor

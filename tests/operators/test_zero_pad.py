@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 import mupscale
@@ -223,3 +224,51 @@ def test_state_in_parameter_space_cannot_be_padded():
     plan = mupscale.plan(plan_source("mlp", narrow), width=2)
     with pytest.raises(GrowthError, match="'step_size' cannot be zero"):
         mupscale.carry_optimizer(optimizer, narrow, padded(narrow, plan), plan, operator="zero_pad")
+
+
+class Tables(nn.Module):
+    """Beside its weights it holds buffers of every kind that people register."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = 8 * width
+        self.enter, self.leave = nn.Linear(4, channels), nn.Linear(channels, 3)
+        angles = torch.arange(200)[:, None] / 100 ** (torch.arange(channels) / channels)
+        self.register_buffer("waves", angles.sin())
+        self.register_buffer("drawn", torch.randn(200, channels))
+        self.register_buffer("numbers", torch.arange(5))
+        self.register_buffer("mask", torch.ones(3, 3).tril().bool())
+        self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("average", torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(self.enter(x) + self.waves[0] + self.drawn[0] - self.average)
+
+
+@pytest.mark.parametrize(("operator", "fresh_share"), [("zero_pad", 1), ("expand", 0.6)])
+def test_a_table_is_that_of_the_wide_model_and_what_was_learned_in_buffers_is_shrunk(operator, fresh_share):
+    torch.manual_seed(0)
+    narrow = Tables(1)
+    narrow.seen += 7
+    narrow.average += 2
+    plan = mupscale.plan(Tables, width=2, inputs=torch.ones(2, 4))
+    wide, fresh = mupscale.grow(narrow, plan, operator=operator, shrink=0.4), Tables(2)
+    for name in ("waves", "numbers", "mask"):
+        assert torch.equal(wide.get_buffer(name), fresh.get_buffer(name)), name
+        assert wide.get_buffer(name).dtype == fresh.get_buffer(name).dtype
+    assert wide.seen == 7
+    assert torch.equal(wide.average, torch.tensor([0.8] * 8 + [0.0] * 8))
+    assert wide.drawn[:, 8:].std() == pytest.approx(1, rel=0.1)
+    assert (wide.drawn[:, :8] - 0.4 * narrow.drawn).std() == pytest.approx(fresh_share, rel=0.1)
+
+
+def test_where_it_is_not_known_what_a_fresh_buffer_holds_only_one_that_does_not_grow_stays():
+    narrow, wide = Tables(1), Tables(2)
+    plan = mupscale.plan(narrow, to=wide, inputs=torch.ones(2, 4))
+    with pytest.raises(GrowthError, match=r"waves: cannot tell what a fresh one holds; plan from a function"):
+        mupscale.grow(narrow, plan, operator="zero_pad")
+    for module in (narrow, wide):
+        del module.waves, module.drawn, module.numbers, module.average
+        module.forward = lambda x, module=module: module.leave(module.enter(x))
+    grown = mupscale.grow(narrow, mupscale.plan(narrow, to=wide), operator="zero_pad")
+    assert torch.equal(grown.mask, narrow.mask)

@@ -171,7 +171,8 @@ def test_a_line_that_starts_grown_goes_by_its_first_model(
 ) -> None:
     for start in (line / "stage2", tmp_path / "grown"):
         if start.name == "grown":
-            assert main(["grow", str(line / "stage1"), str(start), "--width", "2"]) == 0
+            command = ["grow", str(line / "stage1"), str(start), "--width", "2", "--operator", "duplicate"]
+            assert main(command) == 0
         out = tmp_path / f"from-{start.name}"
         given = [word for word in words if word not in ("--config", words[1])]
         assert main(["train", str(out), "--from", str(start), *given, "1:4", "2:4"]) == 0

@@ -76,7 +76,8 @@ def train(
 
     A run that was cut off goes on when the same command is given again; a finished one is not repeated.
     Started from a grown checkpoint it takes its parameter groups from the plan there, and goes on with the
-    carried optimizer. With --stages it grows on the way, each stage with fresh text: OUT/stage1, stage2, …
+    carried optimizer. With --stages it grows on the way, each stage with fresh text: OUT/stage1, stage2, …;
+    by even copies and with its optimizer, if the TOML file does not name another operator.
 
     Example: mupscale train narrow --config llama-tiny --data texts/ --steps 500 --lr 4e-3
     Example: mupscale train line --config llama-tiny --stages 1:300 2:200 2:100

@@ -253,6 +253,22 @@ def pad(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tensor:
     return tensor
 
 
+def padded_rows(axes: Axes, sizes: Sizes, growth: Growth, rows: slice) -> tuple[Tensor, Tensor, Axes]:
+    """Which rows of a narrow tensor are among some rows of a padded one.
+
+    Returns:
+        Their indices in the narrow tensor; their indices among ``rows``; the axes of a tensor of them alone.
+
+    >>> axes, sizes = Axes.parse("d_ff [d_model]"), {"d_ff": 4, "d_model": 2}
+    >>> mine, there, _ = padded_rows(axes, sizes, {"d_ff": 2}, slice(3, 6))
+    >>> mine.tolist(), there.tolist()
+    ([3], [0])
+    """
+    places = axes.dims[0].places(sizes, growth)
+    mine = ((places >= rows.start) & (places < rows.stop)).nonzero()[:, 0]
+    return mine, places[mine] - rows.start, Axes((Dim((len(mine),)), *axes.dims[1:]))
+
+
 def subtract_copy_mean_(wide: Tensor, copies: Copies) -> Tensor:
     """Project, in place, to what sums to zero over the copies of the contracted axes taken together.
 

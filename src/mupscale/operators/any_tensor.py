@@ -17,11 +17,11 @@ from torch import Tensor
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import DEFAULT, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
-from mupscale.operators.expand import Norms, expand, with_smaller_eps
-from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value
+from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
+from mupscale.operators.fresh import Law, built_buffers, fresh_laws, fresh_rows, fresh_value, mend_of
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise, row_blocks
-from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad, zero_pad_rows
+from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
 
 
@@ -50,20 +50,18 @@ class Grower:
         plan: Plan,
         read: Callable[[str], Tensor],
         *,
-        operator: str = "default",
+        operator: str,
         noise: str | Noise | None = "default",
         shrink: ShrinkLike | None = None,
         seed: int = 0,
         from_first: Plan | None = None,
     ) -> None:
         self.from_first = from_first or plan
-        if operator == "default":
-            operator, λ = DEFAULT
-            shrink = λ if shrink is None else shrink
+        operator, own = DEFAULT if operator == "default" else (operator, None)
         self.operator = operator_named(operator)
         self.operator.check(plan)
         self.noise = self.operator.noise(noise)
-        own = self.operator.shrink
+        own = self.operator.shrink if own is None else own
         if shrink is not None and own is None:
             raise GrowthError(f"shrink {shrink} is for the operators zero_pad and expand, not for {operator}")
         self.shrink = Shrink.parse(shrink if shrink is not None else own or 0.0, own or 0.0)
@@ -76,6 +74,7 @@ class Grower:
         self._read = read
         # Asked where something fresh is added only, and then once.
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
+        self._built = cache(lambda: built_buffers(self.plan))
         self._norms: Callable[[], Norms] = cache(lambda: Norms.of(self.plan, self._fresh()))
 
     @property
@@ -141,8 +140,9 @@ class Grower:
             return None
         if self.operator.copies_evenly and (noise is None or noise.is_local):
             return self._copied_rows(name, dtype, noise)
-        if self.operator.name == "zero_pad" and (narrow := self._narrow(name)).is_floating_point():
-            return self._padded_rows(name, narrow, dtype)
+        if self.operator.shrink is not None and name in self.plan.layout.params:
+            narrow = self._narrow(name)
+            return self._rows_beside_fresh(name, narrow, dtype) if narrow.is_floating_point() else None
         return None
 
     def _copied_rows(
@@ -164,21 +164,22 @@ class Grower:
 
         return [partial(make, block) for block in range(len(blocks))]
 
-    def _padded_rows(
+    def _rows_beside_fresh(
         self, name: str, narrow: Tensor, dtype: torch.dtype | None
-    ) -> list[Callable[[], Tensor]]:
-        scaling, sizes, growth = self.plan[name], self.plan.layout.sizes, self.plan.growth
-        first, law, λ = self.from_first[name], self._law(name), self.shrink.of(name)
-        blocks = row_blocks(torch.Size(scaling.wide_shape), 1)
+    ) -> list[Callable[[], Tensor]] | None:
+        first, law = self.from_first[name], self._law(name)
+        if self.operator.expands:
+            norms, axes = self._norms(), self.plan[name].axes
+            if needs_all_rows(axes, self.plan.growth, norms.silent, means=norms.centres(name)):
+                return None
+        blocks = row_blocks(torch.Size(self.plan[name].wide_shape), 1)
 
         def make(block: int) -> Tensor:
-            seed, strength, rows = self.seed, self._strength, blocks[block]
+            seed, strength = self.seed, self._strength
             fresh = fresh_rows(
                 first, law, blocks, block, seed=seed, name=name, dtype=narrow.dtype, strength=strength
-            ).to(narrow.device)
-            wide = zero_pad_rows(
-                narrow, scaling, sizes, growth, rows, shrink=λ, fresh=fresh, fresh_mean=law.mean
             )
+            wide = self._joined(name, narrow, fresh.to(narrow.device), law.mean, blocks[block])
             return wide.to(dtype or narrow.dtype)
 
         return [partial(make, block) for block in range(len(blocks))]
@@ -248,34 +249,52 @@ class Grower:
     def _law(self, name: str) -> Law:
         """What a fresh parameter is."""
         if (law := self._fresh().get(name)) is None:
-            raise GrowthError(
-                f"{name}: cannot tell what a fresh one holds; give the module that owns it a "
-                "reset_parameters() method that fills it"
-            )
+            raise GrowthError(f"{name}: cannot tell what a fresh one holds; {mend_of(self.plan)}")
         return law
+
+    def _fresh_wide(self, name: str, narrow: Tensor) -> tuple[Tensor, float | Tensor]:
+        """A fresh wide tensor, and what a fresh narrow one is: its mean, or all of it where that is known."""
+        exact = torch.promote_types(narrow.dtype, torch.float32)
+        if name in self.plan.layout.buffers:
+            if name in self._built():
+                own, wide = (buffer.detach().to(narrow.device) for buffer in self._built()[name])
+                return wide.to(exact, copy=True), own
+            if name not in self._fresh() and self.plan.wide_shape(name) == tuple(narrow.shape):
+                return narrow.clone(), narrow  # no width changes it
+        law = self._law(name)
+        fresh = fresh_value(
+            self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=self._strength
+        )
+        return fresh.to(narrow.device), law.mean
 
     def _beside_fresh(self, name: str, narrow: Tensor) -> Tensor:
         """What is padded or expanded, with a fresh wide one in it or beside it."""
-        scaling, law = self.plan[name], self._law(name)
-        strength, shrink = self._strength, self.shrink.of(name)
+        fresh, mean = self._fresh_wide(name, narrow)
+        if isinstance(mean, Tensor) and torch.equal(narrow, mean) and not self.keeps_function_if_proved:
+            return fresh  # a table, as constructors make it
+        return self._joined(name, narrow, fresh, mean)
+
+    def _joined(
+        self, name: str, narrow: Tensor, fresh: Tensor, mean: float | Tensor, rows: slice | None = None
+    ) -> Tensor:
+        """Both together; of some rows where ``fresh`` has them alone."""
+        scaling, λ = self.plan[name], self.shrink.of(name)
         sizes, growth = self.plan.layout.sizes, self.plan.growth
-        fresh = fresh_value(
-            self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=strength
-        ).to(narrow.device)
-        if self.operator.name == "zero_pad":
-            return zero_pad(narrow, scaling, sizes, growth, shrink=shrink, fresh=fresh, fresh_mean=law.mean)
-        norms = self._norms()
-        return expand(
-            narrow,
-            scaling.axes,
-            sizes,
-            growth,
-            fresh=fresh,
-            silent=norms.silent,
-            means=norms.centred and not norms.is_own_bias(name),
-            gain_offset=norms.gains.get(name),
-            shrink=shrink,
-        )
+        if self.operator.expands:
+            norms = self._norms()
+            return expand(
+                narrow,
+                scaling.axes,
+                sizes,
+                growth,
+                fresh=fresh,
+                silent=norms.silent,
+                means=norms.centres(name),
+                gain_offset=norms.gains.get(name),
+                shrink=λ,
+                rows=rows,
+            )
+        return zero_pad(narrow, scaling, sizes, growth, shrink=λ, fresh=fresh, fresh_mean=mean, rows=rows)
 
 
 def _no_grad() -> None:

@@ -49,9 +49,11 @@ class Operator:
         """
         noise = Noise.parse(self.default_noise if given == "default" else given)
         if noise is not None and noise.kind not in self.noises:
+            others = [other.name for other in OPERATORS.values() if noise.kind in other.noises]
             raise GrowthError(
-                f"noise {str(noise)!r} does not go with the operator {self.name}; "
-                f"expected none{', or one of ' * bool(self.noises)}{', '.join(self.noises)}"
+                f"noise {str(noise)!r} does not go with the operator {self.name} but with "
+                f"{' and '.join(others)}; expected none{', or one of ' * bool(self.noises)}"
+                f"{', '.join(self.noises)}, or another operator"
             )
         return noise
 
@@ -150,7 +152,7 @@ OPERATORS = {
 
 
 # What grows a model when no operator is named, and λ where that one takes it.
-DEFAULT: tuple[str, float | None] = ("duplicate", None)
+DEFAULT: tuple[str, float | None] = ("expand", 0.7)
 
 
 def operator_named(name: str) -> Operator:

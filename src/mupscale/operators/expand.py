@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import PreTrainedConfig
-from mupscale.notation.axes import Axes, pad
+from mupscale.notation.axes import Axes, pad, padded_rows
 from mupscale.notation.dims import Dim, Growth, Sizes, wide_sizes
 from mupscale.operators.fresh import Law, fresh_laws
 from mupscale.theory.manifest import Plan
@@ -62,10 +62,15 @@ class Norms:
         silent = {axis for name in gains for axis in plan[name].axes.names if axis in plan.growth}
         return cls(gains, frozenset(silent), bool(gains) and _centres(plan, next(iter(gains))))
 
-    def is_own_bias(self, name: str) -> bool:
-        """Whether it is what one of the norms adds in the end."""
+    def centres(self, name: str) -> bool:
+        """Whether what a parameter writes comes to one of the norms that subtract the mean.
+
+        Their own biases they add in the end.
+        """
         owner, _, leaf = name.rpartition(".")
-        return leaf == "bias" and any(gain.rpartition(".")[0] == owner for gain in self.gains)
+        return self.centred and not (
+            leaf == "bias" and any(gain.rpartition(".")[0] == owner for gain in self.gains)
+        )
 
 
 def _centres(plan: Plan, gain: str) -> bool:
@@ -92,6 +97,7 @@ def expand(
     means: bool = False,
     gain_offset: float | None = None,
     shrink: float = 1.0,
+    rows: slice | None = None,
 ) -> Tensor:
     """A wide parameter from a narrow one and a fresh wide one, in the precision of ``fresh``.
 
@@ -99,6 +105,7 @@ def expand(
         tensor: θ. Integers are only padded.
         axes: its own; of them the contracted ones are read, the others written.
         fresh: a wide parameter as `mupscale.init_` makes it.
+        rows: make these rows of it alone, which ``fresh`` then has alone; see `needs_all_rows`.
         silent: the axes whose new channels hold zeros.
         means: they hold the mean of the old channels instead.
         gain_offset: of a norm's gain over a silent axis: what the norm adds to it.
@@ -111,7 +118,16 @@ def expand(
     """
     if not tensor.is_floating_point():
         return pad(tensor, axes, sizes, growth).clone()
-    wide = pad(tensor.to(fresh.dtype), axes, sizes, growth).clone()
+    if rows is None:
+        wide = pad(tensor.to(fresh.dtype), axes, sizes, growth).clone()
+    else:
+        mine, there, those = padded_rows(axes, sizes, growth, rows)
+        wide = torch.zeros_like(fresh)
+        wide.index_copy_(0, there, pad(tensor[mine].to(fresh.dtype), those, sizes, growth))
+
+    def beyond(place: int, among: Collection[str]) -> Tensor:
+        found = _beyond(axes.dims[place], sizes, growth, among)
+        return (found[rows] if rows is not None and place == 0 else found).to(fresh.device)
 
     def new(among: Collection[str], *, contracted: bool) -> Tensor:
         """Where an entry is new along these axes, read or written; of a shape that broadcasts."""
@@ -119,7 +135,7 @@ def expand(
         for place, dim in enumerate(axes.dims):
             if dim.contracted == contracted:
                 along = [-1 if i == place else 1 for i in range(tensor.ndim)]
-                found = found | _beyond(dim, sizes, growth, among).view(along).to(fresh.device)
+                found = found | beyond(place, among).view(along)
         return found
 
     loud = growth.keys() - set(silent)
@@ -130,12 +146,18 @@ def expand(
         wide = (wide + gain_offset) / math.sqrt(axes.copies(growth)) - gain_offset
     elif means:
         for place, dim in enumerate(axes.dims):
-            beyond = _beyond(dim, sizes, growth, silent).to(wide.device)
-            if not dim.contracted and beyond.any():
-                mean = wide.index_select(place, (~beyond).nonzero()[:, 0]).mean(dim=place, keepdim=True)
+            added = beyond(place, silent)
+            if not dim.contracted and added.any():
+                mean = wide.index_select(place, (~added).nonzero()[:, 0]).mean(dim=place, keepdim=True)
                 along = [-1 if i == place else 1 for i in range(wide.ndim)]
-                wide = torch.where(beyond.view(along), mean, wide)
+                wide = torch.where(added.view(along), mean, wide)
     return wide if shrink == 1 else wide.mul_(shrink).add_(fresh, alpha=1 - shrink)
+
+
+def needs_all_rows(axes: Axes, growth: Growth, silent: Collection[str], *, means: bool) -> bool:
+    """Whether a mean over rows is taken, so that no rows can be made without the others."""
+    first = axes.dims[0]
+    return means and not first.contracted and any(a in silent and growth.get(a, 1) != 1 for a in first.names)
 
 
 def _beyond(dim: Dim, sizes: Sizes, growth: Growth, axes: Collection[str]) -> Tensor:

@@ -7,13 +7,15 @@ costs nothing, and each fill that it asks for is recorded with its arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mupscale.errors import GrowthError
@@ -63,12 +65,41 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name not in ("clamp_", "copy_", "requires_grad_", "detach_"):
             self.laws.pop(key, None)
 
+    @contextmanager
+    def with_truncated(self) -> Iterator[None]:
+        """Record ``trunc_normal_`` too, which on the meta device fills nothing and calls no operator."""
+        fill = nn.init._no_grad_trunc_normal_
+
+        def noted(tensor: Tensor, mean: float, std: float, a: float, b: float, *more: Any, **how: Any) -> Any:
+            self.laws[id(tensor)] = truncated_normal(mean, std, a, b)
+            return fill(tensor, mean, std, a, b, *more, **how)
+
+        nn.init._no_grad_trunc_normal_ = noted
+        try:
+            yield
+        finally:
+            nn.init._no_grad_trunc_normal_ = fill
+
+
+def truncated_normal(mean: float, std: float, low: float, high: float) -> Law:
+    """Mean and standard deviation of a normal law of which no number is outside of low and high.
+
+    >>> round(truncated_normal(0, 1, -2, 2).std, 6)
+    0.879626
+    """
+    unit, a, b = NormalDist(), (low - mean) / std, (high - mean) / std
+    share = unit.cdf(b) - unit.cdf(a)
+    shift = (unit.pdf(a) - unit.pdf(b)) / share
+    variance = 1 + (a * unit.pdf(a) - b * unit.pdf(b)) / share - shift**2
+    return Law(mean + std * shift, std * math.sqrt(variance))
+
 
 def fresh_laws(plan: Plan) -> dict[str, Law]:
     """The law of every parameter of a fresh narrow model, by name, and of buffers that are filled with one.
 
     Transformers models allocate no weights. Of a plain module that was built, what its constructor has filled
-    counts, where that is not what ``reset_parameters`` says.
+    counts, where that is not what ``reset_parameters`` says. Of buffers that it always fills alike see
+    `built_buffers`.
 
     Raises:
         GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
@@ -78,9 +109,9 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
             "a fresh init needs the module's own code: make the plan here with mupscale.plan(...), "
             "not from a file (plans of transformers models can be loaded)"
         )
-    fresh = plan.build_narrow()
+    fresh, again = plan.build_narrow(), plan.build_narrow()
     model = copied(fresh).to("meta")
-    with torch.device("meta"), _RecordFills() as record:
+    with torch.device("meta"), _RecordFills() as record, record.with_truncated():
         if transformers_config(model) is not None:
             model.initialize_weights()  # type: ignore[operator]
         else:
@@ -89,19 +120,47 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
                     reset()
     laws = {}
     # By all names: on the meta device, tied parameters are two.
-    values, others = (dict(m.named_parameters(remove_duplicate=False)) for m in (fresh, plan.build_narrow()))
+    values, others = (dict(m.named_parameters(remove_duplicate=False)) for m in (fresh, again))
     for name, param in model.named_parameters():
         law, value = record.laws.get(id(param)), values[name].detach()
         if not value.is_meta and (law is None or _constructed_otherwise(law, value, others[name].detach())):
             law = Law(value.mean().item(), 0.0 if _is_constant(value) else value.std().item())
         if law is None:
-            raise GrowthError(
-                f"{name}: cannot tell how a fresh one is initialized; plan from a function make(width), "
-                "or give the module that owns it a reset_parameters() method"
-            )
+            raise GrowthError(f"{name}: cannot tell how a fresh one is initialized; {mend_of(plan)}")
         laws[name] = law
-    filled = {name: record.laws.get(id(buffer)) for name, buffer in model.named_buffers()}
-    return laws | {name: law for name, law in filled.items() if law is not None}
+    for name, buffer in model.named_buffers():
+        value, other = fresh.get_buffer(name), again.get_buffer(name)
+        if (law := record.laws.get(id(buffer))) is not None:
+            laws[name] = law
+        elif value.is_floating_point() and not value.is_meta and not torch.equal(value, other):
+            laws[name] = Law(value.mean().item(), value.std().item())
+    return laws
+
+
+def mend_of(plan: Plan) -> str:
+    """What to do where a law cannot be told."""
+    if plan.config is not None:
+        return "its model type fills it in a way that shows no law; the operator duplicate needs none"
+    return (
+        "plan from a function make(width), give the module that owns it a reset_parameters() method that "
+        "fills it, or grow by the operator duplicate"
+    )
+
+
+def built_buffers(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
+    """What a buffer of a fresh model holds where that is always the same, as in a table: narrow, and wide.
+
+    Of modules that a function builds. Of those that were given it is not known what a fresh one holds.
+    """
+    if plan.build_narrow is None or plan.build_wide is None:
+        return {}
+    builders = plan.build_narrow, plan.build_narrow, plan.build_wide
+    narrow, again, wide = (dict(build().named_buffers(remove_duplicate=False)) for build in builders)
+    return {
+        name: (buffer, wide[name])
+        for name, buffer in narrow.items()
+        if name in wide and not buffer.is_meta and torch.equal(buffer, again[name])
+    }
 
 
 def _constructed_otherwise(law: Law, value: Tensor, other: Tensor) -> bool:

@@ -15,8 +15,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from mupscale.errors import GrowthError
-from mupscale.notation.axes import Axes, pad
-from mupscale.notation.dims import Dim, Growth, Sizes
+from mupscale.notation.axes import pad, padded_rows
+from mupscale.notation.dims import Growth, Sizes
 from mupscale.theory.scaling import Scaling
 
 
@@ -96,7 +96,8 @@ def zero_pad(
     *,
     shrink: float,
     fresh: Tensor,
-    fresh_mean: float,
+    fresh_mean: float | Tensor,
+    rows: slice | None = None,
 ) -> Tensor:
     """``fresh`` + λ · Pad₀(θ − its fresh mean), in the precision of ``fresh``.
 
@@ -108,37 +109,16 @@ def zero_pad(
         scaling: its scaling; of its scales only the fold acts, as it belongs to the architecture.
         shrink: λ.
         fresh: a fresh wide parameter, as `mupscale.init_` makes it, or its mean alone; changed in place.
-        fresh_mean: mean of a fresh narrow one.
+        fresh_mean: mean of a fresh narrow one, or all of it.
+        rows: make these rows of it alone, which ``fresh`` then has alone.
     """
     if not tensor.is_floating_point():
         return pad(tensor, scaling.axes, sizes, growth).clone()
     if shrink == 0:
         return fresh
-    learned = (tensor.to(fresh.dtype) - fresh_mean) * (shrink * scaling.fold)
-    return fresh.add_(pad(learned, scaling.axes, sizes, growth))
-
-
-def zero_pad_rows(
-    tensor: Tensor,
-    scaling: Scaling,
-    sizes: Sizes,
-    growth: Growth,
-    rows: slice,
-    *,
-    shrink: float,
-    fresh: Tensor,
-    fresh_mean: float,
-) -> Tensor:
-    """Some rows of what `zero_pad` gives of a tensor that is no whole numbers.
-
-    Args:
-        rows: the indices of the first dim.
-        fresh: these rows of a fresh wide parameter; changed in place.
-    """
-    places = scaling.axes.dims[0].places(sizes, growth)
-    mine = ((places >= rows.start) & (places < rows.stop)).nonzero()[:, 0]
-    if shrink == 0 or not len(mine):
-        return fresh
-    learned = (tensor[mine].to(fresh.dtype) - fresh_mean) * (shrink * scaling.fold)
-    rest = Axes((Dim((len(mine),)), *scaling.axes.dims[1:]))
-    return fresh.index_add_(0, places[mine] - rows.start, pad(learned, rest, sizes, growth))
+    axes, there = scaling.axes, None
+    if rows is not None:
+        mine, there, axes = padded_rows(axes, sizes, growth, rows)
+        tensor = tensor[mine]
+    learned = pad((tensor.to(fresh.dtype) - fresh_mean) * (shrink * scaling.fold), axes, sizes, growth)
+    return fresh.add_(learned) if there is None else fresh.index_add_(0, there, learned)

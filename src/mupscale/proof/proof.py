@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,8 +193,9 @@ def _grow(
     state = state_tensors(narrow)
     # What is new is to go unseen whatever it is; without noise it would be nothing.
     kept = "default" if operator_named(operator).expands else None
-    pure = Grower(plan, lambda name: state[name].detach(), operator=operator, noise=kept)
-    noise = Grower(plan, lambda name: state[name].detach(), noise="balanced:1") if noisy else pure
+    grower = partial(Grower, plan, lambda name: state[name].detach())
+    pure = grower(operator=operator, noise=kept)
+    noise = grower(operator="duplicate", noise="balanced:1") if noisy else pure
     with torch.no_grad():
         fill_(wide, narrow, plan, lambda name: (noise if name in noisy else pure)(name))
     for model in (narrow, wide):

@@ -137,7 +137,7 @@ def _run(
     standard = begin == "standard"
     torch.manual_seed(seed)
     if begin == "grown":
-        model = mupscale.grow(AutoModelForCausalLM.from_config(config), plan, seed=seed)
+        model = mupscale.grow(AutoModelForCausalLM.from_config(config), plan, operator="duplicate", seed=seed)
     else:
         model = AutoModelForCausalLM.from_config(plan.config)
     if begin == "mup":

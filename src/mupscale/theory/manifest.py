@@ -223,9 +223,7 @@ class Plan:
         """What is to be known of it beside its numbers."""
         notes = [f"{axis}: {reason}" for axis, reason in self.inexact.items()]
         if self.inexact and DEPTH not in self.growth:
-            notes.append(
-                "not by even copies, the default: choose other sizes, or grow(..., operator='zero_pad')"
-            )
+            notes.append("not by even copies (operator duplicate): choose other sizes, or zero_pad or expand")
         if not self.proved and not self.inexact and self.growth:
             why = self.unproved_because or "read off shapes alone; plan(..., inputs=x) proves it on a run"
             notes.append(f"not proved: {why}")
