@@ -8,7 +8,8 @@ from torch import nn
 from mupscale.errors import GrowthError
 from mupscale.models.sharding import placed_like
 from mupscale.models.surroundings import plain_surroundings
-from mupscale.operators.fresh import fresh_laws, fresh_value
+from mupscale.operators.fresh import fresh_laws, fresh_value, law_of
+from mupscale.operators.own import own_values
 from mupscale.theory.manifest import Plan
 
 
@@ -23,7 +24,8 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
         seed: with the parameter names, decides every number.
 
     Raises:
-        GrowthError: a parameter of ``wide`` is not in the plan, or has another shape.
+        GrowthError: a parameter of ``wide`` is not in the plan, has another shape, or does not show what a
+            fresh one holds.
 
     >>> from torch import nn
     >>> make = lambda width: nn.Sequential(nn.Linear(8, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
@@ -32,13 +34,17 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     """
     with plain_surroundings(), torch.no_grad():
         laws = fresh_laws(plan)
+        own = own_values(plan, laws, seed=seed)
         for name, param in wide.named_parameters():
             scaling = plan[name]
             if tuple(param.shape) != plan.wide_shape(name):
                 raise GrowthError(
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
                 )
-            law, own = laws[plan.canonical(name)], plan.own_name(name)
-            value = fresh_value(scaling, law, seed=seed, name=own, dtype=param.dtype)
+            if (narrow := plan.canonical(name)) in own:
+                value = own[narrow].wide
+            else:
+                law, place = law_of(laws, narrow, plan), plan.own_name(name)
+                value = fresh_value(scaling, law, seed=seed, name=place, dtype=param.dtype)
             param.copy_(placed_like(value, param))
     return wide

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, ViTConfig
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, Mamba2Config, MambaConfig, ViTConfig
 
 import mupscale
 from models import CONFIGS, PLAIN, make_mlp
@@ -51,6 +51,35 @@ def test_a_truncated_law_is_read_off_though_on_the_meta_device_nothing_is_filled
     sample = nn.init.trunc_normal_(torch.empty(100_000), mean=0.3, std=0.5, a=-0.2, b=0.9)
     law = truncated_normal(0.3, 0.5, -0.2, 0.9)
     assert (sample.mean().item(), sample.std().item()) == pytest.approx((law.mean, law.std), abs=5e-3)
+
+
+def test_what_state_space_models_begin_from_is_made_by_their_own_code():
+    """The logarithms of 1, 2, …, and steps that are drawn by a law of their own: both were refused."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 61, "state_size": 8}
+    for config, name in (
+        (MambaConfig(**sizes), "backbone.layers.1.mixer.A_log"),
+        (Mamba2Config(**sizes, num_heads=8, head_dim=16, n_groups=1), "backbone.layers.1.mixer.dt_bias"),
+    ):
+        torch.manual_seed(0)
+        narrow = AutoModelForCausalLM.from_config(config)
+        plan = mupscale.plan(narrow, width=2)
+        stock, fresh = (AutoModelForCausalLM.from_config(plan.config) for _ in range(2))
+        mupscale.init_(fresh, plan, seed=3)
+        same = mupscale.grow(narrow, plan, operator="zero_pad", shrink=0, seed=3)
+        assert all(torch.equal(p, fresh.get_parameter(n)) for n, p in same.named_parameters())
+        value, own = fresh.get_parameter(name), stock.get_parameter(name)
+        if name.endswith("A_log"):
+            assert torch.equal(value, own)
+            assert torch.equal(mupscale.grow(narrow, plan).get_parameter(name), own)
+            with torch.no_grad():
+                narrow.get_parameter(name)[:] += 1
+            wide = mupscale.grow(narrow, plan, operator="zero_pad", shrink=0.5).get_parameter(name)
+            torch.testing.assert_close(wide[:128] - own[:128], torch.full((128, 8), 0.5))
+            assert torch.equal(wide[128:], own[128:])
+        else:
+            assert not torch.equal(value, own)
+            steps = nn.functional.softplus(value)
+            assert config.time_step_min * 0.99 < steps.min() < steps.max() < config.time_step_max * 1.01
 
 
 def test_what_shows_no_law_is_measured():

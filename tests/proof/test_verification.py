@@ -8,11 +8,11 @@ from models import NAMES, batch, build, make_mlp, plan_source
 from mupscale import GrowthError
 
 
-def grown(name, **kwargs):
+def grown(name, noise="default"):
     narrow = build(name)
     plan = mupscale.plan(plan_source(name, narrow), width=2)
     inputs = None if hasattr(narrow, "config") else batch(name, 0)[0]
-    return narrow, mupscale.grow(narrow, plan, **kwargs), plan, inputs
+    return narrow, mupscale.grow(narrow, plan, operator="duplicate", noise=noise), plan, inputs
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -204,7 +204,7 @@ def verify(
     elif again and changes:
         print_text(
             f"not the same function, as {again.recipe} is not to keep it: {report.outputs}; "
-            "the operators duplicate, with balanced noise, and expand keep it"
+            "the operators duplicate, with balanced noise, and expand, with λ = 1, keep it"
         )
     else:
         print_text(str(report))

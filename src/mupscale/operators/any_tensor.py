@@ -18,9 +18,10 @@ from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import DEFAULT, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
-from mupscale.operators.fresh import Law, built_buffers, fresh_laws, fresh_rows, fresh_value, mend_of
+from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value, law_of
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise, row_blocks
+from mupscale.operators.own import own_values, throughout
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
 
@@ -74,7 +75,7 @@ class Grower:
         self._read = read
         # Asked where something fresh is added only, and then once.
         self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
-        self._built = cache(lambda: built_buffers(self.plan))
+        self._own = cache(lambda: own_values(self.plan, self._fresh(), seed=seed))
         self._norms: Callable[[], Norms] = cache(lambda: Norms.of(self.plan, self._fresh()))
 
     @property
@@ -140,7 +141,7 @@ class Grower:
             return None
         if self.operator.copies_evenly and (noise is None or noise.is_local):
             return self._copied_rows(name, dtype, noise)
-        if self.operator.shrink is not None and name in self.plan.layout.params:
+        if self.operator.shrink is not None and name in self.plan.layout.params and name in self._fresh():
             narrow = self._narrow(name)
             return self._rows_beside_fresh(name, narrow, dtype) if narrow.is_floating_point() else None
         return None
@@ -167,7 +168,7 @@ class Grower:
     def _rows_beside_fresh(
         self, name: str, narrow: Tensor, dtype: torch.dtype | None
     ) -> list[Callable[[], Tensor]] | None:
-        first, law = self.from_first[name], self._law(name)
+        first, law = self.from_first[name], self._fresh()[name]
         if self.operator.expands:
             norms, axes = self._norms(), self.plan[name].axes
             if needs_all_rows(axes, self.plan.growth, norms.silent, means=norms.centres(name)):
@@ -239,29 +240,23 @@ class Grower:
     def _fresh_std(self, name: str) -> Callable[[], float]:
         """The standard deviation of a fresh narrow parameter, as μP gives it from the first of the line."""
         fan_in, first = self.plan[name].fan_in, self.from_first
-        return lambda: self._fresh()[name].std * math.sqrt(fan_in / first[name].fan_in)
+        return lambda: law_of(self._fresh(), name, self.plan).std * math.sqrt(fan_in / first[name].fan_in)
 
     @property
     def _strength(self) -> float:
         """Of what is random in what is fresh."""
         return self.noise.strength if self.noise is not None else 0.0
 
-    def _law(self, name: str) -> Law:
-        """What a fresh parameter is."""
-        if (law := self._fresh().get(name)) is None:
-            raise GrowthError(f"{name}: cannot tell what a fresh one holds; {mend_of(self.plan)}")
-        return law
-
     def _fresh_wide(self, name: str, narrow: Tensor) -> tuple[Tensor, float | Tensor]:
         """A fresh wide tensor, and what a fresh narrow one is: its mean, or all of it where that is known."""
-        exact = torch.promote_types(narrow.dtype, torch.float32)
-        if name in self.plan.layout.buffers:
-            if name in self._built():
-                own, wide = (buffer.detach().to(narrow.device) for buffer in self._built()[name])
-                return wide.to(exact, copy=True), own
+        if name not in self._fresh() or name in self.plan.layout.buffers:
+            exact = torch.promote_types(narrow.dtype, torch.float32)
+            if (own := self._own().get(name)) is not None:
+                wide = throughout(own.wide) if own.drawn and not self._strength else own.wide
+                return wide.to(narrow.device, exact, copy=True), own.narrow.to(narrow.device, exact)
             if name not in self._fresh() and self.plan.wide_shape(name) == tuple(narrow.shape):
                 return narrow.clone(), narrow  # no width changes it
-        law = self._law(name)
+        law = law_of(self._fresh(), name, self.plan)
         fresh = fresh_value(
             self.from_first[name], law, seed=self.seed, name=name, dtype=narrow.dtype, strength=self._strength
         )
@@ -270,7 +265,8 @@ class Grower:
     def _beside_fresh(self, name: str, narrow: Tensor) -> Tensor:
         """What is padded or expanded, with a fresh wide one in it or beside it."""
         fresh, mean = self._fresh_wide(name, narrow)
-        if isinstance(mean, Tensor) and torch.equal(narrow, mean) and not self.keeps_function_if_proved:
+        changes = not self.keeps_function_if_proved
+        if changes and isinstance(mean, Tensor) and torch.equal(narrow, mean.to(narrow.dtype)):
             return fresh  # a table, as constructors make it
         return self._joined(name, narrow, fresh, mean)
 

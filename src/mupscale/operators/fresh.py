@@ -7,7 +7,7 @@ costs nothing, and each fill that it asks for is recorded with its arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +67,10 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def with_truncated(self) -> Iterator[None]:
-        """Record ``trunc_normal_`` too, which on the meta device fills nothing and calls no operator."""
+        """Record ``trunc_normal_`` too, which on the meta device fills nothing and calls no operator.
+
+        It is torch's own function that is replaced, wherever it was imported to.
+        """
         fill = nn.init._no_grad_trunc_normal_
 
         def noted(tensor: Tensor, mean: float, std: float, a: float, b: float, *more: Any, **how: Any) -> Any:
@@ -95,14 +98,13 @@ def truncated_normal(mean: float, std: float, low: float, high: float) -> Law:
 
 
 def fresh_laws(plan: Plan) -> dict[str, Law]:
-    """The law of every parameter of a fresh narrow model, by name, and of buffers that are filled with one.
+    """The law of the parameters of a fresh narrow model, by name, and of buffers, as far as they show one.
 
     Transformers models allocate no weights. Of a plain module that was built, what its constructor has filled
-    counts, where that is not what ``reset_parameters`` says. Of buffers that it always fills alike see
-    `built_buffers`.
+    counts, where that is not what ``reset_parameters`` says. Of what shows no law see `own_values`.
 
     Raises:
-        GrowthError: the plan cannot build the model, or a parameter is filled in a way that shows no law.
+        GrowthError: the plan cannot build the model.
     """
     if plan.build_narrow is None:
         raise GrowthError(
@@ -125,9 +127,8 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
         law, value = record.laws.get(id(param)), values[name].detach()
         if not value.is_meta and (law is None or _constructed_otherwise(law, value, others[name].detach())):
             law = Law(value.mean().item(), 0.0 if _is_constant(value) else value.std().item())
-        if law is None:
-            raise GrowthError(f"{name}: cannot tell how a fresh one is initialized; {mend_of(plan)}")
-        laws[name] = law
+        if law is not None:
+            laws[name] = law
     for name, buffer in model.named_buffers():
         value, other = fresh.get_buffer(name), again.get_buffer(name)
         if (law := record.laws.get(id(buffer))) is not None:
@@ -137,30 +138,21 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
     return laws
 
 
-def mend_of(plan: Plan) -> str:
-    """What to do where a law cannot be told."""
-    if plan.config is not None:
-        return "its model type fills it in a way that shows no law; the operator duplicate needs none"
-    return (
-        "plan from a function make(width), give the module that owns it a reset_parameters() method that "
-        "fills it, or grow by the operator duplicate"
-    )
+def law_of(laws: Mapping[str, Law], name: str, plan: Plan) -> Law:
+    """The law of a parameter or buffer.
 
-
-def built_buffers(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
-    """What a buffer of a fresh model holds where that is always the same, as in a table: narrow, and wide.
-
-    Of modules that a function builds. Of those that were given it is not known what a fresh one holds.
+    Raises:
+        GrowthError: it shows none.
     """
-    if plan.build_narrow is None or plan.build_wide is None:
-        return {}
-    builders = plan.build_narrow, plan.build_narrow, plan.build_wide
-    narrow, again, wide = (dict(build().named_buffers(remove_duplicate=False)) for build in builders)
-    return {
-        name: (buffer, wide[name])
-        for name, buffer in narrow.items()
-        if name in wide and not buffer.is_meta and torch.equal(buffer, again[name])
-    }
+    if (law := laws.get(name)) is None:
+        mend = (
+            "its model type fills it in a way that shows no law; the operator duplicate needs none"
+            if plan.config is not None
+            else "plan from a function make(width), give the module that owns it a reset_parameters() method "
+            "that fills it, or grow by the operator duplicate"
+        )
+        raise GrowthError(f"{name}: cannot tell what a fresh one holds; {mend}")
+    return law
 
 
 def _constructed_otherwise(law: Law, value: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,86 @@
+"""What a model's own code puts into a tensor where that shows no law: tables, and draws of another kind.
+
+A table is the same in every fresh model: positions, masks, the logarithms of 1, 2, … that state-space models
+begin from. It has no law from which a wide one could be drawn, but the wide model's own code makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from mupscale.operators.fresh import Law
+from mupscale.theory.manifest import Plan
+
+
+@dataclass(frozen=True)
+class Own:
+    """A tensor as a model's own code fills it.
+
+    Attributes:
+        narrow: the fresh narrow one, where it is always the same; else of its shape, and its mean throughout.
+        wide: a fresh wide one.
+        drawn: whether it is random.
+    """
+
+    narrow: Tensor
+    wide: Tensor
+    drawn: bool
+
+
+def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, Own]:
+    """What shows no law, by name, as far as the model's own code tells what a fresh one holds.
+
+    Of plain modules that a function builds these are buffers that are always the same. Of transformers models
+    it is buffers, and parameters that do not sum over what grows: the others have the size that μP gives,
+    which the wide model's own draws do not have. No others are allocated.
+    """
+    if plan.build_narrow is None or plan.build_wide is None:
+        return {}
+    if plan.config is None:
+        builders = plan.build_narrow, plan.build_narrow, plan.build_wide
+        narrow, again, wide = (dict(build().named_buffers(remove_duplicate=False)) for build in builders)
+    else:
+        params = {name for name in plan.layout.params if plan[name].init_scale == 1}
+        names = (params | {*plan.layout.buffers}) - laws.keys()
+        narrow, again, wide = (
+            _initialized(build(), names, seed + more) if names else {}
+            for build, more in ((plan.build_narrow, 0), (plan.build_narrow, 1), (plan.build_wide, 2))
+        )
+    found = {}
+    for name in narrow.keys() & wide.keys():
+        value, drawn = narrow[name], narrow[name].is_meta or not torch.equal(narrow[name], again[name])
+        if not value.is_meta and not (drawn and plan.config is None):
+            found[name] = Own(throughout(value) if drawn else value, wide[name], drawn)
+    return found
+
+
+def _initialized(model: nn.Module, names: Collection[str], seed: int) -> dict[str, Tensor]:
+    """Some tensors of a transformers model on the meta device, as its initializer fills them."""
+    real = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        before = getattr(module, leaf)
+        if not before.is_floating_point() or isinstance(module, ParametrizationList):
+            continue
+        value = torch.full(before.shape, torch.nan)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        else:
+            module._buffers[leaf] = value
+        real[name] = module, leaf
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model.initialize_weights()  # type: ignore[operator]
+    filled = {name: getattr(module, leaf).detach() for name, (module, leaf) in real.items()}
+    return {name: value for name, value in filled.items() if not value.isnan().any()}
+
+
+def throughout(value: Tensor) -> Tensor:
+    """A tensor's mean in all of its places."""
+    return torch.full_like(value, value.mean().item())
