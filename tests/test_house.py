@@ -171,6 +171,7 @@ def test_growing_a_plain_module_imports_no_transformers():
         mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3)
         mupscale.clip_grad_norm_(wide, plan, 1.0)
         mupscale.verify(narrow, wide, plan, inputs, steps=1)
+        mupscale.grow(narrow, plan)
         mupscale.init_(wide, plan)
         mupscale.Plan.from_json(plan.to_json())
     """

@@ -80,6 +80,9 @@ def test_what_state_space_models_begin_from_is_made_by_their_own_code():
             assert not torch.equal(value, own)
             steps = nn.functional.softplus(value)
             assert config.time_step_min * 0.99 < steps.min() < steps.max() < config.time_step_max * 1.01
+            weaker = mupscale.grow(narrow, plan, operator="zero_pad", shrink=0, noise="fresh:0.5", seed=3)
+            half = weaker.get_parameter(name)
+            torch.testing.assert_close(half - half.mean(), (value - value.mean()) / 2)
 
 
 def test_what_shows_no_law_is_measured():

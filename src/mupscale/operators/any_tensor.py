@@ -21,7 +21,7 @@ from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smalle
 from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value, law_of
 from mupscale.operators.net2net import random_copies
 from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise, row_blocks
-from mupscale.operators.own import own_values, throughout
+from mupscale.operators.own import own_values
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
 
@@ -252,8 +252,8 @@ class Grower:
         if name not in self._fresh() or name in self.plan.layout.buffers:
             exact = torch.promote_types(narrow.dtype, torch.float32)
             if (own := self._own().get(name)) is not None:
-                wide = throughout(own.wide) if own.drawn and not self._strength else own.wide
-                return wide.to(narrow.device, exact, copy=True), own.narrow.to(narrow.device, exact)
+                fresh = own.fresh(self._strength).to(narrow.device, exact, copy=True)
+                return fresh, own.narrow.to(narrow.device, exact)
             if name not in self._fresh() and self.plan.wide_shape(name) == tuple(narrow.shape):
                 return narrow.clone(), narrow  # no width changes it
         law = law_of(self._fresh(), name, self.plan)

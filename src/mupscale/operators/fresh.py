@@ -69,7 +69,7 @@ class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def with_truncated(self) -> Iterator[None]:
         """Record ``trunc_normal_`` too, which on the meta device fills nothing and calls no operator.
 
-        It is torch's own function that is replaced, wherever it was imported to.
+        What it calls is replaced, so that it does not matter where it was imported to.
         """
         fill = nn.init._no_grad_trunc_normal_
 

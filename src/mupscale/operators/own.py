@@ -31,6 +31,12 @@ class Own:
     wide: Tensor
     drawn: bool
 
+    def fresh(self, strength: float) -> Tensor:
+        """The wide one, its random part times ``strength``."""
+        if not self.drawn or strength == 1:
+            return self.wide
+        return _throughout(self.wide).lerp(self.wide, strength)
+
 
 def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, Own]:
     """What shows no law, by name, as far as the model's own code tells what a fresh one holds.
@@ -53,9 +59,11 @@ def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, O
         )
     found = {}
     for name in narrow.keys() & wide.keys():
-        value, drawn = narrow[name], narrow[name].is_meta or not torch.equal(narrow[name], again[name])
-        if not value.is_meta and not (drawn and plan.config is None):
-            found[name] = Own(throughout(value) if drawn else value, wide[name], drawn)
+        if (value := narrow[name]).is_meta:
+            continue  # of a module that was given, no values are kept
+        drawn = not torch.equal(value, again[name])
+        if not drawn or plan.config is not None:  # else it shows a law
+            found[name] = Own(_throughout(value) if drawn else value, wide[name], drawn)
     return found
 
 
@@ -81,6 +89,6 @@ def _initialized(model: nn.Module, names: Collection[str], seed: int) -> dict[st
     return {name: value for name, value in filled.items() if not value.isnan().any()}
 
 
-def throughout(value: Tensor) -> Tensor:
+def _throughout(value: Tensor) -> Tensor:
     """A tensor's mean in all of its places."""
     return torch.full_like(value, value.mean().item())
