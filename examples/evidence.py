@@ -6,12 +6,14 @@
     python examples/evidence.py --pages                    # write the pages anew, from what is there
 
 Every study runs in evidence/NAME and ends in its results.json; the pages, their pictures and CSV, and the
-table that `mupscale advise` goes by are made of these files alone. A study that is not finished is said to be
-so, and claims nothing; of one on when growing pays, the sweeps that are finished are shown.
+table that `mupscale advise` goes by are made of these files alone. They are kept packed in docs/evidence, so
+that the pages can be written anew where nothing was run. A study that is not finished is said to be so, and
+claims nothing; of one on when growing pays, the sweeps that are finished are shown.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,9 +80,24 @@ class Study:
         return out / self.name / "results.json"
 
     def results(self, out: Path) -> Row | None:
-        """What is known of it; None where nothing is."""
+        """What is known of it where it ran; None where nothing is."""
         place = self.results_at(out)
         return json.loads(place.read_text(encoding="utf-8")) if place.exists() else None
+
+    def kept_at(self, docs: Path) -> Path:
+        return docs / "evidence" / self.name / "results.json.gz"
+
+    def kept(self, docs: Path) -> Row | None:
+        """What the pages are made of where it did not run; None where nothing is."""
+        place = self.kept_at(docs)
+        return json.loads(gzip.decompress(place.read_bytes())) if place.exists() else None
+
+    def keep(self, results: Row, docs: Path) -> None:
+        """Put its results beside the pages, packed."""
+        place = self.kept_at(docs)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(results, separators=(",", ":"), allow_nan=False)
+        place.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 # In the order in which they run: the short ones first.

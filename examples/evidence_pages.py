@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,11 +70,17 @@ def write_pages(
 ) -> None:
     """Both pages, the pictures and numbers that they show, and the table, from the results alone.
 
-    The table stays as it is until the first of `MAPS` is finished.
+    They are those of where the studies ran, or else what was kept beside the pages. Of a study without any,
+    what the page on when growing pays tells stays; and the table, until the first of `MAPS` is finished.
     """
-    shutil.rmtree(docs / "evidence", ignore_errors=True)
     docs.mkdir(parents=True, exist_ok=True)
-    known = {study: study.results(out) for study in studies}
+    known = {study: study.results(out) or study.kept(docs) for study in studies}
+    for study, results in known.items():
+        if results is not None:
+            shutil.rmtree(study.kept_at(docs).parent, ignore_errors=True)
+    for study, results in known.items():  # the transfer check of a study lies in the study's own folder
+        if results is not None:
+            study.keep(results, docs)
     told = {s.name: Told.of(s, part) for s, results in known.items() if (part := _told_part(s, results))}
     growing = [study for study in studies if study.page == GROWING]
     (docs / GROWING).write_text(_growing_page(growing, known, told, docs), encoding="utf-8")
@@ -146,9 +153,13 @@ def _growing_page(
         "The rule by which a start is called best was written down before the runs were looked at, at the "
         "head of [growing_pays.toml](../examples/studies/growing_pays.toml).",
     ]
+    before = _sections(docs / GROWING)
     for study in studies:
         results = known[study]
         title = results["title"] if results else read_study(study.file).title
+        if results is None and title in before:
+            blocks.append(before[title])
+            continue
         blocks.append(f"## {title}")
         finished = results is not None and is_finished(results)
         blocks.append(f"`{study.command}`" if finished else f"{_unfinished(study, results)}.")
@@ -162,6 +173,13 @@ def _growing_page(
             if question["ask"] not in ("points", "tuned"):
                 blocks += [f"### {answer.title}", *_parts(answer, docs, study)]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """What a page says below each of its titles of the second order, with the title."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    sections = (f"## {part}".strip() for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
+    return {section.partition("\n")[0].removeprefix("## "): section for section in sections}
 
 
 def _parts(answer: Answer, docs: Path, study: Study) -> list[str]:

@@ -221,6 +221,19 @@ def test_it_goes_on_where_it_was_killed(tmp_path, capsys):
         assert (there / "docs" / name).read_bytes() == (tmp_path / "docs" / name).read_bytes(), name
     assert (there / "docs" / "evidence/equal/grown_and_continued.png").exists()
 
+    # From what is kept beside them, and what was told of a study whose results are lost stays.
+    for lost in ((), ("recipes",)):
+        shutil.rmtree(there / "out", ignore_errors=True)
+        for name in lost:
+            (there / "docs" / "evidence" / name / "results.json.gz").unlink()
+        assert run(there, pages=True) == 0
+        assert (there / "docs" / GROWING).read_text() == growing
+        if not lost:
+            assert (there / "docs" / RESULTS).read_text() == results
+    for name in ("equal", "recipes"):
+        (there / "out" / name).mkdir(parents=True)
+        shutil.copy(tmp_path / "out" / name / "results.json", there / "out" / name)
+
     # What is done costs nothing more.
     assert evidence._hours(studies_in(there)[0], there / "out", 1)[1] == 0.0
 

@@ -1,7 +1,7 @@
 """A study file: tables [model], [data], [training], a [sweep.NAME] for each set of runs, and [[question]]s.
 
 A sweep whose width (or tokens_per_parameter) is a list, or that grows one such, stands for one of each:
-NAME-32, NAME-64, …
+NAME-32, NAME-64, … They are worked off row by row: the first of every list, then the second.
 
 Knows what a file may say; what the values mean is `mupscale.study.spec.sweeps`'.
 """
@@ -128,7 +128,9 @@ def _sweeps(
                 sweeps[extension.name] = extension
     for sweep in sweeps.values():
         _check_links(sweep, sweeps)
-    return sweeps, families
+    # Row by row: what is stopped early has whole rows of its table, not a part of each.
+    row = {name: place for names in families.values() for place, name in enumerate(names)}
+    return dict(sorted(sweeps.items(), key=lambda item: row[item[0].removesuffix("+")])), families
 
 
 def _whole_table(name: str, values: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
