@@ -71,7 +71,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("integrations", "optim"):
+    if name in ("distributed", "integrations", "optim"):
         return import_module(f"mupscale.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'mupscale' has no attribute {name!r}")

@@ -36,6 +36,15 @@ def family_of(config: PreTrainedConfig) -> Family:
 _families: dict[str, Family] = {}  # of this process
 
 
+def differing_fields(found: PreTrainedConfig, expected: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields of two configs by which their models may differ, and both values of each."""
+    own, other = _key(found), _key(expected)
+    fields = [*other, *(key for key in own if key not in other)]
+    return {
+        k: (own.get(k), other.get(k)) for k in fields if own.get(k) != other.get(k) and k != "architectures"
+    }
+
+
 def _key(config: PreTrainedConfig) -> dict[str, Any]:
     return {k: v for k, v in config.to_dict().items() if k not in NOTES | {"id2label", "label2id"}}
 

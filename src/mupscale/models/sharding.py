@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -22,3 +23,20 @@ def placed_like(tensor: Tensor, param: Tensor) -> Tensor:
     if not isinstance(param, DTensor):
         return tensor
     return distribute_tensor(tensor, param.device_mesh, param.placements, src_data_rank=None)
+
+
+def held_by_this_rank(tensor: Tensor) -> tuple[slice, ...]:
+    """Where in the whole tensor this rank's shard lies, dim by dim; all of it where it is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return tuple(slice(0, n) for n in tensor.shape)
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
+
+
+def with_shard(shard: Tensor, param: Tensor) -> Tensor:
+    """A tensor sharded as ``param`` is, of which every rank brings what it holds."""
+    if not isinstance(param, DTensor):
+        return shard
+    return DTensor.from_local(
+        shard.contiguous(), param.device_mesh, param.placements, shape=param.shape, stride=param.stride()
+    )

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise,
 from mupscale.operators.own import own_values
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
+
+MadeByRows = tuple[list[slice], Callable[[int], Tensor]]
 
 
 class Grower:
@@ -100,24 +102,38 @@ class Grower:
             wide[end - len(block) : end] = block
         return wide
 
-    def blocks(self, name: str, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+    def blocks(
+        self, name: str, dtype: torch.dtype | None = None, rows: slice | None = None
+    ) -> Iterator[Tensor]:
         """The same tensor in blocks of its rows, in order: of a large one a few are in memory at a time.
 
         It comes whole where the operator or the noise looks at all of it at once.
+
+        Args:
+            rows: those to give, with a start and a stop; None for all. They are the same whichever are asked.
         """
-        if (make := self._makes_rows(self.plan.canonical(name), dtype)) is None:
-            yield self._whole(name, dtype)
-        elif len(make) == 1:
-            yield make[0]()
-        else:
-            threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
-            with ThreadPoolExecutor(max_workers=threads, initializer=_no_grad) as pool:
-                for block in make:
-                    ahead.append(pool.submit(block))
-                    if len(ahead) > threads:
-                        yield ahead.popleft().result()
-                while ahead:
+        if (made := self._makes_rows(self.plan.canonical(name), dtype)) is None:
+            whole = self._whole(name, dtype)
+            yield whole if rows is None else whole[rows]
+            return
+        blocks, make = made
+        rows = rows or slice(0, blocks[-1].stop if blocks else 0)
+        asked = [i for i, block in enumerate(blocks) if block.start < rows.stop and rows.start < block.stop]
+
+        def part(i: int) -> Tensor:
+            return make(i)[max(0, rows.start - blocks[i].start) : rows.stop - blocks[i].start]
+
+        if len(asked) == 1:
+            yield part(asked[0])
+            return
+        threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
+        with ThreadPoolExecutor(max_workers=threads, initializer=_no_grad) as pool:
+            for i in asked:
+                ahead.append(pool.submit(part, i))
+                if len(ahead) > threads:
                     yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     def _whole(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """A tensor that is not made of blocks."""
@@ -134,8 +150,8 @@ class Grower:
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)
 
-    def _makes_rows(self, name: str, dtype: torch.dtype | None) -> list[Callable[[], Tensor]] | None:
-        """What makes each block of rows; None where they cannot be made apart."""
+    def _makes_rows(self, name: str, dtype: torch.dtype | None) -> MadeByRows | None:
+        """The blocks of rows, and what makes one of them; None where they cannot be made apart."""
         noise = self.noise if name in self.plan.layout.params else None
         if not self.plan[name].shape:
             return None
@@ -146,9 +162,7 @@ class Grower:
             return self._rows_beside_fresh(name, narrow, dtype) if narrow.is_floating_point() else None
         return None
 
-    def _copied_rows(
-        self, name: str, dtype: torch.dtype | None, noise: Noise | None
-    ) -> list[Callable[[], Tensor]]:
+    def _copied_rows(self, name: str, dtype: torch.dtype | None, noise: Noise | None) -> MadeByRows:
         scaling, sizes, growth = self.plan[name], self.plan.layout.sizes, self.plan.growth
         narrow, shape = self._narrow(name), torch.Size(scaling.wide_shape)
         copies = scaling.axes.expand_copies(sizes, growth)
@@ -163,11 +177,9 @@ class Grower:
                 add(wide, drawn_rows(shape, blocks, block, self.seed, name))
             return wide.to(dtype or narrow.dtype)
 
-        return [partial(make, block) for block in range(len(blocks))]
+        return blocks, make
 
-    def _rows_beside_fresh(
-        self, name: str, narrow: Tensor, dtype: torch.dtype | None
-    ) -> list[Callable[[], Tensor]] | None:
+    def _rows_beside_fresh(self, name: str, narrow: Tensor, dtype: torch.dtype | None) -> MadeByRows | None:
         first, law = self.from_first[name], self._fresh()[name]
         if self.operator.expands:
             norms, axes = self._norms(), self.plan[name].axes
@@ -183,7 +195,7 @@ class Grower:
             wide = self._joined(name, narrow, fresh.to(narrow.device), law.mean, blocks[block])
             return wide.to(dtype or narrow.dtype)
 
-        return [partial(make, block) for block in range(len(blocks))]
+        return blocks, make
 
     def _writes_residual(self, name: str) -> bool:
         """Whether a parameter belongs to a projection whose output is added to the residual stream."""

@@ -49,13 +49,16 @@ def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str],
             for key, value in vars(source).items():  # what was marked on the narrow one alone
                 if isinstance(value, bool | int | float | str) and not hasattr(param, key):
                     setattr(param, key, value)
-        # Buffers are replaced: a constant may be shared with whatever else was built from it.
-        new = {id(buffer): grown(name) for name, buffer in buffers.items()}
-        for module in wide.modules():
-            module._buffers |= {k: new[id(b)] for k, b in module._buffers.items() if id(b) in new}
-        _fill_tables(wide, narrow)
-    _same_modes(wide, narrow)
+        fill_buffers_(wide, {id(buffer): grown(name) for name, buffer in buffers.items()})
+        fill_tables_(wide, narrow)
+    same_modes_(wide, narrow)
     return wide
+
+
+def fill_buffers_(wide: nn.Module, new: Mapping[int, Tensor]) -> None:
+    """Replace buffers, by their ids: a constant may be shared with whatever else was built from it."""
+    for module in wide.modules():
+        module._buffers |= {k: new[id(b)] for k, b in module._buffers.items() if id(b) in new}
 
 
 def built(model: nn.Module, plan: Plan) -> nn.Module:
@@ -68,6 +71,32 @@ def built(model: nn.Module, plan: Plan) -> nn.Module:
     _check_tables(model, wide, plan)
     _keep_settings_(wide, model, plan)
     return wide
+
+
+def check_built(wide: nn.Module, plan: Plan) -> None:
+    """Refuse a module of the right shapes whose settings are not those of the plan's: other heads, say.
+
+    Raises:
+        GrowthError: names the first that differs.
+    """
+    if plan.build_wide is None:
+        raise GrowthError(
+            "this plan was loaded from a file; make it here with mupscale.plan(...), which knows the module"
+        )
+    try:
+        with torch.device("meta"):  # no memory, where the constructor asks nothing of numbers
+            made = plan.build_wide()
+    except GrowthError:
+        return  # the plan was made from this very module, which has been sharded since
+    except Exception:
+        made = plan.build_wide()
+    own, theirs = (_settings(model, (bool, int, float, str)) for model in (made, wide))
+    for (module, key), value in own.items():
+        if (found := theirs.get((module, key), value)) != value:
+            place = f"{module}.{key}".lstrip(".")
+            raise GrowthError(
+                f"{place}: is {found!r} in the wide module, and {value!r} in the plan's; build it alike"
+            )
 
 
 def check_memory(model: nn.Module) -> None:
@@ -123,7 +152,8 @@ def tables(model: nn.Module) -> dict[tuple[str, str], Tensor]:
     return found
 
 
-def _fill_tables(wide: nn.Module, narrow: nn.Module) -> None:
+def fill_tables_(wide: nn.Module, narrow: nn.Module) -> None:
+    """Take over what no checkpoint holds, but for what belongs to the wide architecture."""
     given = tables(narrow)
     for (owner, leaf), table in tables(wide).items():
         if (source := given.get((owner, leaf))) is None:
@@ -142,7 +172,7 @@ def _fill_tables(wide: nn.Module, narrow: nn.Module) -> None:
             vars(module)[leaf] = value
 
 
-def _same_modes(wide: nn.Module, narrow: nn.Module) -> None:
+def same_modes_(wide: nn.Module, narrow: nn.Module) -> None:
     """Training or evaluation, module by module: a frozen part may stay in evaluation mode."""
     wide.train(narrow.training)
     modes: Mapping[str, bool] = {name: module.training for name, module in narrow.named_modules()}
@@ -186,10 +216,12 @@ def _keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
             setattr(wide.get_submodule(name), key, value)
 
 
-def _settings(model: nn.Module) -> dict[tuple[str, str], bool | float | str]:
+def _settings(
+    model: nn.Module, kinds: tuple[type, ...] = (bool, float, str)
+) -> dict[tuple[str, str], bool | int | float | str]:
     return {
         (name, key): value
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if type(value) in (bool, float, str) and key != "training"
+        if type(value) in kinds and key != "training"
     }

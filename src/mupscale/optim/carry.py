@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
-from mupscale.models.sharding import local, placed_like, whole
+from mupscale.models.sharding import held_by_this_rank, local, whole, with_shard
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import grown_with, operator_named
@@ -101,10 +101,11 @@ def carry_optimizer(
         if param in optimizer.state:
             if reason := rule.ready(optimizer.state[param], group_of[param]):
                 raise GrowthError(f"{name}: {reason}")
-            own = {k: whole(v) if isinstance(v, Tensor) else v for k, v in optimizer.state[param].items()}
-            own = grow_state(name, own, plan, rule, tuple(param.shape), way)
             wide_param = wide_params[name]
-            grown.state[wide_param] = {k: _placed(name, v, wide_param) for k, v in own.items()}
+            grown.state[wide_param] = {
+                key: _carried(name, key, value, plan, rule, way, param, wide_param)
+                for key, value in optimizer.state[param].items()
+            }
     return grown
 
 
@@ -141,27 +142,41 @@ def way_of(operator: str, state: str = "carried") -> Way:
     return Way.FIRST if state == "asymmetric" else Way.COPIED if found.copies_evenly else Way.PADDED
 
 
-def grow_state(
-    name: str,
-    state: Mapping[str, Any],
-    plan: Plan,
-    rule: Rule,
-    narrow_shape: tuple[int, ...],
-    way: Way = Way.COPIED,
-) -> dict[str, Any]:
-    """One parameter's optimizer state, grown; step counters are copied.
+def _carried(
+    name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way, param: Tensor, wide_param: Tensor
+) -> Any:
+    """A piece of a parameter's state, grown, where the wide parameter is; step counters are copied.
+
+    Of what is sharded, this rank's part is made.
 
     Raises:
-        GrowthError: a piece of state is unknown to the rule, or does not have the parameter's shape.
+        GrowthError: it is unknown to the rule, or does not have the parameter's shape.
     """
-    grown: dict[str, Any] = {}
-    for key, value in state.items():
-        if is_copied(key, value, rule):
-            grown[key] = value.clone() if isinstance(value, Tensor) else value
-        else:
-            rule.check_state(name, key, value, narrow_shape)
-            grown[key] = grow_state_value(name, key, value, plan, rule, way)
-    return grown
+    if isinstance(value, Tensor):
+        value = whole(value)
+    if not (copied := is_copied(key, value, rule)):
+        rule.check_state(name, key, value, tuple(param.shape))
+    if not isinstance(value, Tensor) or not value.ndim:  # numbers stay where they are
+        if copied:
+            return value.clone() if isinstance(value, Tensor) else value
+        return grow_state_value(name, key, value, plan, rule, way)
+    is_sharded = local(wide_param) is not wide_param
+    shape = (
+        value.shape if copied else state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
+    )
+    if is_sharded and tuple(shape) != tuple(wide_param.shape):
+        raise GrowthError(
+            f"{name}: optimizer state of shape {tuple(shape)} cannot be sharded as its parameter is; "
+            "carry the optimizer to a wide model that is not sharded"
+        )
+    rows, *rest = held_by_this_rank(wide_param) if is_sharded else (slice(0, shape[0]),)
+    if copied:
+        mine = value[rows].clone()
+    elif rows.start == rows.stop:  # fewer rows than ranks
+        mine = value.new_empty((0, *shape[1:]))
+    else:
+        mine = torch.cat([*grow_state_rows(name, key, value, plan, rule, way, rows)])
+    return with_shard(mine[(slice(None), *rest)].to(wide_param.device), wide_param)
 
 
 def is_copied(key: str, value: Any, rule: Rule) -> bool:
@@ -189,16 +204,30 @@ def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, wa
 
 
 def grow_state_rows(
-    name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way = Way.COPIED
+    name: str,
+    key: str,
+    value: Any,
+    plan: Plan,
+    rule: Rule,
+    way: Way = Way.COPIED,
+    rows: slice | None = None,
 ) -> Iterator[Any]:
-    """The same in blocks of its rows, so that a large one is never in memory; other ways give it whole."""
+    """The same in blocks of its rows, so that a large one is never in memory; other ways give it whole.
+
+    Args:
+        rows: those to give; None for all.
+    """
     if way is not Way.COPIED or not isinstance(value, Tensor) or not value.ndim:
-        yield grow_state_value(name, key, value, plan, rule, way)
+        grown = grow_state_value(name, key, value, plan, rule, way)
+        yield grown if rows is None else grown[rows]
         return
     axes, scale = state_axes(plan[name], value), rule.state_scale(key, plan[name])
     sizes, growth = plan.layout.sizes, plan.growth
-    for rows in row_blocks(torch.Size(axes.wide_shape(sizes, growth)), 1):
-        yield duplicate_rows(value, axes, sizes, growth, scale, rows).to(value.dtype)
+    shape = torch.Size(axes.wide_shape(sizes, growth))
+    first, stop = (0, shape[0]) if rows is None else (rows.start, rows.stop)
+    for block in row_blocks(torch.Size((stop - first, *shape[1:])), 1):
+        mine = slice(first + block.start, first + block.stop)
+        yield duplicate_rows(value, axes, sizes, growth, scale, mine).to(value.dtype)
 
 
 def _of_first_copies_(wide: Tensor, axes: Axes, plan: Plan) -> Tensor:
@@ -219,15 +248,3 @@ def state_axes(scaling: Scaling, value: Tensor) -> Axes:
         return Axes(())
     kept = zip(scaling.axes.dims, scaling.shape, value.shape, strict=True)
     return Axes(tuple(dim if n == full else Dim((1,)) for dim, full, n in kept))
-
-
-def _placed(name: str, value: Any, wide_param: Tensor) -> Any:
-    """State where its parameter is; single numbers, such as step counters, stay where they are."""
-    if not isinstance(value, Tensor) or not value.ndim:
-        return value
-    if local(wide_param) is not wide_param and value.shape != wide_param.shape:
-        raise GrowthError(
-            f"{name}: optimizer state of shape {tuple(value.shape)} cannot be sharded as its parameter is; "
-            "carry the optimizer to a wide model that is not sharded"
-        )
-    return placed_like(value, wide_param)

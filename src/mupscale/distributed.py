@@ -1,0 +1,143 @@
+"""Grow into a model that stands already, every rank its own shard, where one process cannot hold the model.
+
+Sharded by FSDP2, by tensor parallelism, by both, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mupscale.errors import GrowthError
+from mupscale.layout.known import differing_fields
+from mupscale.models.contents import state_tensors, unwrapped
+from mupscale.models.sharding import held_by_this_rank, local, whole
+from mupscale.models.skeletons import transformers_config
+from mupscale.models.surroundings import plain_surroundings
+from mupscale.operators.any_tensor import Grower
+from mupscale.operators.catalogue import mark_
+from mupscale.operators.filling import check_built, check_memory, fill_buffers_, fill_tables_, same_modes_
+from mupscale.operators.noise import Noise
+from mupscale.operators.zero_pad import ShrinkLike
+from mupscale.planner import prove_operator
+from mupscale.theory.manifest import Plan
+
+
+def grow_(
+    narrow: nn.Module,
+    wide: nn.Module,
+    plan: Plan,
+    *,
+    operator: str = "default",
+    noise: str | Noise | None = "default",
+    shrink: ShrinkLike | None = None,
+    seed: int = 0,
+    from_first: Plan | None = None,
+) -> nn.Module:
+    """Make ``wide``, in place, what ``narrow`` grows into: bit for bit what `mupscale.grow` gives.
+
+    Of a wide tensor every rank makes the rows that it holds, in blocks; of the narrow model one tensor at a
+    time is gathered. Every rank must call, with the same arguments. `mupscale.carry_optimizer` carries the
+    optimizer between the two models afterwards.
+
+    Args:
+        narrow, wide: the two models, either sharded by `torch.distributed.fsdp.fully_shard`, by tensor
+            parallelism (any `DTensor`), or not at all. ``wide`` is built as ``plan`` says, such as from
+            ``plan.config``, with any weights; it keeps its devices, dtypes and shards. What no checkpoint
+            holds, such as rotary tables, has to be there: after ``to_empty`` let the model fill it again.
+        operator, noise, shrink, seed, from_first: as in `mupscale.grow`.
+
+    Returns:
+        ``wide``, with the narrow model's frozen parts and training modes.
+
+    Raises:
+        GrowthError: as in `mupscale.grow`; or ``wide`` is not the model that the plan was made for.
+
+    >>> from torch import nn
+    >>> import mupscale
+    >>> make = lambda width: nn.Sequential(nn.Linear(8, 16 * width), nn.ReLU(), nn.Linear(16 * width, 4))
+    >>> narrow, wide, plan = make(1), make(2), mupscale.plan(make, width=2)
+    >>> _ = grow_(narrow, wide, plan, operator="duplicate")       # or fully_shard(wide) before
+    >>> x = torch.randn(2, 8)
+    >>> torch.allclose(narrow(x), wide(x), atol=1e-6)
+    True
+    """
+    inner, theirs = unwrapped(narrow), unwrapped(wide)
+    own = {plan.unwrapped(name): tensor for name, tensor in state_tensors(inner).items()}
+    given = {plan.unwrapped(name): tensor for name, tensor in state_tensors(theirs).items()}
+    grower = Grower(
+        plan,
+        lambda name: whole(own[name].detach()),
+        operator=operator,
+        noise=noise,
+        shrink=shrink,
+        seed=seed,
+        from_first=from_first,
+    )
+    _check(own, [*plan.layout.params, *plan.layout.buffers], "narrow")
+    _check(given, plan.wide_names, "wide")
+    for model in (inner, theirs):
+        check_memory(model)
+    _check_architecture(theirs, grower.plan)
+    with plain_surroundings(), torch.no_grad():
+        if grower.keeps_function_if_proved:
+            with torch.enable_grad():
+                prove_operator(plan, grower.operator.name)
+        buffers = {}
+        for name in plan.wide_names:  # on every rank in one order, as each gathers
+            tensor, source = given[name], own[plan.canonical(name)]
+            if tuple(tensor.shape) != plan.wide_shape(name):
+                raise GrowthError(
+                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(tensor.shape)}"
+                )
+            if isinstance(tensor, nn.Parameter):
+                _fill_shard(tensor, grower, name)
+                tensor.requires_grad_(source.requires_grad)
+            else:
+                buffers[id(tensor)] = grower(name).to(tensor.device)
+        fill_buffers_(theirs, buffers)
+        fill_tables_(theirs, inner)
+    same_modes_(theirs, inner)
+    mark_(theirs, grower.operator.name)
+    return wide
+
+
+def _fill_shard(param: Tensor, grower: Grower, name: str) -> None:
+    shard, (rows, *rest) = local(param), held_by_this_rank(param) or (None,)
+    end = 0
+    for block in grower.blocks(name, param.dtype, rows):
+        if rows is None:
+            shard.copy_(block)
+            return
+        shard[end : end + len(block)] = block[(slice(None), *rest)]
+        end += len(block)
+
+
+def _check(found: dict[str, Tensor], expected: Iterable[str], side: str) -> None:
+    if name := next((n for n, t in found.items() if t.is_meta), None):
+        raise GrowthError(
+            f"{name}: of the {side} model is on the meta device; give it memory first (to_empty)"
+        )
+    if differing := found.keys() ^ {*expected}:
+        name = min(differing)
+        raise GrowthError(
+            f"{name}: {f'in the {side} model only' if name in found else f'not in the {side} model'}; build "
+            "it as the plan's, with the same tensors tied (to_empty unties: call tie_weights after it)"
+        )
+
+
+def _check_architecture(wide: nn.Module, plan: Plan) -> None:
+    """Refuse a model of the right shapes that computes something else, as with other heads."""
+    if plan.config is None:
+        check_built(wide, plan)
+        return
+    config = transformers_config(wide)
+    if config is None:
+        raise GrowthError("wide: the plan is of a transformers model; build it from plan.config")
+    if odd := differing_fields(config, plan.config):
+        field, (found, expected) = next(iter(odd.items()))
+        raise GrowthError(
+            f"wide.config: {field} is {found!r}, expected {expected!r}; build it from plan.config"
+        )

@@ -1,0 +1,251 @@
+"""Growing in place, in one process and in several: bit for bit what `grow` gives, and training goes on alike."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.optim import AdamW
+from transformers import AutoModelForCausalLM
+
+import mupscale
+from models import CONFIGS, VOCAB
+from mupscale.distributed import grow_
+from mupscale.models.sharding import whole
+
+STEPS = 5
+RECIPES = {
+    "copies": {"operator": "duplicate"},
+    "pure copies": {"operator": "duplicate", "noise": None},
+    "copies, noise of the whole tensor": {"operator": "duplicate", "noise": "spectral:0.1"},
+    "uneven copies": {"operator": "net2net"},
+    "beside fresh units": {},
+    "padded": {"operator": "zero_pad"},
+}
+
+
+class Block(nn.Module):
+    """Sizes that no number of processes divides, a buffer and a single number."""
+
+    def __init__(self, width=1, heads=1):
+        super().__init__()
+        self.heads, d = heads, 5 * width
+        self.into, self.inner, self.out = nn.Linear(3, d), nn.Linear(d, 7 * width), nn.Linear(7 * width, 3)
+        self.norm = nn.BatchNorm1d(d)
+
+    def forward(self, x):
+        return self.out(self.inner(self.norm(self.into(x)).relu()).relu() * self.heads)
+
+
+def block(width, heads=1):
+    torch.manual_seed(width)
+    return Block(width, heads)
+
+
+def transformers_model(config):
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def models(kind):
+    """A narrow model, a plan, and what builds a wide one with values of its own."""
+    if kind == "block":
+        plan = mupscale.plan(block, width=2, inputs=torch.randn(4, 3))
+        return block(1).eval(), plan, lambda: block(2)
+    torch.manual_seed(0)
+    narrow = AutoModelForCausalLM.from_config(CONFIGS[kind]())
+    plan = mupscale.plan(narrow, width=2)
+    return narrow, plan, lambda: transformers_model(plan.config)
+
+
+def tensors(model):
+    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+
+
+def assert_same(found, expected):
+    found, expected = tensors(found), tensors(expected)
+    assert found.keys() == expected.keys()
+    assert not [name for name in found if not torch.equal(found[name], expected[name])]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("kind", ["llama_tied", "block"])
+def test_in_place_it_is_what_grow_gives(kind, recipe):
+    narrow, plan, build = models(kind)
+    next(narrow.parameters()).requires_grad_(False)
+    wide = build()
+    params = list(wide.parameters())
+    assert grow_(narrow, wide, plan, **RECIPES[recipe]) is wide
+    expected = mupscale.grow(narrow, plan, **RECIPES[recipe])
+    assert_same(wide, expected)
+    assert all(a is b for a, b in zip(params, wide.parameters(), strict=True)), "an optimizer may hold them"
+    assert [p.requires_grad for p in wide.parameters()] == [p.requires_grad for p in expected.parameters()]
+    assert wide.training == narrow.training
+
+
+def test_what_has_the_right_shapes_and_computes_something_else_is_refused():
+    narrow, plan, _ = models("block")
+    with pytest.raises(mupscale.GrowthError, match="heads: is 2 in the wide module, and 1 in the plan's"):
+        grow_(narrow, block(2, heads=2), plan)
+    with pytest.raises(
+        mupscale.GrowthError, match="out_features: is 15 in the wide module, and 10 in the plan's"
+    ):
+        grow_(narrow, block(3), plan)
+    wide = block(2)
+    wide.into.weight = nn.Parameter(torch.zeros(10, 4))
+    with pytest.raises(
+        mupscale.GrowthError, match=r"into.weight: the plan gives shape \(10, 3\), found \(10, 4\)"
+    ):
+        grow_(narrow, wide, plan)
+    narrow, plan, _ = models("llama_tied")
+    other = CONFIGS["llama_tied"]()
+    for key in ("hidden_size", "intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"):
+        setattr(other, key, getattr(plan.config, key))
+    other.rope_parameters = {**other.rope_parameters, "rope_theta": 5.0}
+    with pytest.raises(mupscale.GrowthError, match="rope_parameters is .*build it from plan.config"):
+        grow_(narrow, transformers_model(other), plan)
+
+
+def test_a_wide_model_without_the_tie_or_without_memory_is_refused():
+    narrow, plan, build = models("llama_tied")
+    wide = build()
+    wide.lm_head.weight = nn.Parameter(wide.lm_head.weight.clone())
+    with pytest.raises(
+        mupscale.GrowthError, match=r"lm_head.weight: in the wide model only; .*call tie_weights after it"
+    ):
+        grow_(narrow, wide, plan)
+    with pytest.raises(mupscale.GrowthError, match=r"on the meta device; give it memory first"):
+        grow_(narrow, build().to("meta"), plan)
+
+
+# ---- several processes -------------------------------------------------------------------------------------
+
+
+def fsdp(model):
+    for layer in model.model.layers if hasattr(model, "model") else [model.inner]:
+        # Mixed placements: matrices by columns, all else by rows.
+        fully_shard(
+            layer, shard_placement_fn=lambda p: Shard(p.ndim - 1) if p.shape[-1] % 4 == 0 else Shard(0)
+        )
+    return fully_shard(model)
+
+
+def by_tensors(model):
+    """Tensor parallel in one mesh dimension, FSDP2 in the other."""
+    half = max(2, torch.distributed.get_world_size() // 2)
+    mesh = init_device_mesh(
+        "cpu", (torch.distributed.get_world_size() // half, half), mesh_dim_names=("data", "tensor")
+    )
+    parallelize_module(
+        model,
+        mesh["tensor"],
+        {"inner": ColwiseParallel(), "out": RowwiseParallel(), "into": ColwiseParallel()},
+    )
+    return fully_shard(model, mesh=mesh["data"])
+
+
+def losses(model, optimizer, plan=None):
+    ids = torch.randint(VOCAB, (4, 12), generator=torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        if plan is not None:
+            mupscale.clip_grad_norm_(model, plan, 1.0)
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def grown_with_optimizer(shard, grown):
+    """A trained narrow model and what it grows into, with its optimizer."""
+    narrow, plan, build = models("llama_tied")
+    narrow = shard(narrow)
+    optimizer = AdamW(narrow.parameters(), lr=1e-2, weight_decay=0.1)
+    losses(narrow, optimizer)
+    wide = grown(narrow, plan, build)
+    return wide, mupscale.carry_optimizer(optimizer, narrow, wide, plan), plan
+
+
+def in_place(narrow, plan, build):
+    return grow_(narrow, fsdp(build()), plan, operator="duplicate")
+
+
+def _worker(rank, processes, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-{processes}", rank=rank, world_size=processes
+    )
+    try:
+        for kind, shard in (("llama_tied", fsdp), ("block", fsdp), ("block", by_tensors)):
+            for recipe in RECIPES.values():
+                narrow, plan, build = models(kind)
+                expected = mupscale.grow(narrow, plan, **recipe)
+                assert_same(grow_(shard(narrow), shard(build()), plan, **recipe), expected)
+        wide, optimizer, plan = grown_with_optimizer(fsdp, in_place)
+        dcp.save(state_of(wide, optimizer), checkpoint_id=f"{folder}/saved-{processes}")
+        keep(losses(wide, optimizer, plan), folder, processes)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _go_on(rank, processes, saved, folder):
+    """From what another number of processes has saved."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-again", rank=rank, world_size=processes
+    )
+    try:
+        _, plan, build = models("llama_tied")
+        wide = fsdp(build())
+        optimizer = AdamW(mupscale.param_groups(wide, plan, AdamW, lr=1e-2, weight_decay=0.1))
+        state = state_of(wide, optimizer)
+        dcp.load(state, checkpoint_id=saved)
+        set_state_dict(wide, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        keep(losses(wide, optimizer, plan), folder, processes)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def state_of(model, optimizer):
+    return dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+
+
+def keep(found, folder, processes):
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, f"{folder}/losses-{processes}.pt")
+
+
+@pytest.fixture(scope="module")
+def in_one_process():
+    """The wide model right after growth, and its losses from there on."""
+    wide, optimizer, plan = grown_with_optimizer(
+        lambda model: model, lambda narrow, plan, build: mupscale.grow(narrow, plan, operator="duplicate")
+    )
+    return copy.deepcopy(wide), losses(wide, optimizer, plan)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_make_what_one_does(processes, tmp_path, in_one_process):
+    wide, expected = in_one_process
+    torch.multiprocessing.spawn(_worker, args=(processes, tmp_path), nprocs=processes)
+    state = {"model": {name: torch.empty_like(tensor) for name, tensor in wide.state_dict().items()}}
+    dcp.load(state, checkpoint_id=f"{tmp_path}/saved-{processes}", no_dist=True)
+    for name, tensor in wide.state_dict().items():  # the narrow one was trained in as many processes
+        torch.testing.assert_close(state["model"][name], tensor, rtol=0, atol=1e-6, msg=name)
+    assert torch.load(f"{tmp_path}/losses-{processes}.pt") == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_what_two_processes_have_grown_four_train_on(tmp_path, in_one_process):
+    _, expected = in_one_process
+    torch.multiprocessing.spawn(_worker, args=(2, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(_go_on, args=(4, f"{tmp_path}/saved-2", tmp_path), nprocs=4)
+    assert torch.load(f"{tmp_path}/losses-4.pt") == pytest.approx(expected, abs=1e-6)
