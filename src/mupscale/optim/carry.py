@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
@@ -20,6 +21,7 @@ from mupscale.operators.catalogue import grown_with, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.noise import row_blocks
 from mupscale.optim.groups import merge_groups
+from mupscale.optim.packed import loss_by_packing, packed, unpacked
 from mupscale.optim.together import Together
 from mupscale.theory.manifest import Plan
 from mupscale.theory.registry import rule_for
@@ -52,7 +54,9 @@ def carry_optimizer(
 
     Returns:
         A new optimizer of the same class. Learning rates are scaled from their present values; attach a new
-        scheduler, or go on with `set_lr`. Hooks on the optimizer are not carried.
+        scheduler, or go on with `set_lr`. Hooks on the optimizer are not carried. State that it keeps in few
+        bits (torchao's, bitsandbytes') is unpacked, grown and packed again; a warning says by how much that
+        is off.
 
     Raises:
         GrowthError: it is not known what ``wide`` was grown with; the optimizer has no rule, holds a
@@ -97,16 +101,36 @@ def carry_optimizer(
     accepted = inspect.signature(type(optimizer)).parameters
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
     grown = type(optimizer)(merge_groups(grown_params), **defaults)
+    _keep_flags(grown, optimizer)
+    worst = 0.0
     for name, param, rule in carried:
         if param in optimizer.state:
             if reason := rule.ready(optimizer.state[param], group_of[param]):
                 raise GrowthError(f"{name}: {reason}")
             wide_param = wide_params[name]
-            grown.state[wide_param] = {
+            own = {
                 key: _carried(name, key, value, plan, rule, way, param, wide_param)
-                for key, value in optimizer.state[param].items()
+                for key, value in unpacked(optimizer.state[param]).items()
             }
+            grown.state[wide_param] = packed(grown, wide_param, own)
+            worst = max(worst, loss_by_packing(own, grown.state[wide_param]))
+    if worst:
+        warnings.warn(
+            f"{type(optimizer).__name__}: its state was unpacked, grown and packed again, by which it is off "
+            f"by up to {worst:.1%} of the largest number of a parameter's",
+            stacklevel=2,
+        )
     return grown
+
+
+def _keep_flags(grown: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> None:
+    """What a constructor was given and keeps beside the groups: a direction, a kind of decay, bits."""
+    for key, value in vars(optimizer).items():
+        is_plain = (
+            isinstance(value, bool | int | float | str) or key == "args"
+        )  # bitsandbytes keeps an object
+        if is_plain and key in vars(grown) and key != "initialized":  # which says of the state where it lies
+            setattr(grown, key, value)
 
 
 STATES = ("carried", "asymmetric", "fresh")

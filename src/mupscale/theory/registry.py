@@ -1,4 +1,4 @@
-"""Which optimizer has which rule: those of `torch.optim`, and a place to register others."""
+"""Which optimizer has which rule: those of `torch.optim`, of other packages, and a place to register more."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from torch import nn, optim
 
 from mupscale.errors import GrowthError
+from mupscale.theory.elsewhere import ELSEWHERE, REFUSED_ELSEWHERE, RuleOf
 from mupscale.theory.horizon import STEPS_RATIO
 from mupscale.theory.rules import Power, Rule, Scale
 from mupscale.theory.scaling import Scaling
-
-# A rule, or what makes one from the flags of a parameter group.
-RuleOf = Rule | Callable[[Mapping[str, Any]], Rule]
 
 _REGISTRY: dict[type[optim.Optimizer], RuleOf] = {}
 _REFUSED: dict[type[optim.Optimizer], str] = {
@@ -51,11 +49,11 @@ def rule_for(optimizer_class: type[optim.Optimizer], group: Mapping[str, Any]) -
     True
     """
     for base in optimizer_class.__mro__:
-        if base in _REGISTRY:
-            rule = _REGISTRY[base]
+        known = (base.__module__.partition(".")[0], base.__name__)
+        if (rule := _REGISTRY.get(base) or ELSEWHERE.get(known)) is not None:
             return rule if isinstance(rule, Rule) else rule(group)
-        if base in _REFUSED:
-            raise GrowthError(f"optimizer {optimizer_class.__name__!r} has no scaling rule: {_REFUSED[base]}")
+        if reason := _REFUSED.get(base) or REFUSED_ELSEWHERE.get(known):
+            raise GrowthError(f"optimizer {optimizer_class.__name__!r} has no scaling rule: {reason}")
     raise GrowthError(
         f"optimizer {optimizer_class.__name__!r} has no scaling rule; expected one of "
         f"{', '.join(sorted(c.__name__ for c in _REGISTRY))}, or register it with mupscale.register_optimizer"
