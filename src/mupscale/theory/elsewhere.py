@@ -14,6 +14,7 @@ RuleOf = Rule | Callable[[Mapping[str, Any]], Rule]
 _ADAM = Rule(degree=0, state={"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2})
 _ADAMW = replace(_ADAM, decoupled=True)
 _SIGN = Rule(degree=0, state={"exp_avg": 1}, decoupled=True)
+_STEPPING_SIGN = replace(_SIGN, copied=frozenset({"step_factor"}))
 
 
 def _flagged(rule: Rule) -> Callable[[Mapping[str, Any]], Rule]:
@@ -49,8 +50,8 @@ ELSEWHERE: dict[tuple[str, str], RuleOf] = {
     ),
     ("schedulefree", "SGDScheduleFree"): _schedule_free(Rule(degree=1, state={})),
     ("olmo_core", "SkipStepAdamW"): _ADAMW,
-    ("olmo_core", "SkipStepLion"): _SIGN,
-    ("olmo_core", "Lion"): _SIGN,
+    ("olmo_core", "SkipStepLion"): _STEPPING_SIGN,
+    ("olmo_core", "Lion"): _STEPPING_SIGN,
     **{("torchao", f"Adam{bits}"): _ADAM for bits in ("8bit", "4bit", "Fp8")},
     **{("torchao", f"AdamW{bits}"): _ADAMW for bits in ("8bit", "4bit", "Fp8")},
     ("torchao", "_AdamW"): _ADAMW,
