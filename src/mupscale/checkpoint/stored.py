@@ -105,6 +105,8 @@ def stored_pickle(path: Path) -> dict[str, Stored]:
         Exception: it is not what it says, or holds more than tensors.
     """
     found = torch_file(path, read_small=False)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise GrowthError(f"{path}: expected a state dict, tensors by name; save it as one")
     return {name: stored(path, value) for name, value in found.items() if isinstance(value, Tensor)}
 
 

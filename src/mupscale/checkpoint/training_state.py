@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.checkpoint.journal import Journal
+from mupscale.checkpoint.sound import check_entries, check_groups, check_scheduler, check_values, own_state
 from mupscale.checkpoint.stored import loaded, stored, torch_file
 from mupscale.errors import GrowthError
 from mupscale.models.skeletons import skeleton
 from mupscale.optim.carry import Way, grow_state_rows, grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.theory.manifest import Plan
-from mupscale.theory.registry import rule_of_state
+from mupscale.theory.registry import class_of_state, rule_for
 from mupscale.theory.rules import Rule
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
@@ -57,26 +59,30 @@ class WideTrainingState:
         assert plan.narrow_config is not None
         narrow = skeleton(plan.narrow_config)
         saved = load_state(path)
-        try:
-            names, groups = _names(saved, narrow), saved["param_groups"]
+        with naming(path):
+            groups = check_groups(saved)
+            names = _names(groups, narrow)
             shapes = {n: tuple(p.shape) for n, p in narrow.named_parameters()}
             origin: dict[str, int] = {}
             rules: dict[int, Rule] = {}
             pairs = []
             for number, group in enumerate(groups):
-                rule = rule_of_state(group)
+                rule = rule_for(class_of_state(group), group)
+                own: dict[int, dict[str, Any]] = {}  # by the number of dims
                 for index in group["params"]:
                     name = names[index]
                     origin[name], rules[index] = number, rule
                     state = saved["state"].get(index, {})
+                    if state:
+                        ndim = len(shapes[name])
+                        own[ndim] = own.get(ndim) or own_state(group, number, ndim)
+                        check_entries(name, state, own[ndim])
                     for key, value in state.items():
                         if not is_copied(key, value, rule):
                             rule.check_state(name, key, value, shapes[name])
                     if state and (reason := rule.ready(state, group)):
                         raise GrowthError(f"{name}: {reason}")
                     pairs.append((name, index, rule.group(name, plan[name], group)))
-        except GrowthError as error:
-            raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
         pairs.sort(key=_place(saved["param_groups"], names, narrow))
         wide_groups = merge_groups(pairs)
         order = [index for group in wide_groups for index in group["params"]]
@@ -87,19 +93,26 @@ class WideTrainingState:
         def lazy(index: int, key: str, value: Any) -> Any:
             name, rule = names[index], rules[index]
 
+            def read() -> Any:
+                tensor = loaded(path, value)
+                if not isinstance(tensor, Tensor) or is_copied(key, value, rule):
+                    return tensor
+                with naming(path):
+                    return check_values(name, key, tensor, rule.state[key])
+
             def grown() -> Any:
-                return grow_state_value(name, key, loaded(path, value), plan, rule, way)
+                return grow_state_value(name, key, read(), plan, rule, way)
 
             if not isinstance(value, Tensor):
                 return value if is_copied(key, value, rule) else grown()
             if is_copied(key, value, rule):
-                return Lazy(tuple(value.shape), value.dtype, lambda: loaded(path, value))
+                return Lazy(tuple(value.shape), value.dtype, read)
             shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
             return Lazy(
                 shape,
                 value.dtype,
                 grown,
-                lambda: grow_state_rows(name, key, loaded(path, value), plan, rule, way),
+                lambda: grow_state_rows(name, key, read(), plan, rule, way),
             )
 
         state = {
@@ -114,7 +127,9 @@ class WideTrainingState:
                 g["lr_scale"] / groups[p].get("lr_scale", 1.0)
                 for g, p in zip(wide_groups, parents, strict=True)
             ]
-            scheduler = _grow_scheduler(load_state(source / SCHEDULER), len(groups), parents, scales)
+            with naming(source / SCHEDULER):
+                saved_scheduler = check_scheduler(load_state(source / SCHEDULER))
+            scheduler = _grow_scheduler(saved_scheduler, len(groups), parents, scales)
         return cls({**saved, "state": state, "param_groups": wide_groups}, scheduler)
 
     @property
@@ -236,11 +251,17 @@ def load_state(path: Path) -> dict[str, Any]:
     return data
 
 
-def _names(saved: Mapping[str, Any], skeleton: nn.Module) -> dict[int, str]:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say of which file an error is, and how to go on without it."""
+    try:
+        yield
+    except GrowthError as error:
+        raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
+
+
+def _names(groups: list[dict[str, Any]], skeleton: nn.Module) -> dict[int, str]:
     """The parameter behind each index: from the names in the groups, else from the order of a Trainer."""
-    groups = saved.get("param_groups")
-    if not groups or not isinstance(groups, list) or not isinstance(saved.get("state"), dict):
-        raise GrowthError("expected the state dict of a torch optimizer, with state and param_groups")
     names = [name for name, _ in skeleton.named_parameters()]
     if all("param_names" in group for group in groups):
         expected = [list(group["param_names"]) for group in groups]

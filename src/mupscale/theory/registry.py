@@ -65,8 +65,8 @@ def optimizer_names() -> dict[str, type[optim.Optimizer]]:
     return {c.__name__.lower(): c for c in _REGISTRY}
 
 
-def rule_of_state(group: Mapping[str, Any]) -> Rule:
-    """The rule of a saved optimizer, which does not name its class, from the values that a group of it holds.
+def class_of_state(group: Mapping[str, Any]) -> type[optim.Optimizer]:
+    """The class of a saved optimizer, which does not name it, from the values that a group of it holds.
 
     Raises:
         GrowthError: the group is of no optimizer that has a rule, or of Adam or AdamW without a sign which.
@@ -78,10 +78,10 @@ def rule_of_state(group: Mapping[str, Any]) -> Rule:
                 "saved by a torch too old to say whether it is Adam or AdamW, whose weight decay scales "
                 "differently; save it again with torch 2.7 or later"
             )
-        return rule_for(optim.Adam, group)
+        return optim.Adam
     for optimizer_class in _REGISTRY:
         if keys == _default_values(optimizer_class).keys():
-            return rule_for(optimizer_class, group)
+            return optimizer_class
     raise GrowthError(
         f"not the state of an optimizer that has a scaling rule ({', '.join(sorted(optimizer_names()))})"
     )

@@ -302,6 +302,8 @@ class _Book:
         at = {v: i for i, v in enumerate(variables)}
         for i, (powers, constant) in enumerate(rows):
             right[i] = -constant
+            if not np.isfinite(constant):  # a config that computes nothing: the proof says so
+                return {}
             for variable, power in powers:
                 matrix[i, at[variable]] = power
         solution = sparsest(matrix, right)

@@ -1,0 +1,214 @@
+"""Checkpoints whose files are not as they should be: one line that says so, or a growth that can be trained on.
+
+Whatever is changed in whichever file, `mupscale grow` ends with status 0 or 2, in bounded time, without a
+traceback; with status 0 the wide checkpoint loads, and its optimizer steps.
+"""
+
+import json
+import random
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mupscale
+from mupscale.cli import main
+
+FEW, MANY = 60, 10_000
+SECONDS, MEMORY = 20, 4 << 30  # of one growth, which takes a tenth of a second; and of all of them together
+
+ODD = (
+    *(None, True, -1, 0, 1, 2, 3, 10**5, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
+    *("", "x", "model", "../../etc/passwd", "é\x00\ud800", "1e99999", "x" * 5000, "float32", "pipeline"),
+    *([], [[]], [None], ["x"], [0] * 1000, {}, {"x": 1}, {"": {"": {}}}),
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A Trainer's directory in safetensors, in shards, and in a pickle."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=32, max_position_embeddings=32)
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    scheduler.step()
+    found = []
+    for kind in ("whole", "shards", "pickle"):
+        path = tmp_path_factory.mktemp(kind)
+        model.save_pretrained(path, max_shard_size="4KB" if kind == "shards" else "5GB")
+        if kind == "pickle":
+            torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+            (path / "model.safetensors").unlink()
+        torch.save(optimizer.state_dict(), path / "optimizer.pt")
+        torch.save(scheduler.state_dict(), path / "scheduler.pt")
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": 1, "max_steps": 10}))
+        found.append(path)
+    return found
+
+
+# ---- what is done to a file ----------------------------------------------------------------------------------
+
+
+def other_bytes(data, rng):
+    """Some flipped, cut, doubled, or from elsewhere."""
+    at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 8, 100, len(data)))
+    return rng.choice(
+        (
+            lambda: data[:at],
+            lambda: data[:at] + data[at + length :],
+            lambda: data[:at] + rng.randbytes(min(length, 200)) + data[at:],
+            lambda: data[:at] + rng.randbytes(min(length, len(data) - at)) + data[at + length :],
+            lambda: data[:at] + data[at : at + length] * 2 + data[at + length :],
+            lambda: b"",
+        )
+    )()
+
+
+def changed(value, rng, odd=ODD):
+    """Somewhere in nested dicts and lists something odd: in place of a value, another key, or one less."""
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        key = rng.choice(list(value))
+        what = rng.random()
+        if what < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if what < 0.2:
+            return {(rng.choice(("x", "", 0, -1)) if k == key else k): v for k, v in value.items()}
+        return {**value, key: changed(value[key], rng, odd)}
+    if isinstance(value, list) and value and rng.random() < 0.85:
+        at = rng.randrange(len(value))
+        what = rng.random()
+        if what < 0.1:
+            return value[:at] + value[at + 1 :]
+        if what < 0.2:
+            return [*value[:at], value[at], *value[at:]]
+        return [*value[:at], changed(value[at], rng, odd), *value[at + 1 :]]
+    return rng.choice(odd)
+
+
+def changed_json(path, rng):
+    path.write_text(json.dumps(changed(json.loads(path.read_text()), rng)), errors="surrogatepass")
+
+
+def changed_header(path, rng):
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(changed(json.loads(data[8 : 8 + length]), rng)).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+def changed_pickle(path, rng):
+    tensors = (
+        torch.tensor(float("nan")),
+        torch.zeros(()),
+        torch.zeros(1).expand(1 << 34),
+        torch.full((16,), float("inf")),
+        torch.zeros(16, 16, dtype=torch.int64),
+        torch.zeros(16, 16, dtype=torch.complex64),
+        torch.zeros(0),
+        torch.zeros(2, 3, 4).to_sparse(),
+        -torch.ones(16, 16),
+    )
+    torch.save(changed(torch.load(path, weights_only=True), rng, (*ODD, *tensors)), path)
+
+
+def changed_values(path, rng):
+    """Numbers that are none, or too large, where weights are."""
+    tensors = load_file(path)
+    name = rng.choice(list(tensors))
+    tensors[name].view(-1)[rng.randrange(tensors[name].numel())] = rng.choice((float("nan"), float("inf")))
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def spoil(folder, rng):
+    """Change one file of a checkpoint; says which, and how."""
+    path = rng.choice(sorted(p for p in folder.iterdir() if p.name != "generation_config.json"))
+    ways = {".json": [changed_json] * 3, ".safetensors": [changed_header, changed_values]}
+    way = rng.choice([other_bytes, *ways.get(path.suffix, [changed_pickle] * 3)])
+    if way is other_bytes:
+        path.write_bytes(other_bytes(path.read_bytes(), rng))
+    else:
+        way(path, rng)
+    return f"{way.__name__} of {path.name}"
+
+
+# ---- what must hold ------------------------------------------------------------------------------------------
+
+
+def check(checkpoints, seed, folder, capsys):
+    rng = random.Random(seed)
+    source, wide = folder / "narrow", folder / "wide"
+    for path in (source, wide, folder / ".wide.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(rng.choice(checkpoints), source)
+    how = f"seed {seed}: {spoil(source, rng)}"
+    operator = rng.choice((["--operator", "duplicate"], []))
+    signal.alarm(SECONDS)
+    try:
+        status = main(["grow", str(source), str(wide), "--width", "2", *operator])
+        said = capsys.readouterr().err
+        assert status in (0, 2), how
+        assert "Traceback" not in said, how
+        if status == 2:
+            line = said.strip().splitlines()[-1]
+            assert line.startswith("mupscale: "), (how, said)
+            assert not wide.exists(), how
+            return False
+        if ".json" not in how or runs(source):
+            steps(wide, source, how)
+        return True
+    except Exception as error:
+        raise AssertionError(how) from error
+    finally:
+        signal.alarm(0)
+
+
+def loaded(folder):
+    """On a CPU torch's own attention knows no dropout, to which a config may have been changed."""
+    return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").train()
+
+
+def runs(source):
+    """Whether transformers takes the narrow model with its config as it is now."""
+    try:
+        loaded(source)(input_ids=torch.arange(8)[None] % 4)
+    except Exception:
+        return False
+    return True
+
+
+def steps(wide, source, how):
+    """What was grown is one that a Trainer goes on from."""
+    model = loaded(wide)
+    assert all(p.isfinite().all() for p in model.parameters()), how
+    if (wide / "optimizer.pt").exists():
+        plan = mupscale.plan(loaded(source), width=2)
+        optimizer = torch.optim.AdamW(mupscale.param_groups(model, plan, torch.optim.AdamW, lr=1e-3))
+        optimizer.load_state_dict(torch.load(wide / "optimizer.pt", weights_only=True))
+        for group in optimizer.param_groups:
+            group["capturable"] = False  # for a GPU alone
+        model(input_ids=torch.arange(8)[None] % 4, labels=torch.arange(8)[None] % 4).loss.backward()
+        optimizer.step()
+        assert all(p.isfinite().all() for p in model.parameters()), how
+
+
+def run(checkpoints, folder, capsys, seeds):
+    grown = sum(check(checkpoints, seed, folder, capsys) for seed in seeds)
+    assert 0.02 * len(seeds) < grown < 0.7 * len(seeds), "most changes matter, and not all"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY
+
+
+def test_a_spoiled_checkpoint_is_grown_or_refused(checkpoints, tmp_path, capsys):
+    run(checkpoints, tmp_path, capsys, range(FEW))
+
+
+@pytest.mark.slow
+def test_many_spoiled_checkpoints_are_grown_or_refused(checkpoints, tmp_path, capsys):
+    run(checkpoints, tmp_path, capsys, range(FEW, FEW + MANY))
