@@ -17,15 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mupscale
 from mupscale.cli import main
+from spoiling import ODD, changed, other_bytes
 
 FEW, MANY = 60, 10_000
 SECONDS, MEMORY = 20, 4 << 30  # of one growth, which takes a tenth of a second; and of all of them together
-
-ODD = (
-    *(None, True, -1, 0, 1, 2, 3, 10**5, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
-    *("", "x", "model", "../../etc/passwd", "é\x00\ud800", "1e99999", "x" * 5000, "float32", "pipeline"),
-    *([], [[]], [None], ["x"], [0] * 1000, {}, {"x": 1}, {"": {"": {}}}),
-)
 
 
 @pytest.fixture(scope="module")
@@ -55,42 +50,6 @@ def checkpoints(tmp_path_factory):
 
 
 # ---- what is done to a file ----------------------------------------------------------------------------------
-
-
-def other_bytes(data, rng):
-    """Some flipped, cut, doubled, or from elsewhere."""
-    at, length = rng.randrange(len(data) + 1), rng.choice((1, 2, 8, 100, len(data)))
-    return rng.choice(
-        (
-            lambda: data[:at],
-            lambda: data[:at] + data[at + length :],
-            lambda: data[:at] + rng.randbytes(min(length, 200)) + data[at:],
-            lambda: data[:at] + rng.randbytes(min(length, len(data) - at)) + data[at + length :],
-            lambda: data[:at] + data[at : at + length] * 2 + data[at + length :],
-            lambda: b"",
-        )
-    )()
-
-
-def changed(value, rng, odd=ODD):
-    """Somewhere in nested dicts and lists something odd: in place of a value, another key, or one less."""
-    if isinstance(value, dict) and value and rng.random() < 0.85:
-        key = rng.choice(list(value))
-        what = rng.random()
-        if what < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        if what < 0.2:
-            return {(rng.choice(("x", "", 0, -1)) if k == key else k): v for k, v in value.items()}
-        return {**value, key: changed(value[key], rng, odd)}
-    if isinstance(value, list) and value and rng.random() < 0.85:
-        at = rng.randrange(len(value))
-        what = rng.random()
-        if what < 0.1:
-            return value[:at] + value[at + 1 :]
-        if what < 0.2:
-            return [*value[:at], value[at], *value[at:]]
-        return [*value[:at], changed(value[at], rng, odd), *value[at + 1 :]]
-    return rng.choice(odd)
 
 
 def changed_json(path, rng):
@@ -207,6 +166,47 @@ def run(checkpoints, folder, capsys, seeds):
 
 def test_a_spoiled_checkpoint_is_grown_or_refused(checkpoints, tmp_path, capsys):
     run(checkpoints, tmp_path, capsys, range(FEW))
+
+
+@pytest.fixture(scope="module")
+def wides(checkpoints, tmp_path_factory):
+    found = []
+    for source in checkpoints:
+        found.append(tmp_path_factory.mktemp("grown") / source.name)
+        assert main(["grow", str(source), str(found[-1]), "--width", "2", "--operator", "duplicate"]) == 0
+    return found
+
+
+def verify(checkpoints, wides, folder, capsys, seeds):
+    """`mupscale verify` of what was spoiled: as it was grown, not so, or one line."""
+    for seed in seeds:
+        rng, wide = random.Random(seed), folder / "wide"
+        which = rng.randrange(len(wides))
+        shutil.rmtree(wide, ignore_errors=True)
+        shutil.copytree(wides[which], wide)
+        manifest = wide / "mupscale.json"
+        how = spoil(wide, rng) if rng.random() < 0.5 else changed_json(manifest, rng) or "mupscale.json"
+        source = rng.choice(([str(checkpoints[which])], []))
+        try:
+            status = main(["verify", *source, str(wide), *(["--files-only"] if source else [])])
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {how}") from error
+        said = capsys.readouterr().err
+        assert status in (0, 1, 2), (seed, how)
+        assert (
+            (status == 2) == said.strip().splitlines()[-1:][0].startswith("mupscale: ")
+            if said
+            else status < 2
+        )
+
+
+def test_what_was_spoiled_is_verified_or_refused(checkpoints, wides, tmp_path, capsys):
+    verify(checkpoints, wides, tmp_path, capsys, range(FEW))
+
+
+@pytest.mark.slow
+def test_much_that_was_spoiled_is_verified_or_refused(checkpoints, wides, tmp_path, capsys):
+    verify(checkpoints, wides, tmp_path, capsys, range(FEW, FEW + MANY // 4))
 
 
 @pytest.mark.slow

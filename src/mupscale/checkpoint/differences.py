@@ -33,7 +33,7 @@ def difference(expected: Any, found: Any, *, rounded: bool = False) -> float | s
     """
     if not isinstance(expected, Tensor):
         # By JSON, in which tuples are lists and keys are text, as where one side was read from a file.
-        a, b = (json.dumps(value, default=str, sort_keys=True) for value in (expected, found))
+        a, b = (json.dumps(_by_words(value), default=str, sort_keys=True) for value in (expected, found))
         return 0.0 if a == b else f"is {_short(b)}, and {_short(a)} as growing gives it"
     if not isinstance(found, Tensor) or found.shape != expected.shape or found.dtype != expected.dtype:
         return f"is {_kind(found)}, and {_kind(expected)} as growing gives it"
@@ -54,9 +54,16 @@ def difference(expected: Any, found: Any, *, rounded: bool = False) -> float | s
     )
 
 
+def _by_words(value: Any) -> Any:
+    """The same with all keys of dicts as text: those of several kinds have no order."""
+    if isinstance(value, dict):
+        return {str(key): _by_words(entry) for key, entry in value.items()}
+    return [_by_words(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
 def _kind(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return _short(json.dumps(value, default=str))
+        return _short(json.dumps(_by_words(value), default=str))
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 

@@ -245,6 +245,9 @@ class ModelTensors:
             return self._loaded[name].detach()
         return self._checkpoint.tensor(self._stored[name])
 
+    def __contains__(self, name: str) -> bool:
+        return name in (self._stored if self._loaded is None else self._loaded)
+
     def dtype(self, name: str) -> torch.dtype:
         """That it is stored in."""
         return self(name).dtype if self._loaded is not None else self._checkpoint.spec(self._stored[name])[0]

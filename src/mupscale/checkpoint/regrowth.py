@@ -131,7 +131,7 @@ def unchanged(destination: str | Path, *, progress: Progress | None = None) -> R
         GrowthError: a file cannot be read, or there are no checksums.
     """
     wide, manifest = Checkpoint(destination), _manifest(Path(destination))
-    if not isinstance(manifest.get("sha256"), dict):
+    if "operator" not in manifest or not isinstance(manifest.get("sha256"), dict):
         raise GrowthError(
             f"{wide.path / MANIFEST}: holds no checksums; compare with what it was grown from: "
             "mupscale verify SRC DST"
@@ -139,27 +139,57 @@ def unchanged(destination: str | Path, *, progress: Progress | None = None) -> R
     config = Plan.load(wide.path, last_growth=True).config
     assert config is not None
     held = _tensors(wide)
-    state = load_state(wide.path / OPTIMIZER)["state"] if manifest.get("optimizer") else {}
+    state = load_state(wide.path / OPTIMIZER).get("state") if manifest.get("optimizer") else {}
 
     def findings() -> Findings:
         yield from _fields(config, wide)
         for name, expected in manifest["sha256"].items():
             if name.startswith(OPTIMIZER):
-                _, index, key = name.split(" ")
                 place = f"{wide.path}/{name}"
-                theirs = loaded(wide.path / OPTIMIZER, state.get(int(index), {}).get(key))
-            else:
+                theirs = loaded(wide.path / OPTIMIZER, _entry(state, *name.split(" ")[1:]))
+            elif name in held:
                 place, theirs = held.place(name), held(name)
+            else:
+                place, theirs = f"{wide.path}: {name!r}", None
             same = isinstance(theirs, Tensor) and sha256(theirs) == expected
             yield place, 0.0 if same else "is not what was written", theirs.nbytes if same else 0
 
     return _summed_up(findings(), wide, manifest, None, progress)
 
 
+def _entry(state: Any, index: str = "", key: str = "", *_: str) -> Any:
+    """A piece of optimizer state by the words of its name in the manifest; None where there is none."""
+    entries = state.get(int(index)) if isinstance(state, dict) and index.isdecimal() else None
+    return entries.get(key) if isinstance(entries, dict) else None
+
+
 def _manifest(directory: Path) -> dict[str, Any]:
     Plan.load(directory)  # which says what is wrong with the file
     manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+    if "operator" not in manifest:
+        return manifest
+    for key, kind in _RECIPE.items():
+        value = manifest.get(key, kind())
+        if not isinstance(value, kind) or (key in ("noise", "seed") and key not in manifest):
+            raise GrowthError(
+                f"{directory / MANIFEST}: {key} is {manifest.get(key)!r}, expected {kind.__name__}; "
+                "grow again"
+            )
     return manifest
+
+
+# What a growth says of itself, and its kinds.
+_RECIPE = {
+    "operator": str,
+    "noise": str,
+    "seed": int,
+    "shrink": str,
+    "optimizer": bool,
+    "optimizer_state": str,
+    "source": dict,
+    "sha256": dict,
+    "machine": str,
+}
 
 
 def _tensors(wide: Checkpoint) -> ModelTensors:

@@ -102,7 +102,7 @@ class Layout:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Layout:
-        return Layout(
+        layout = Layout(
             sizes=data["sizes"],
             params={n: Axes.parse(a) for n, a in data["params"].items()},
             buffers={n: Axes.parse(a) for n, a in data["buffers"].items()},
@@ -118,3 +118,6 @@ class Layout:
             outputs=tuple(map(Axes.parse, data.get("outputs", ()))),
             inputs={n: Axes.parse(a) for n, a in data.get("inputs", {}).items()},
         )
+        for axes in (*layout.params.values(), *layout.buffers.values()):
+            axes.shape(layout.sizes)  # which has to know all of their names
+        return layout

@@ -197,7 +197,7 @@ class Plan:
             return Plan.from_dict(manifest["plan" if last_growth else "from_first"])
         except OSError:
             raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise GrowthError(
                 f"{path}: not a mupscale manifest ({error}); grow the checkpoint again"
             ) from None

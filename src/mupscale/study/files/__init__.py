@@ -30,6 +30,9 @@ def read_study(path: Path, *, check_transfer: bool = False) -> Study:
     tables = read_toml(path)
     with locating(path):
         places = None
+        for name in ("model", "data", "training"):
+            if not isinstance(tables.get(name, {}), dict):
+                raise FieldError("", name, f"{tables[name]!r}: expected a table [{name}]")
         if "sweep" not in tables and {"widths", "scratch", "grow"} & tables.keys():
             tables, places = as_sweeps(tables, path.stem, check_transfer=check_transfer)
         elif check_transfer:

@@ -24,7 +24,7 @@ from mupscale.study.files.knobs import (
     read_space,
     read_training,
 )
-from mupscale.study.files.toml import is_whole, only_known, table_as, typed, whole
+from mupscale.study.files.toml import is_whole, only_known, seeds_of, table_as, typed, whole
 from mupscale.study.questions import check
 from mupscale.study.spec.space import Choices, is_number
 from mupscale.study.spec.sweeps import (
@@ -82,7 +82,7 @@ def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str]
     training = read_training("training", training, {}, sys.maxsize)
     if not isinstance(tables.get("sweep"), dict) or not tables["sweep"]:
         raise FieldError("", "sweep", "expected a table [sweep.NAME] for each set of runs")
-    seeds = _seeds("", tables.get("seeds", 3))
+    seeds = seeds_of("", tables.get("seeds", 3))
     sweeps, families = _sweeps(tables["sweep"], training, seeds, places or {})
     if model.width is None and model.file is None:
         widths = [sweep.width for sweep in sweeps.values() if sweep.width is not None]
@@ -149,6 +149,8 @@ def _one_of_each(
     name: str, values: Mapping[str, Any], families: Mapping[str, list[str]]
 ) -> list[tuple[str, dict[str, Any]]]:
     """A table's sweeps: one for each size or length that it lists, or for each that its source stands for."""
+    if not isinstance(values.get("from", ""), str):
+        raise FieldError(f"sweep.{name}", "from", f"{values['from']!r}: expected the name of a sweep")
     sources = families.get(values.get("from", ""), [])
     for key, fits, kind in (
         ("width", is_whole, "whole numbers"),
@@ -192,7 +194,7 @@ def _sweep(
     if begin == "checkpoint":  # one model, from which all seeds begin
         seeds = (0,)
     elif "seeds" in values:
-        seeds = _seeds(table, values["seeds"])
+        seeds = seeds_of(table, values["seeds"])
     searching = whole(table, "search_seeds", values.get("search_seeds", len(seeds)))
     sweep = Sweep(
         name=name,
@@ -232,13 +234,6 @@ def _sweep(
         extends=name,
     )
     return sweep, rest
-
-
-def _seeds(table: str, value: Any) -> tuple[int, ...]:
-    """How many, from 0 on; or which."""
-    if isinstance(value, list) and value and all(is_whole(seed) and seed >= 0 for seed in value):
-        return tuple(sorted(set(value)))
-    return tuple(range(whole(table, "seeds", value)))
 
 
 def _lengths(table: str, lengths: Any) -> tuple[float, ...]:

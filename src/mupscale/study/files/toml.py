@@ -20,6 +20,8 @@ import tomli_w
 from mupscale.errors import GrowthError
 from mupscale.study.spec.sweeps import FieldError
 
+MOST_SEEDS = 10_000
+
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a file.
@@ -102,6 +104,15 @@ def whole(table: str, key: str, value: Any, missing: str = "missing") -> int:
     if not is_whole(value) or value < 1:
         raise FieldError(table, key, f"{value!r}: expected a whole number of at least 1")
     return int(value)
+
+
+def seeds_of(table: str, value: Any) -> tuple[int, ...]:
+    """How many, from 0 on; or which."""
+    if isinstance(value, list) and value and all(is_whole(seed) and seed >= 0 for seed in value):
+        return tuple(sorted(set(value)))
+    if (count := whole(table, "seeds", value)) > MOST_SEEDS:
+        raise FieldError(table, "seeds", f"{count}: expected at most {MOST_SEEDS}")
+    return tuple(range(count))
 
 
 def write_toml(tables: Mapping[str, Any], path: Path) -> None:

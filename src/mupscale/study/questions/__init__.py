@@ -54,7 +54,7 @@ def check(question: Mapping[str, Any], sweeps: Collection[str]) -> None:
     >>> check({"ask": "saving", "of": "grown", "against": "scratch"}, ["scratch", "grown"])
     """
     name = question.get("ask")
-    if name not in QUESTIONS:
+    if not isinstance(name, str) or name not in QUESTIONS:
         raise GrowthError(f"question {name!r}: {_expected(name, QUESTIONS)}")
     takes = dict(list(inspect.signature(QUESTIONS[name]).parameters.items())[1:])
     for key in question.keys() - takes.keys() - {"ask"}:
@@ -67,8 +67,10 @@ def check(question: Mapping[str, Any], sweeps: Collection[str]) -> None:
     for key in question.keys() & {"of", "against"}:
         named = list(_flat(question[key]))
         for sweep in named or [""]:
-            if sweep not in sweeps:
+            if not isinstance(sweep, str) or sweep not in sweeps:
                 raise GrowthError(f"question {name}: {key}: no sweep {sweep!r}; {_expected(sweep, sweeps)}")
+    if not isinstance(names := question.get("names", []), list):
+        raise GrowthError(f"question {name}: names is {names!r}, expected a list of names")
     if len(question.get("names", question.get("of", ()))) != len(question.get("of", ())):
         raise GrowthError(f"question {name}: expected as many names as lists in of")
 
