@@ -34,6 +34,7 @@ class Framework:
         load: a model and its optimizer from a folder.
         save: both to a folder.
         grow: from a narrow folder to a wide one, with some noise.
+        plan: from width 1 to width 2.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Framework:
     load: Callable[[Path, nn.Module, torch.optim.Optimizer], None]
     save: Callable[[Path, nn.Module, torch.optim.Optimizer], None]
     grow: Callable[[Path, Path, str | None], mupscale.Plan]
+    plan: Callable[[], mupscale.Plan]
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -49,7 +51,7 @@ def sharded(model: nn.Module) -> nn.Module:
     return fully_shard(model) if dist.get_world_size() > 1 else model
 
 
-def planned(make: Callable[[int], nn.Module]) -> mupscale.Plan:
+def plan_of(make: Callable[[int], nn.Module]) -> mupscale.Plan:
     """From width 1 to width 2, proved on random weights."""
     return mupscale.plan(make, width=2, inputs=torch.randint(256, (2, 16)))
 
@@ -85,7 +87,7 @@ def _run(framework: Framework, folder: Path, noise: str | None) -> dict[str, obj
     narrow = sharded(make(1))
     optimizer = optimizer_of(narrow, None)
     # Grown before its first step, and trained on the same text: what the carried moments should be.
-    plan = planned(make)
+    plan = framework.plan()
     along = grow_(narrow, sharded(make(2)), plan, operator="duplicate", noise=None)
     along_optimizer = optimizer_of(along, plan)
     train(along, along_optimizer, range(STEPS), plan)
@@ -133,7 +135,9 @@ def train(
 
 
 def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+    out = model(ids[:, :-1])
+    logits = out if isinstance(out, Tensor) else out.logits
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def moments_apart(

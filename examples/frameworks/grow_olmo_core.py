@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from common import Framework, demonstrate, planned, sharded
+from common import Framework, demonstrate, plan_of, sharded
 from olmo_core.distributed.checkpoint import load_model_and_optim_state, save_model_and_optim_state
 from olmo_core.nn.transformer import TransformerConfig
 from olmo_core.optim import AdamWConfig, OptimGroupOverride
@@ -45,7 +45,7 @@ def make(width: int) -> nn.Module:
 
 def grow(narrow_folder: Path, wide_folder: Path, noise: str | None) -> mupscale.Plan:
     """Load the narrow checkpoint, grow it, and save the wide one."""
-    plan = planned(make)
+    plan = plan_of(make)
     narrow = sharded(make(1))
     optimizer = optimizer_of(narrow)
     load_model_and_optim_state(narrow_folder, narrow, optimizer)
@@ -75,7 +75,13 @@ def overrides_of(wide: nn.Module, plan: mupscale.Plan) -> list[OptimGroupOverrid
 if __name__ == "__main__":
     demonstrate(
         Framework(
-            "OLMo-core", make, optimizer_of, load_model_and_optim_state, save_model_and_optim_state, grow
+            "OLMo-core",
+            make,
+            optimizer_of,
+            load_model_and_optim_state,
+            save_model_and_optim_state,
+            grow,
+            plan=lambda: plan_of(make),
         ),
         __doc__,
     )

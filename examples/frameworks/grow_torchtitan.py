@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 import torch
-from common import Framework, demonstrate, planned, sharded
+from common import Framework, demonstrate, plan_of, sharded
 from torch import nn
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
@@ -65,7 +65,7 @@ def make(width: int) -> nn.Module:
 
 def grow(narrow_folder: Path, wide_folder: Path, noise: str | None) -> mupscale.Plan:
     """Load the narrow checkpoint, grow it, and save the wide one, for the same step."""
-    plan = planned(make)
+    plan = plan_of(make)
     narrow = sharded(make(1))
     optimizers = optimizers_of(narrow)
     manager(narrow_folder, narrow, optimizers).load(STEP)
@@ -124,4 +124,6 @@ def save(folder: Path, model: nn.Module, optimizers: OptimizersContainer) -> Non
 
 
 if __name__ == "__main__":
-    demonstrate(Framework("torchtitan", make, optimizers_of, load, save, grow), __doc__)
+    demonstrate(
+        Framework("torchtitan", make, optimizers_of, load, save, grow, plan=lambda: plan_of(make)), __doc__
+    )
