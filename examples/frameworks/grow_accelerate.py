@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 examples/frameworks/grow_accelerate.py             # sharded by FSDP2
 
 `grow` is what to take over: accelerate loads ``pytorch_model_fsdp_0`` and ``optimizer_0`` into the narrow
-model and its optimizer, and saves the wide one's; between the two, every rank grows its own shard. What stands
-around it trains a small model first and checks that nothing was lost. `make` builds a Llama of transformers.
+model and its optimizer, and saves the wide one's; between the two, every rank grows its own shard. What
+stands around it trains a small model first and checks that nothing was lost. `make` builds a Llama.
 
 Such a folder holds no config.json; the wide model's is written beside its weights.
 """
