@@ -136,6 +136,8 @@ def stored(path: Path, tensor: Tensor) -> Stored:
     offset: int | None = getattr(storage, "_checkpoint_offset", None)
     if offset is None:
         raise GrowthError(f"{path}: is in torch's old format; load it, and save it again")
+    if tensor.nbytes > path.stat().st_size:  # an expanded one, which would fill the memory
+        raise GrowthError(f"{path}: holds a tensor of {tensor.nbytes} bytes, more than the file has")
     start = offset + int(tensor.storage_offset()) * tensor.itemsize
     return Stored(
         path, start, tensor.dtype, tuple(tensor.shape), None if tensor.is_contiguous() else tensor.stride()

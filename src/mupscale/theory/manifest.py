@@ -197,9 +197,10 @@ class Plan:
             return Plan.from_dict(manifest["plan" if last_growth else "from_first"])
         except OSError:
             raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # config classes raise kinds of their own
+            reason = " ".join(str(error).split())[:160]
             raise GrowthError(
-                f"{path}: not a mupscale manifest ({error}); grow the checkpoint again"
+                f"{path}: not a mupscale manifest ({reason}); grow the checkpoint again"
             ) from None
 
     def save(self, directory: str | Path) -> None:

@@ -8,6 +8,7 @@ Knows what a file may say; what the values mean is `mupscale.study.spec.sweeps`'
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -237,7 +238,7 @@ def _sweep(
 
 
 def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
-    if not isinstance(lengths, list) or not all(is_number(each) and each > 0 for each in lengths):
+    if not isinstance(lengths, list) or not all(is_number(each) and 0 < each < math.inf for each in lengths):
         raise FieldError(
             table,
             "lengths",
