@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def grow_checkpoint(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
+    workers: int | None = None,
     optimizer: bool | None = None,
     state: str = "carried",
     overwrite: bool = False,
@@ -146,6 +148,8 @@ def grow_checkpoint(
         plan: how to grow; or give ``width`` and ``axes``, as to `mupscale.plan`.
         dtype: to store weights in; None keeps each tensor's own.
         operator, noise, shrink, seed: as in `grow`.
+        workers: how many threads make the blocks of a tensor; None for as many as torch uses. The result does
+            not depend on it.
         optimizer: grow the training state too, where there is one. By default an operator that makes even
             copies does; zero_pad and expand do when asked, padding the state with zeros; the others cannot.
         state: what becomes of the optimizer's, as in `mupscale.carry_optimizer`.
@@ -224,6 +228,7 @@ def grow_checkpoint(
         staged(Path(destination), source=checkpoint.path, overwrite=overwrite, making=making) as stage,
         ThreadPoolExecutor(max_workers=1) as pool,
         torch.no_grad(),
+        _threads(workers),
     ):
         partial, journal = stage
         if (checkpoint.path / "modules.json").is_file():
@@ -252,6 +257,18 @@ def grow_checkpoint(
         if checkpoint.identity() != making["source"]:
             raise GrowthError(f"{checkpoint.path}: was changed while it was read; grow again")
     return plan
+
+
+@contextmanager
+def _threads(workers: int | None) -> Iterator[None]:
+    if workers is not None and workers < 1:
+        raise GrowthError(f"workers {workers}: expected at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(workers or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:

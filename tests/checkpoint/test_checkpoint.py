@@ -22,6 +22,7 @@ from mupscale.checkpoint.staging import staged
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
 from mupscale.operators.catalogue import OPERATORS
+from mupscale.operators.noise import BLOCK_ENTRIES
 from mupscale.study.spec.growth import recipe_of
 
 
@@ -72,6 +73,26 @@ def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
     manifest = json.loads((tmp_path / "wide/mupscale.json").read_text())
     assert (manifest["operator"], manifest["noise"], manifest["seed"]) == ("duplicate", "balanced:1", 0)
     assert set(manifest["source"]["sha256"]) == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("operator", ["duplicate", "expand", "zero_pad"])
+def test_workers_and_shards_change_no_tensor(operator, tmp_path):
+    """Of tensors that are made in several blocks, with noise."""
+    config = CONFIGS["llama"]()
+    config.vocab_size, config.max_position_embeddings = 20_000, 64
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "narrow")
+    states = []
+    for workers in (1, 2):
+        for size in ("5GB", "1MB"):
+            wide = tmp_path / f"{workers}-{size}"
+            grow = ["grow", str(tmp_path / "narrow"), str(wide), "--width", "2", "--operator", operator]
+            assert main([*grow, "--workers", str(workers), "--max-shard-size", size]) == 0
+            states.append(AutoModelForCausalLM.from_pretrained(wide).state_dict())
+    assert max(tensor.numel() for tensor in states[0].values()) > 2 * BLOCK_ENTRIES
+    for state in states[1:]:
+        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
+    assert main([*grow, "--workers", "0", "--overwrite"]) == 2
 
 
 def test_shards_hold_the_same_tensors_in_stored_dtypes(tmp_path):

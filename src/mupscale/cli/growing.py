@@ -83,6 +83,7 @@ def grow(
     seed: Annotated[int, arg(help="of the noise")] = 0,
     dtype: Annotated[str | None, arg(help=f"store as {', '.join(DTYPES)}; default: as it is")] = None,
     max_shard_size: Annotated[str, arg(help="largest weight file")] = "5GB",
+    workers: Annotated[int | None, arg(help="threads; the result does not depend on them")] = None,
     overwrite: Annotated[bool, arg(help="replace DST")] = False,
     no_optimizer: Annotated[bool, arg(help="leave optimizer.pt and the training state behind")] = False,
     carry_optimizer: Annotated[
@@ -125,6 +126,7 @@ def grow(
             seed=seed,
             dtype=getattr(torch, dtype) if dtype else None,
             max_shard_size=max_shard_size,
+            workers=workers,
             optimizer=False if no_optimizer else carry_optimizer or None,
             state=optimizer_state,
             overwrite=overwrite,
