@@ -75,6 +75,26 @@ def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
     assert set(manifest["source"]["sha256"]) == {"model.safetensors"}
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"],
+            "examples/frameworks do with those of acc",
+        ),
+        ([".metadata", "__0_0.distcp"], "grow in place, mupscale.distributed.grow_"),
+        (["common.pt", "metadata.json", ".metadata"], "Megatron's; .* --dist-ckpt-optim-fully-reshardable"),
+        (["notes.txt"], "config.json: not found"),
+    ],
+)
+def test_what_distributed_training_saves_is_told_apart(files, said, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(GrowthError, match=said):
+        Checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("operator", ["duplicate", "expand", "zero_pad"])
 def test_workers_and_shards_change_no_tensor(operator, tmp_path):
     """Of tensors that are made in several blocks, with noise."""

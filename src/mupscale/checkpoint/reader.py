@@ -57,6 +57,8 @@ class Checkpoint:
         self.path = Path(directory)
         if not self.path.is_dir():
             raise GrowthError(f"{self.path}: no such directory; expected a Hugging Face checkpoint directory")
+        if not (self.path / "config.json").exists() and (kind := _sharded_kind(self.path)) is not None:
+            raise GrowthError(f"{self.path}: {kind}")
         self.config = self.read_config(self.path / "config.json")
 
     @staticmethod
@@ -222,6 +224,23 @@ class Checkpoint:
                     digest.update(chunk)
             sums[path.name] = digest.hexdigest()
         return sums
+
+
+def _sharded_kind(path: Path) -> str | None:
+    """How to grow what distributed training has saved and Hugging Face has not; None for anything else."""
+    if (path / "common.pt").exists() and (path / "metadata.json").exists():
+        return (
+            "a checkpoint of Megatron's; let it export a Hugging Face one, or load it there and grow in "
+            "place (mupscale.distributed.grow_), with an optimizer that was saved by "
+            "--dist-ckpt-optim-fully-reshardable"
+        )
+    if any((folder / ".metadata").exists() for folder in (path, *path.iterdir())):
+        return (
+            "saved by torch.distributed.checkpoint; load it with what saved it and grow in place, "
+            "mupscale.distributed.grow_, as examples/frameworks do with those of accelerate, torchtitan and "
+            "OLMo-core"
+        )
+    return None
 
 
 class ModelTensors:
