@@ -12,10 +12,11 @@ import optuna
 import pytest
 
 from mupscale.study.files import read_study
-from mupscale.study.page import Answer
+from mupscale.study.page import Answer, plots
 from mupscale.study.work.storage import open_storage
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(EXAMPLES))
 
 import evidence  # noqa: E402
@@ -275,6 +276,20 @@ def test_of_papers_claims_nothing_is_told_before_its_study_is_finished(tmp_path)
     assert _told_part(growing, results)["questions"] == asked[:1]
     sweeps[1]["finished"] = False
     assert _told_part(growing, results) is None
+
+
+def test_the_pages_are_of_the_results_that_are_kept_beside_them(tmp_path, monkeypatch):
+    """Those that are in the repository, with their numbers and the table of `mupscale advise`."""
+    monkeypatch.setattr(plots.FigureCanvasAgg, "print_png", lambda self, path: Path(path).touch())
+    docs, table = tmp_path / "docs", tmp_path / "table.json"
+    shutil.copytree(DOCS, docs)
+    shutil.copy(evidence.TABLE, table)
+    assert evidence.evidence(pages=True, out=tmp_path / "nothing ran here", docs=docs, table=table) == 0
+    written = {path.relative_to(docs) for path in docs.rglob("*.*") if path.suffix in (".md", ".csv")}
+    assert written == {path.relative_to(DOCS) for path in DOCS.rglob("*.*") if path.suffix in (".md", ".csv")}
+    differing = [path for path in written if (docs / path).read_text() != (DOCS / path).read_text()]
+    assert not differing
+    assert table.read_text() == evidence.TABLE.read_text()
 
 
 def test_names_and_failures(tmp_path, capsys):

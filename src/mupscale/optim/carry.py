@@ -126,10 +126,9 @@ def carry_optimizer(
 def _keep_flags(grown: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> None:
     """What a constructor was given and keeps beside the groups: a direction, a kind of decay, bits."""
     for key, value in vars(optimizer).items():
-        is_plain = (
-            isinstance(value, bool | int | float | str) or key == "args"
-        )  # bitsandbytes keeps an object
-        if is_plain and key in vars(grown) and key != "initialized":  # which says of the state where it lies
+        if key not in vars(grown) or key == "initialized":  # which bitsandbytes says of the state
+            continue
+        if isinstance(value, bool | int | float | str) or key == "args":  # an object of bitsandbytes'
             setattr(grown, key, value)
 
 
