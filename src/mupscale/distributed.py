@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mupscale.errors import GrowthError
 from mupscale.layout.known import differing_fields
 from mupscale.models.contents import state_tensors, unwrapped
-from mupscale.models.sharding import held_by_this_rank, local, whole
+from mupscale.models.sharding import fill_shard_, rows_held, whole
 from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
@@ -93,7 +93,7 @@ def grow_(
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(tensor.shape)}"
                 )
             if isinstance(tensor, nn.Parameter):
-                _fill_shard(tensor, grower, name)
+                fill_shard_(tensor, grower.blocks(name, tensor.dtype, rows_held(tensor)))
                 tensor.requires_grad_(source.requires_grad)
             else:
                 buffers[id(tensor)] = grower(name).to(tensor.device)
@@ -102,17 +102,6 @@ def grow_(
     same_modes_(theirs, inner)
     mark_(theirs, grower.operator.name)
     return wide
-
-
-def _fill_shard(param: Tensor, grower: Grower, name: str) -> None:
-    shard, (rows, *rest) = local(param), held_by_this_rank(param) or (None,)
-    end = 0
-    for block in grower.blocks(name, param.dtype, rows):
-        if rows is None:
-            shard.copy_(block)
-            return
-        shard[end : end + len(block)] = block[(slice(None), *rest)]
-        end += len(block)
 
 
 def _check(found: dict[str, Tensor], expected: Iterable[str], side: str) -> None:

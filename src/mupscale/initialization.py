@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models.sharding import placed_like
+from mupscale.models.sharding import fill_shard_, rows_held
 from mupscale.models.surroundings import plain_surroundings
-from mupscale.operators.fresh import fresh_laws, fresh_value, law_of
+from mupscale.operators.fresh import fresh_blocks, fresh_laws, law_of
 from mupscale.operators.own import own_values
 from mupscale.theory.manifest import Plan
 
@@ -20,7 +22,8 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     (biases, gains) take their narrow value times the weight scale s.
 
     Args:
-        wide: the module that `plan` describes the wide side of; keeps device and dtype.
+        wide: the module that `plan` describes the wide side of; keeps device, dtype and shards. Of a sharded
+            one every rank makes the rows that it holds.
         seed: with the parameter names, decides every number.
 
     Raises:
@@ -41,10 +44,12 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
                 raise GrowthError(
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
                 )
+            rows = rows_held(param)
             if (narrow := plan.canonical(name)) in own:
                 value = own[narrow].wide
+                blocks: Iterable[Tensor] = [value if rows is None else value[rows]]
             else:
                 law, place = law_of(laws, narrow, plan), plan.own_name(name)
-                value = fresh_value(scaling, law, seed=seed, name=place, dtype=param.dtype)
-            param.copy_(placed_like(value, param))
+                blocks = fresh_blocks(scaling, law, rows, seed=seed, name=place, dtype=param.dtype)
+            fill_shard_(param, blocks)
     return wide

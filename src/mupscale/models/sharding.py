@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -17,20 +19,28 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(tensor: Tensor, param: Tensor) -> Tensor:
-    """``tensor``, the same on every rank, on the device of ``param`` and sharded as that is."""
-    tensor = tensor.to(param.device)
-    if not isinstance(param, DTensor):
-        return tensor
-    return distribute_tensor(tensor, param.device_mesh, param.placements, src_data_rank=None)
-
-
 def held_by_this_rank(tensor: Tensor) -> tuple[slice, ...]:
     """Where in the whole tensor this rank's shard lies, dim by dim; all of it where it is not sharded."""
     if not isinstance(tensor, DTensor):
         return tuple(slice(0, n) for n in tensor.shape)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tuple(slice(start, start + n) for start, n in zip(offset, shape, strict=True))
+
+
+def rows_held(tensor: Tensor) -> slice | None:
+    """The rows of which this rank holds something; None of a single number."""
+    return next(iter(held_by_this_rank(tensor)), None)
+
+
+def fill_shard_(param: Tensor, blocks: Iterable[Tensor]) -> None:
+    """Fill what this rank holds of a tensor from its `rows_held`, in blocks, whole in the other dims."""
+    shard, (_, *rest), end = local(param), held_by_this_rank(param) or (None,), 0
+    for block in blocks:
+        if not param.ndim:
+            shard.copy_(block)
+            continue
+        shard[end : end + len(block)] = block[(slice(None), *rest)]
+        end += len(block)
 
 
 def with_shard(shard: Tensor, param: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mupscale.errors import GrowthError
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import transformers_config
-from mupscale.operators.noise import drawn_rows, normal
+from mupscale.operators.noise import drawn_rows, normal, row_blocks
 from mupscale.theory.manifest import Plan
 from mupscale.theory.scaling import Scaling
 
@@ -185,6 +185,20 @@ def fresh_value(
     shape = torch.Size(scaling.wide_shape)
     draw = partial(normal, shape, seed=seed, name=name)
     return _of_law(scaling, law, shape, draw, dtype=dtype, strength=strength)
+
+
+def fresh_blocks(
+    scaling: Scaling, law: Law, rows: slice | None, *, seed: int, name: str, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Some rows of what `fresh_value` gives, block by block; None for a single number."""
+    if rows is None:
+        yield fresh_value(scaling, law, seed=seed, name=name, dtype=dtype)
+        return
+    blocks = row_blocks(torch.Size(scaling.wide_shape), 1)
+    for i, block in enumerate(blocks):
+        if block.start < rows.stop and rows.start < block.stop:
+            made = fresh_rows(scaling, law, blocks, i, seed=seed, name=name, dtype=dtype)
+            yield made[max(0, rows.start - block.start) : rows.stop - block.start]
 
 
 def fresh_rows(
