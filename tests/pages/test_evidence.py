@@ -30,6 +30,7 @@ from claims import (  # noqa: E402
     pays,
     saves,
     stays_equal,
+    transfers,
 )
 from evidence_pages import GROWING, RESULTS, _told_part  # noqa: E402
 
@@ -349,6 +350,15 @@ def test_whether_it_pays(cells, agrees):
     assert pays("warm", 20)(answer(cells=cells))[1] is agrees
     both = pays("warm", 20)(answer(cells=cells), answer(cells=[cell()]))[1]
     assert both is agrees
+
+
+@pytest.mark.parametrize(
+    ("at_edge", "noise", "agrees"), [([], 1.0, True), (["noise"], 0, True), (["noise"], 4.0, None)]
+)
+def test_a_transfer_at_the_edge_of_a_grid_is_not_known(at_edge, noise, agrees):
+    rows = [{"point": {"lr": 0.1, "noise": noise}, "at_edge": at_edge}]
+    found = Answer(title="", parts=(), headline="It transfers.", passed=True, data={"": {"rows": rows}})
+    assert transfers(found) == ("It transfers.", agrees)
 
 
 def test_the_base_model_counted_in():
