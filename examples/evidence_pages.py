@@ -74,7 +74,7 @@ def write_pages(
     what the page on when growing pays tells stays; and the table, until the first of `MAPS` is finished.
     """
     docs.mkdir(parents=True, exist_ok=True)
-    known = {study: study.results(out) or study.kept(docs) for study in studies}
+    known = {study: _better(study.results(out), study.kept(docs)) for study in studies}
     for study, results in known.items():
         if results is not None:
             shutil.rmtree(study.kept_at(docs).parent, ignore_errors=True)
@@ -105,6 +105,13 @@ def _table(studies: Sequence[Study], known: Mapping[Study, Row | None], maps: Ma
         "best": maps[MAPS[0]]["best"],
         "cells": [cell for data in maps.values() for cell in data["cells"]],
     }
+
+
+def _better(ran: Row | None, kept: Row | None) -> Row | None:
+    """What ran here, unless it is not finished and what was kept is."""
+    if ran is None or (kept is not None and is_finished(kept) and not is_finished(ran)):
+        return kept
+    return ran
 
 
 def _told_part(study: Study, results: Row | None) -> Row | None:

@@ -145,12 +145,12 @@ def moments_apart(
 ) -> float:
     """How far the moments of two alike models are apart, over the largest of each parameter."""
     states, names = _states(other), dict(twin.named_parameters())
-    worst = 0.0
+    apart = []
     for name, param in model.named_parameters():
         for key in ("exp_avg", "exp_avg_sq"):
             mine, theirs = whole(_states(one)[param][key]), whole(states[names[name]][key])
-            worst = max(worst, float((mine - theirs).abs().max() / mine.abs().max()))
-    return worst
+            apart.append((mine - theirs).abs().max() / mine.abs().max())
+    return float(torch.stack(apart).max())  # NaN, too
 
 
 def _states(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from mupscale.errors import GrowthError
 from mupscale.layout.known import differing_fields
 from mupscale.models.contents import state_tensors, unwrapped
-from mupscale.models.sharding import fill_shard_, rows_held, whole
+from mupscale.models.sharding import fill_shard_, is_sharded, reshard_, rows_held, whole
 from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import mark_
-from mupscale.operators.filling import check_built, check_memory, fill_buffers_, fill_tables_, same_modes_
+from mupscale.operators.filling import (
+    check_built,
+    check_memory,
+    fill_buffers_,
+    fill_tables_,
+    keep_settings_,
+    like,
+    same_modes_,
+)
 from mupscale.operators.noise import Noise
 from mupscale.operators.zero_pad import ShrinkLike
 from mupscale.planner import prove_operator
@@ -46,7 +54,8 @@ def grow_(
         narrow, wide: the two models, either sharded by `torch.distributed.fsdp.fully_shard`, by tensor
             parallelism (any `DTensor`), or not at all. ``wide`` is built as ``plan`` says, such as from
             ``plan.config``, with any weights; it keeps its devices, dtypes and shards. What no checkpoint
-            holds, such as rotary tables, has to be there: after ``to_empty`` let the model fill it again.
+            holds, such as rotary tables, has to be there: after ``to_empty`` let the model fill it again. To
+            expand with λ = 1 its norms want a smaller eps: what is said tells which.
         operator, noise, shrink, seed, from_first: as in `mupscale.grow`.
 
     Returns:
@@ -65,6 +74,7 @@ def grow_(
     True
     """
     inner, theirs = unwrapped(narrow), unwrapped(wide)
+    reshard_(inner, theirs)
     own = {plan.unwrapped(name): tensor for name, tensor in state_tensors(inner).items()}
     given = {plan.unwrapped(name): tensor for name, tensor in state_tensors(theirs).items()}
     grower = Grower(
@@ -80,7 +90,7 @@ def grow_(
     _check(given, plan.wide_names, "wide")
     for model in (inner, theirs):
         check_memory(model)
-    _check_architecture(theirs, grower.plan)
+    _check_architecture(theirs, inner, grower.plan)
     with plain_surroundings(), torch.no_grad():
         if grower.keeps_function_if_proved:
             with torch.enable_grad():
@@ -92,13 +102,16 @@ def grow_(
                 raise GrowthError(
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(tensor.shape)}"
                 )
-            if isinstance(tensor, nn.Parameter):
-                fill_shard_(tensor, grower.blocks(name, tensor.dtype, rows_held(tensor)))
-                tensor.requires_grad_(source.requires_grad)
+            if isinstance(tensor, nn.Parameter) or is_sharded(tensor):
+                dtype = tensor.dtype if tensor.is_floating_point() else None
+                fill_shard_(tensor, grower.blocks(name, dtype, rows_held(tensor)))
             else:
-                buffers[id(tensor)] = grower(name).to(tensor.device)
+                buffers[id(tensor)] = like(grower(name), tensor)
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(source.requires_grad)
         fill_buffers_(theirs, buffers)
-        fill_tables_(theirs, inner)
+        fill_tables_(theirs, inner, in_place=True)
+        keep_settings_(theirs, inner, plan)
     same_modes_(theirs, inner)
     mark_(theirs, grower.operator.name)
     return wide
@@ -117,16 +130,17 @@ def _check(found: dict[str, Tensor], expected: Iterable[str], side: str) -> None
         )
 
 
-def _check_architecture(wide: nn.Module, plan: Plan) -> None:
+def _check_architecture(wide: nn.Module, narrow: nn.Module, plan: Plan) -> None:
     """Refuse a model of the right shapes that computes something else, as with other heads."""
     if plan.config is None:
-        check_built(wide, plan)
+        check_built(wide, narrow, plan)
         return
-    config = transformers_config(wide)
-    if config is None:
-        raise GrowthError("wide: the plan is of a transformers model; build it from plan.config")
-    if odd := differing_fields(config, plan.config):
-        field, (found, expected) = next(iter(odd.items()))
-        raise GrowthError(
-            f"wide.config: {field} is {found!r}, expected {expected!r}; build it from plan.config"
-        )
+    config, own = transformers_config(wide), transformers_config(narrow)
+    if config is None or own is None or plan.narrow_config is None:
+        raise GrowthError("wide: the plan is of a transformers model; build both from the plan's configs")
+    for field, (found, expected) in differing_fields(config, plan.config).items():
+        changed = getattr(own, field, None)  # on the narrow model, since it was planned
+        if found != changed or changed == getattr(plan.narrow_config, field, None):
+            raise GrowthError(
+                f"wide.config: {field} is {found!r}, expected {expected!r}; build the wide model with that"
+            )

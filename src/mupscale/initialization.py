@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models.sharding import fill_shard_, rows_held
+from mupscale.models.sharding import fill_shard_, reshard_, rows_held
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.fresh import fresh_blocks, fresh_laws, law_of
 from mupscale.operators.own import own_values
@@ -35,6 +35,7 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     >>> import mupscale
     >>> wide = mupscale.init_(make(4), mupscale.plan(make, width=4), seed=0)
     """
+    reshard_(wide)
     with plain_surroundings(), torch.no_grad():
         laws = fresh_laws(plan)
         own = own_values(plan, laws, seed=seed)

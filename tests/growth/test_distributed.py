@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.optim import AdamW
@@ -27,6 +27,7 @@ RECIPES = {
     "uneven copies": {"operator": "net2net"},
     "beside fresh units": {},
     "padded": {"operator": "zero_pad"},
+    "padded less": {"operator": "zero_pad", "shrink": 0.9},
 }
 
 
@@ -35,12 +36,12 @@ class Block(nn.Module):
 
     def __init__(self, width=1, heads=1):
         super().__init__()
-        self.heads, d = heads, 5 * width
+        self.heads, self.temperature, d = heads, 1.0, 5 * width
         self.into, self.inner, self.out = nn.Linear(3, d), nn.Linear(d, 7 * width), nn.Linear(7 * width, 3)
         self.norm = nn.BatchNorm1d(d)
 
     def forward(self, x):
-        return self.out(self.inner(self.norm(self.into(x)).relu()).relu() * self.heads)
+        return self.out(self.inner(self.norm(self.into(x)).relu()).relu() * self.heads / self.temperature)
 
 
 def block(width, heads=1):
@@ -108,8 +109,41 @@ def test_what_has_the_right_shapes_and_computes_something_else_is_refused():
     for key in ("hidden_size", "intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"):
         setattr(other, key, getattr(plan.config, key))
     other.rope_parameters = {**other.rope_parameters, "rope_theta": 5.0}
-    with pytest.raises(mupscale.GrowthError, match="rope_parameters is .*build it from plan.config"):
+    with pytest.raises(mupscale.GrowthError, match="rope_parameters is .*; build the wide model with that"):
         grow_(narrow, transformers_model(other), plan)
+
+
+def test_what_was_changed_on_the_narrow_model_is_carried_or_let_be():
+    narrow, plan, _ = models("block")
+    narrow.temperature, narrow.heads = 3.0, 7  # heads: as tensor parallelism divides it
+    for changed in ({}, {"temperature": 3.0, "heads": 5}):
+        wide = block(2)
+        for key, value in changed.items():
+            setattr(wide, key, value)
+        grow_(narrow, wide, plan, operator="duplicate")
+        assert wide.temperature == 3.0
+        assert wide.heads == changed.get("heads", 1)
+    narrow, plan, build = models("llama_tied")
+    wide = build()
+    wide.config.pad_token_id, wide.config.output_hidden_states = 3, True
+    narrow.config.attention_dropout = wide.config.attention_dropout = 0.2
+    grow_(narrow, wide, plan, operator="duplicate")
+
+
+def test_buffers_keep_their_dtype_as_parameters_do():
+    narrow, plan, _ = models("block")
+    wide = grow_(narrow, block(2).bfloat16(), plan, operator="duplicate")
+    assert {t.dtype for t in wide.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
+    wide.eval()(torch.randn(4, 3, dtype=torch.bfloat16))
+
+
+def test_to_expand_with_the_same_function_the_norms_say_what_they_need():
+    narrow, plan, _ = models("llama_tied")
+    with pytest.raises(mupscale.GrowthError, match="rms_norm_eps is .*, expected .*; build the wide model"):
+        grow_(narrow, transformers_model(plan.config), plan, operator="expand")
+    expected = mupscale.grow(narrow, plan, operator="expand")
+    wide = grow_(narrow, transformers_model(expected.config), plan, operator="expand")
+    assert_same(wide, expected)
 
 
 def test_a_wide_model_without_the_tie_or_without_memory_is_refused():
@@ -150,6 +184,18 @@ def by_tensors(model):
     return fully_shard(model, mesh=mesh["data"])
 
 
+def forward(model):
+    with torch.no_grad():
+        model(torch.zeros(2, 3)) if hasattr(model, "inner") else model(input_ids=torch.arange(4)[None])
+
+
+def resharded(model):
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return model
+
+
 def losses(model, optimizer, plan=None):
     ids = torch.randint(VOCAB, (4, 12), generator=torch.Generator().manual_seed(0))
     found = []
@@ -188,7 +234,14 @@ def _worker(rank, processes, folder):
             for recipe in RECIPES.values():
                 narrow, plan, build = models(kind)
                 expected = mupscale.grow(narrow, plan, **recipe)
-                assert_same(grow_(shard(narrow), shard(build()), plan, **recipe), expected)
+                narrow, wide = shard(narrow), shard(build())
+                for model in (narrow, wide) if shard is fsdp else ():
+                    forward(model)  # leaves whole parameters in the root, which do not last
+                assert_same(resharded(grow_(narrow, wide, plan, **recipe)), expected)
+        plan = models("llama_tied")[1]
+        wide = fsdp(models("llama_tied")[2]())
+        forward(wide)
+        assert_same(resharded(mupscale.init_(wide, plan)), mupscale.init_(models("llama_tied")[2](), plan))
         wide, optimizer, plan = grown_with_optimizer(fsdp, in_place)
         dcp.save(state_of(wide, optimizer), checkpoint_id=f"{folder}/saved-{processes}")
         keep(losses(wide, optimizer, plan), folder, processes)

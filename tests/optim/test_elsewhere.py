@@ -31,6 +31,9 @@ OPTIMIZERS = {
     "schedule-free adamw": lambda p: trained(
         schedulefree.AdamWScheduleFree(p, lr=3e-3, weight_decay=0.1, warmup_steps=15)
     ),
+    "schedule-free adamw, weighed otherwise": lambda p: trained(
+        schedulefree.AdamWScheduleFree(p, lr=3e-3, weight_lr_power=1.0, warmup_steps=15)
+    ),
     "schedule-free sgd": lambda p: trained(
         schedulefree.SGDScheduleFree(p, lr=0.02, weight_decay=0.01, warmup_steps=15)
     ),
@@ -41,6 +44,12 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", ["mlp", "llama_tied"])
 def test_grown_mid_training_stays_in_lockstep(name, optimizer):
     assert_lockstep(name, OPTIMIZERS[optimizer], 3)
+
+
+def test_what_counts_entries_is_refused():
+    plan = mupscale.plan(make_mlp, width=2)
+    with pytest.raises(GrowthError, match="cautious: it counts the entries"):
+        mupscale.param_groups(make_mlp(2), plan, pytorch_optimizer.Lion, lr=1e-3, cautious=True)
 
 
 def test_an_optimizer_that_turns_gradients_is_refused():

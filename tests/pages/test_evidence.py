@@ -32,7 +32,7 @@ from claims import (  # noqa: E402
     stays_equal,
     transfers,
 )
-from evidence_pages import GROWING, RESULTS, _told_part  # noqa: E402
+from evidence_pages import GROWING, RESULTS, _better, _told_part  # noqa: E402
 
 HEAD = """\
 seeds = 2
@@ -257,6 +257,7 @@ def test_a_map_is_told_as_far_as_it_is_measured(tmp_path):
     padded |= {"finished": False, "done": 1}
     study.results_at(tmp_path / "out").write_text(json.dumps(results))
     (tmp_path / "out" / "growing_pays" / "trials.journal").unlink()
+    study.kept_at(tmp_path / "docs").unlink()
     evidence.evidence(jobs=1, **places, studies=(study,), claims=(), pages=True)
     part = json.loads((tmp_path / "table").read_text())
     assert {cell["start"] for cell in part["cells"]} == {"even"}
@@ -278,6 +279,15 @@ def test_of_papers_claims_nothing_is_told_before_its_study_is_finished(tmp_path)
     assert _told_part(growing, results)["questions"] == asked[:1]
     sweeps[1]["finished"] = False
     assert _told_part(growing, results) is None
+
+
+def test_what_was_finished_is_not_lost_to_a_run_that_is_not():
+    done, begun = ({"sweeps": [{"finished": finished}]} for finished in (True, False))
+    assert _better(begun, done) is done
+    assert _better(done, begun) is done
+    assert _better(begun, None) is begun
+    assert _better(None, begun) is begun
+    assert _better(None, None) is None
 
 
 def test_the_pages_are_of_the_results_that_are_kept_beside_them(tmp_path, monkeypatch):

@@ -32,12 +32,16 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(group, dict) or not all(isinstance(key, str) for key in group):
             raise GrowthError(f"{place}: expected a dict of named values")
         for key, kind in (("params", int), ("param_names", str)):
-            entries = group.get(key, [])
+            entries = group.get(key, [] if key == "param_names" else None)
             if not isinstance(entries, list) or not all(type(entry) is kind for entry in entries):
                 raise GrowthError(f"{place}: {key} should be a list of {kind.__name__}")
         if len({*group.get("params", [])} - seen) < len(group.get("params", [])):
             raise GrowthError(f"{place}: holds a parameter twice, or one of another group")
         seen |= {*group.get("params", [])}
+        for key in ("lr", "initial_lr", "lr_scale", "weight_decay"):
+            value = group.get(key, 0.0)
+            if isinstance(value, tuple | list) or len([*_numbers(value)]) != 1:
+                raise GrowthError(f"{place}: {key} is {group[key]!r}, expected a number")
         for key, value in group.items():
             if key not in ("params", "param_names") and not _is_value(value):
                 raise GrowthError(f"{place}: {key} should be a number, or a few")
@@ -49,16 +53,22 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
 def own_state(group: Mapping[str, Any], number: int, ndim: int) -> dict[str, Any]:
     """What the optimizer of a group, with its values, has for a parameter of ``ndim`` dims after a step.
 
+    Nothing is known of optimizers from elsewhere, whose steps may need more than a gradient.
+
     Raises:
         GrowthError: it does not take these values.
     """
     optimizer_class = class_of_state(group)
+    if not optimizer_class.__module__.startswith("torch.optim"):
+        return {}
     accepted = inspect.signature(optimizer_class).parameters
     values = {
         k: v for k, v in {**group, **_ANYWHERE}.items() if k in accepted and k in group and k != "params"
     }
     param = nn.Parameter(torch.zeros((2,) * ndim))
     param.grad = torch.full_like(param, 1e-3)
+    if optimizer_class is torch.optim.SparseAdam:
+        param.grad = param.grad.to_sparse()
     try:
         with torch.no_grad():
             optimizer = optimizer_class([param], **values)
@@ -134,8 +144,8 @@ def check_scheduler(state: Any) -> dict[str, Any]:
 
 
 def _is_value(value: Any) -> bool:
-    """A single one: a number, a word, a flag, or a tuple of such."""
-    if isinstance(value, tuple):
+    """A number, a word, a flag, or a tuple or list of such."""
+    if isinstance(value, tuple | list):
         return all(map(_is_value, value))
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.layout == torch.strided

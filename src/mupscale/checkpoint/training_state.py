@@ -73,9 +73,10 @@ class WideTrainingState:
                     name = names[index]
                     origin[name], rules[index] = number, rule
                     state = saved["state"].get(index, {})
-                    if state:
+                    if state != {}:
                         ndim = len(shapes[name])
-                        own[ndim] = own.get(ndim) or own_state(group, number, ndim)
+                        if ndim not in own:
+                            own[ndim] = own_state(group, number, ndim)
                         check_entries(name, state, own[ndim])
                     for key, value in state.items():
                         if not is_copied(key, value, rule):

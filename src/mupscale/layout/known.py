@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -37,12 +38,15 @@ _families: dict[str, Family] = {}  # of this process
 
 
 def differing_fields(found: PreTrainedConfig, expected: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields of two configs by which their models may differ, and both values of each."""
+    """The fields of two configs by which their models may compute other things, and both values of each."""
     own, other = _key(found), _key(expected)
     fields = [*other, *(key for key in own if key not in other)]
-    return {
-        k: (own.get(k), other.get(k)) for k in fields if own.get(k) != other.get(k) and k != "architectures"
-    }
+    changed = {k: (own.get(k), other.get(k)) for k in fields if own.get(k) != other.get(k)}
+    return {k: v for k, v in changed.items() if not re.search(_ASIDE, k)}
+
+
+# Names, special tokens, and what is given back beside the outputs.
+_ASIDE = r"^(architectures|output_.*|return_dict|problem_type|.*_token_id)$"
 
 
 def _key(config: PreTrainedConfig) -> dict[str, Any]:

@@ -55,6 +55,12 @@ def fill_(wide: nn.Module, narrow: nn.Module, plan: Plan, grown: Callable[[str],
     return wide
 
 
+def like(value: Tensor, other: Tensor) -> Tensor:
+    """On the device of another tensor and, as far as both are floating point, in its dtype."""
+    both = value.is_floating_point() and other.is_floating_point()
+    return value.to(other.device, other.dtype if both else value.dtype)
+
+
 def fill_buffers_(wide: nn.Module, new: Mapping[int, Tensor]) -> None:
     """Replace buffers, by their ids: a constant may be shared with whatever else was built from it."""
     for module in wide.modules():
@@ -69,34 +75,44 @@ def built(model: nn.Module, plan: Plan) -> nn.Module:
         )
     wide = plan.build_wide()
     _check_tables(model, wide, plan)
-    _keep_settings_(wide, model, plan)
+    keep_settings_(wide, model, plan)
     return wide
 
 
-def check_built(wide: nn.Module, plan: Plan) -> None:
+def check_built(wide: nn.Module, narrow: nn.Module, plan: Plan) -> None:
     """Refuse a module of the right shapes whose settings are not those of the plan's: other heads, say.
+
+    What was changed on the narrow module after it was built may differ on the wide one, too.
 
     Raises:
         GrowthError: names the first that differs.
     """
-    if plan.build_wide is None:
+    if plan.build_wide is None or plan.build_narrow is None:
         raise GrowthError(
             "this plan was loaded from a file; make it here with mupscale.plan(...), which knows the module"
         )
+    kinds = (bool, int, float, str)
+    made, before = (_settings_of(build, kinds) for build in (plan.build_wide, plan.build_narrow))
+    own, theirs = _settings(narrow, kinds), _settings(wide, kinds)
+    for place, value in made.items():
+        if (found := theirs.get(place, value)) != value and own.get(place) == before.get(place):
+            raise GrowthError(
+                f"{'.'.join(place).lstrip('.')}: is {found!r} in the wide module, and {value!r} in the "
+                "plan's; build it alike"
+            )
+
+
+def _settings_of(
+    build: Callable[[], nn.Module], kinds: tuple[type, ...]
+) -> dict[tuple[str, str], bool | int | float | str]:
+    """The settings of a module as it is built; none of one that is no longer to be copied."""
     try:
         with torch.device("meta"):  # no memory, where the constructor asks nothing of numbers
-            made = plan.build_wide()
-    except GrowthError:
-        return  # the plan was made from this very module, which has been sharded since
+            return _settings(build(), kinds)
+    except GrowthError:  # the plan was made from this very module, which has been sharded since
+        return {}
     except Exception:
-        made = plan.build_wide()
-    own, theirs = (_settings(model, (bool, int, float, str)) for model in (made, wide))
-    for (module, key), value in own.items():
-        if (found := theirs.get((module, key), value)) != value:
-            place = f"{module}.{key}".lstrip(".")
-            raise GrowthError(
-                f"{place}: is {found!r} in the wide module, and {value!r} in the plan's; build it alike"
-            )
+        return _settings(build(), kinds)
 
 
 def check_memory(model: nn.Module) -> None:
@@ -152,14 +168,22 @@ def tables(model: nn.Module) -> dict[tuple[str, str], Tensor]:
     return found
 
 
-def fill_tables_(wide: nn.Module, narrow: nn.Module) -> None:
-    """Take over what no checkpoint holds, but for what belongs to the wide architecture."""
+def fill_tables_(wide: nn.Module, narrow: nn.Module, *, in_place: bool = False) -> None:
+    """Take over what no checkpoint holds, but for what belongs to the wide architecture.
+
+    Args:
+        in_place: leave it where the wide one's is and in its dtype; else it comes to be as the narrow one's.
+    """
     given = tables(narrow)
     for (owner, leaf), table in tables(wide).items():
         if (source := given.get((owner, leaf))) is None:
             continue
         source = source.detach()
-        if not is_architecture(source, table):
+        if in_place and is_architecture(source, table):
+            continue
+        if in_place:
+            value = like(source.clone(), table)
+        elif not is_architecture(source, table):
             value = source.clone()
         elif table.is_floating_point() and source.is_floating_point():
             value = table.detach().to(source.device, source.dtype)
@@ -199,7 +223,7 @@ def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
             )
 
 
-def _keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
+def keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
     """Let plain attributes that were changed after construction be as in the narrow model.
 
     That is a dropout that was switched off, a temperature: what the constructor makes alike at both widths.

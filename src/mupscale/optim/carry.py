@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
-from mupscale.models.sharding import held_by_this_rank, local, whole, with_shard
+from mupscale.models.sharding import held_by_this_rank, local, reshard_, whole, with_shard
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import grown_with, operator_named
@@ -41,7 +41,8 @@ def carry_optimizer(
     """The optimizer of the wide model, in the state that the narrow model's has reached.
 
     Args:
-        optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, or registered.
+        optimizer: optimizes ``narrow``, or some of its parameters; of `torch.optim`, of those in
+            `mupscale.theory.elsewhere`, or registered.
         narrow, wide: the models before and after growing by ``plan``. Either may be sharded by FSDP2: every
             rank must call, and then holds its own shard of the state.
         operator: what ``wide`` was grown with; to be said only where it does not come from `mupscale.grow`,
@@ -75,6 +76,7 @@ def carry_optimizer(
             for part in optimizer.parts
         )
     way = way_of(operator, state)
+    reshard_(narrow, wide)
     names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}
     if len(wide_params) != len(list(wide.parameters())) and DEPTH not in plan.growth:
@@ -125,11 +127,11 @@ def carry_optimizer(
 
 def _keep_flags(grown: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> None:
     """What a constructor was given and keeps beside the groups: a direction, a kind of decay, bits."""
-    for key, value in vars(optimizer).items():
-        if key not in vars(grown) or key == "initialized":  # which bitsandbytes says of the state
-            continue
-        if isinstance(value, bool | int | float | str) or key == "args":  # an object of bitsandbytes'
-            setattr(grown, key, value)
+    accepted = inspect.signature(type(optimizer)).parameters
+    # lion-pytorch's and bitsandbytes' go by names of their own.
+    for key in ({*accepted, "decoupled_wd", "_init_lr", "args"} - {"params"}) & vars(optimizer).keys():
+        if key in vars(grown):
+            setattr(grown, key, vars(optimizer)[key])
 
 
 STATES = ("carried", "asymmetric", "fresh")

@@ -37,10 +37,10 @@ def unpacked(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def packed(optimizer: torch.optim.Optimizer, param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
     """The state as ``optimizer`` keeps it for ``param``: as it is for all that pack nothing."""
-    package = type(optimizer).__module__.partition(".")[0]
-    if package == "torchao":
+    packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
+    if "torchao" in packages:
         return {key: _by_torchao(optimizer, param, key, value) for key, value in state.items()}
-    if package == "bitsandbytes":
+    if "bitsandbytes" in packages:
         return _by_bitsandbytes(optimizer, param, state)
     return state
 
@@ -49,12 +49,12 @@ def loss_by_packing(state: Mapping[str, Any], kept: Mapping[str, Any]) -> float:
     """By how much of its largest number what is kept differs from what was to be packed; else 0."""
     if "absmax1" not in kept and not any(map(_is_packed, kept.values())):
         return 0.0
-    again, worst = unpacked(kept), 0.0
+    again, apart = unpacked(kept), [torch.zeros(())]
     for key, value in state.items():
         if isinstance(value, Tensor) and value.ndim and local(value).numel():
             mine, theirs = local(value), local(again[key])
-            worst = max(worst, float((mine - theirs).abs().max() / mine.abs().max().clamp(min=1e-38)))
-    return worst
+            apart.append(((mine - theirs).abs().max() / mine.abs().max().clamp(min=1e-38)).cpu())
+    return float(torch.stack(apart).max())  # NaN, too
 
 
 def _is_packed(value: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mupscale.errors import GrowthError
 from mupscale.theory.rules import Power, Rule
 
 # A rule, or what makes one from the flags of a parameter group.
@@ -21,6 +22,8 @@ def _flagged(rule: Rule) -> Callable[[Mapping[str, Any]], Rule]:
     """pytorch_optimizer's: a group says whether its decay is decoupled, and whether it has the rate in it."""
 
     def of(group: Mapping[str, Any]) -> Rule:
+        if group.get("cautious"):
+            raise GrowthError("cautious: it counts the entries of a parameter, of which there are more now")
         if group.get("weight_decouple") and group.get("fixed_decay"):
             return replace(rule, decoupled=True, values={**rule.values, "weight_decay": Power()})
         return replace(rule, decoupled=bool(group.get("weight_decouple")))
@@ -28,15 +31,20 @@ def _flagged(rule: Rule) -> Callable[[Mapping[str, Any]], Rule]:
     return of
 
 
-def _schedule_free(rule: Rule) -> Rule:
+def _schedule_free(rule: Rule) -> Callable[[Mapping[str, Any]], Rule]:
     """Defazio et al. 2024, arXiv 2405.15682: z is a second copy of the parameters; groups sum up rates."""
-    rates = {"lr_max": rule.lr_scale, "scheduled_lr": rule.lr_scale}
-    return replace(
-        rule,
-        state={"z": Power(weight=1), **rule.state},
-        values={**rates, "weight_sum": lambda p: rule.lr_scale(p) ** 2},
-        looks_at_values=True,
-    )
+
+    def of(group: Mapping[str, Any]) -> Rule:
+        power = group.get("weight_lr_power", 2.0)
+        rates = {"lr_max": rule.lr_scale, "scheduled_lr": rule.lr_scale}
+        return replace(
+            rule,
+            state={"z": Power(weight=1), **rule.state},
+            values={**rates, "weight_sum": lambda p: rule.lr_scale(p) ** power},
+            looks_at_values=True,
+        )
+
+    return of
 
 
 ELSEWHERE: dict[tuple[str, str], RuleOf] = {

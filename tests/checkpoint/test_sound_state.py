@@ -1,0 +1,118 @@
+"""Optimizer state as any optimizer saves it is taken; what none saves is one line."""
+
+import pytest
+import torch
+from torch import optim
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mupscale import GrowthError
+from mupscale.checkpoint.sound import check_entries, check_groups, check_scheduler, own_state
+from mupscale.checkpoint.training_state import WideTrainingState
+from mupscale.planner import plan
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1),
+    "sgd, momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam, lr a tensor": lambda p: optim.Adam(p, lr=torch.tensor(1e-3)),
+    "adamw": lambda p: optim.AdamW(p, lr=1e-3),
+    "amsgrad": lambda p: optim.AdamW(p, lr=1e-3, amsgrad=True),
+    "lists": lambda p: optim.NAdam(p, betas=[0.9, 0.95]),
+    "radam": lambda p: optim.RAdam(p, betas=(0.9, 0.95)),
+    "asgd": lambda p: optim.ASGD(p),
+    "rprop": lambda p: optim.Rprop(p),
+    "adafactor": lambda p: optim.Adafactor(p),
+    "adagrad": lambda p: optim.Adagrad(p),
+    "adadelta": lambda p: optim.Adadelta(p),
+    "adamax": lambda p: optim.Adamax(p),
+    "rmsprop": lambda p: optim.RMSprop(p, centered=True, momentum=0.9),
+}
+SCHEDULERS = {
+    "cosine": lambda o: optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    "one cycle": lambda o: optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
+    "plateau": lambda o: optim.lr_scheduler.ReduceLROnPlateau(o),
+    "cyclic": lambda o: optim.lr_scheduler.CyclicLR(o, 0.01, 0.1),
+    "one after the other": lambda o: optim.lr_scheduler.SequentialLR(
+        o, [optim.lr_scheduler.LinearLR(o), optim.lr_scheduler.ExponentialLR(o, 0.9)], [3]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaConfig(**sizes, vocab_size=32)
+
+
+def stepped(config, make, steps=8):
+    model = LlamaForCausalLM(config)
+    optimizer = make(model.parameters())
+    for _ in range(steps):
+        model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [0, 8])
+def test_what_an_optimizer_saves_is_taken(name, steps, config, tmp_path):
+    torch.save(stepped(config, OPTIMIZERS[name], steps).state_dict(), tmp_path / "optimizer.pt")
+    assert WideTrainingState.of(tmp_path, plan(config, width=2)) is not None
+
+
+def test_a_sparse_one_too():
+    group = optim.SparseAdam([torch.nn.Parameter(torch.zeros(2, 2))]).state_dict()["param_groups"][0]
+    assert {*own_state(group, 0, 2)} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_what_a_scheduler_saves_is_taken(name):
+    optimizer = optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
+    state = SCHEDULERS[name](optimizer).state_dict()
+    assert check_scheduler(state) == state
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: s["state"].update({0: None}), "expected its optimizer state as a dict"),
+        (lambda s: s["state"].update({0: []}), "expected its optimizer state as a dict"),
+        (lambda s: s["state"][0].pop("step"), "optimizer state 'step' is missing"),
+        (lambda s: s["state"][0].update(step=torch.tensor(float("nan"))), "'step' is nan"),
+        (
+            lambda s: s["state"][0].update(exp_avg=torch.zeros(32, 16).long()),
+            "should be a tensor of floating",
+        ),
+        (lambda s: s["param_groups"][0].pop("params"), "params should be a list of int"),
+        (lambda s: s["param_groups"][0].update(lr="x"), "lr is 'x', expected a number"),
+        (lambda s: s["param_groups"][0].update(lr_scale=(1, 2)), r"lr_scale is \(1, 2\), expected a number"),
+        (lambda s: s["param_groups"][0].update(initial_lr=None), "initial_lr is None, expected a number"),
+        (lambda s: s["param_groups"][0].update(betas=(0.9, float("inf"))), "betas is inf"),
+        (lambda s: s["param_groups"][0].update(betas=(0.9, 2.0)), "Adam does not take its values"),
+        (lambda s: s["param_groups"].append(s["param_groups"][0]), "holds a parameter twice"),
+    ],
+)
+def test_what_none_saves_is_one_line(spoil, said, config, tmp_path):
+    state = stepped(config, OPTIMIZERS["adamw"], 1).state_dict()
+    spoil(state)
+    torch.save(state, tmp_path / "optimizer.pt")
+    with pytest.raises(GrowthError, match=f"optimizer.pt: .*{said}.*; --no-optimizer"):
+        WideTrainingState.of(tmp_path, plan(config, width=2))
+
+
+def test_values_are_looked_at_where_they_are_read(config, tmp_path):
+    for key, value, said in (
+        ("exp_avg", float("nan"), "NaN or infinity"),
+        ("exp_avg_sq", -1.0, "mean of squares"),
+    ):
+        state = stepped(config, OPTIMIZERS["adamw"], 1).state_dict()
+        state["state"][0][key][0, 0] = value
+        torch.save(state, tmp_path / "optimizer.pt")
+        wide = WideTrainingState.of(tmp_path, plan(config, width=2)).optimizer["state"]
+        with pytest.raises(GrowthError, match=said):
+            list(next(e[key] for e in wide.values() if e[key].shape == (32, 32)).blocks())
+
+
+def test_of_optimizers_from_elsewhere_nothing_is_known():
+    check_entries("w", {"anything": 1}, {})
+    with pytest.raises(GrowthError, match="expected the state dict of a torch optimizer"):
+        check_groups({"param_groups": torch.zeros(2), "state": {}})
