@@ -261,6 +261,7 @@ def grow_checkpoint(
 
 @contextmanager
 def _threads(workers: int | None) -> Iterator[None]:
+    """Let torch use so many threads, and afterwards as many as before."""
     if workers is not None and workers < 1:
         raise GrowthError(f"workers {workers}: expected at least 1")
     before = torch.get_num_threads()

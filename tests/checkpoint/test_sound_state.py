@@ -67,8 +67,13 @@ def test_a_sparse_one_too():
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_what_a_scheduler_saves_is_taken(name):
     optimizer = optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.9)
-    state = SCHEDULERS[name](optimizer).state_dict()
-    assert check_scheduler(state) == state
+    check_scheduler(SCHEDULERS[name](optimizer).state_dict())
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(3), object(), {1.5: 2}])
+def test_what_no_scheduler_saves_is_refused(odd):
+    with pytest.raises(GrowthError, match="expected the state dict of a torch scheduler"):
+        check_scheduler({"last_epoch": 1, "_schedulers": [{"odd": odd}]})
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
             entries = group.get(key, [] if key == "param_names" else None)
             if not isinstance(entries, list) or not all(type(entry) is kind for entry in entries):
                 raise GrowthError(f"{place}: {key} should be a list of {kind.__name__}")
-        if len({*group.get("params", [])} - seen) < len(group.get("params", [])):
+        if len({*group["params"]} - seen) < len(group["params"]):
             raise GrowthError(f"{place}: holds a parameter twice, or one of another group")
-        seen |= {*group.get("params", [])}
+        seen |= {*group["params"]}
         for key in ("lr", "initial_lr", "lr_scale", "weight_decay"):
             value = group.get(key, 0.0)
             if isinstance(value, tuple | list) or len([*_numbers(value)]) != 1:
@@ -123,8 +123,8 @@ def check_values(name: str, key: str, value: Tensor, degree: object) -> Tensor:
     return value
 
 
-def check_scheduler(state: Any) -> dict[str, Any]:
-    """The state of a scheduler: plain values by name, in lists and dicts of such.
+def check_scheduler(state: Any) -> None:
+    """Refuse the state of a scheduler that is more than plain values by name, in lists and dicts of such.
 
     Raises:
         GrowthError: it is no scheduler's.
@@ -140,7 +140,6 @@ def check_scheduler(state: Any) -> dict[str, Any]:
         raise GrowthError("expected the state dict of a torch scheduler, plain values by name")
     for part in state.get("_schedulers", []):
         check_scheduler(part)
-    return dict(state)
 
 
 def _is_value(value: Any) -> bool:

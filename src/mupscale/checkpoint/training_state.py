@@ -128,8 +128,9 @@ class WideTrainingState:
                 g["lr_scale"] / groups[p].get("lr_scale", 1.0)
                 for g, p in zip(wide_groups, parents, strict=True)
             ]
+            saved_scheduler = load_state(source / SCHEDULER)
             with naming(source / SCHEDULER):
-                saved_scheduler = check_scheduler(load_state(source / SCHEDULER))
+                check_scheduler(saved_scheduler)
             scheduler = _grow_scheduler(saved_scheduler, len(groups), parents, scales)
         return cls({**saved, "state": state, "param_groups": wide_groups}, scheduler)
 

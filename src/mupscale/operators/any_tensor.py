@@ -20,7 +20,7 @@ from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value, law_of
 from mupscale.operators.net2net import random_copies
-from mupscale.operators.noise import Noise, add_noise_, drawn_rows, local_noise, row_blocks
+from mupscale.operators.noise import Noise, add_noise_, blocks_with, drawn_rows, local_noise, row_blocks
 from mupscale.operators.own import own_values
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
@@ -117,19 +117,18 @@ class Grower:
             yield whole if rows is None else whole[rows]
             return
         blocks, make = made
-        rows = rows or slice(0, blocks[-1].stop if blocks else 0)
-        asked = [i for i, block in enumerate(blocks) if block.start < rows.stop and rows.start < block.stop]
+        asked = blocks_with(blocks, rows or slice(0, blocks[-1].stop if blocks else 0))
 
-        def part(i: int) -> Tensor:
-            return make(i)[max(0, rows.start - blocks[i].start) : rows.stop - blocks[i].start]
+        def made_part(i: int, part: slice) -> Tensor:
+            return make(i)[part]
 
         if len(asked) == 1:
-            yield part(asked[0])
+            yield made_part(*asked[0])
             return
         threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
         with ThreadPoolExecutor(max_workers=threads, initializer=_no_grad) as pool:
-            for i in asked:
-                ahead.append(pool.submit(part, i))
+            for block in asked:
+                ahead.append(pool.submit(made_part, *block))
                 if len(ahead) > threads:
                     yield ahead.popleft().result()
             while ahead:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mupscale.errors import GrowthError
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import transformers_config
-from mupscale.operators.noise import drawn_rows, normal, row_blocks
+from mupscale.operators.noise import blocks_with, drawn_rows, normal, row_blocks
 from mupscale.theory.manifest import Plan
 from mupscale.theory.scaling import Scaling
 
@@ -195,10 +195,8 @@ def fresh_blocks(
         yield fresh_value(scaling, law, seed=seed, name=name, dtype=dtype)
         return
     blocks = row_blocks(torch.Size(scaling.wide_shape), 1)
-    for i, block in enumerate(blocks):
-        if block.start < rows.stop and rows.start < block.stop:
-            made = fresh_rows(scaling, law, blocks, i, seed=seed, name=name, dtype=dtype)
-            yield made[max(0, rows.start - block.start) : rows.stop - block.start]
+    for i, part in blocks_with(blocks, rows):
+        yield fresh_rows(scaling, law, blocks, i, seed=seed, name=name, dtype=dtype)[part]
 
 
 def fresh_rows(

@@ -227,6 +227,19 @@ def row_blocks(shape: torch.Size, unit: int) -> list[slice]:
     return [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 
+def blocks_with(blocks: list[slice], rows: slice) -> list[tuple[int, slice]]:
+    """The blocks that hold some of ``rows``, by number, each with the part of it that these are.
+
+    >>> blocks_with([slice(0, 4), slice(4, 8), slice(8, 10)], slice(6, 9))
+    [(1, slice(2, 4, None)), (2, slice(0, 1, None))]
+    """
+    return [
+        (i, slice(max(0, rows.start - block.start), min(rows.stop, block.stop) - block.start))
+        for i, block in enumerate(blocks)
+        if block.start < rows.stop and rows.start < block.stop
+    ]
+
+
 def drawn_rows(shape: torch.Size, blocks: list[slice], block: int, seed: int, name: str) -> Tensor:
     """Standard normal numbers for one of the ``row_blocks`` of a tensor.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
-from mupscale.models.sharding import held_by_this_rank, local, reshard_, whole, with_shard
+from mupscale.models.sharding import held_by_this_rank, is_sharded, reshard_, whole, with_shard
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import grown_with, operator_named
@@ -104,7 +104,7 @@ def carry_optimizer(
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
     grown = type(optimizer)(merge_groups(grown_params), **defaults)
     _keep_flags(grown, optimizer)
-    worst = 0.0
+    losses = [0.0]
     for name, param, rule in carried:
         if param in optimizer.state:
             if reason := rule.ready(optimizer.state[param], group_of[param]):
@@ -115,8 +115,8 @@ def carry_optimizer(
                 for key, value in unpacked(optimizer.state[param]).items()
             }
             grown.state[wide_param] = packed(grown, wide_param, own)
-            worst = max(worst, loss_by_packing(own, grown.state[wide_param]))
-    if worst:
+            losses.append(loss_by_packing(own, grown.state[wide_param]))
+    if worst := float(torch.tensor(losses).max()):  # NaN, too
         warnings.warn(
             f"{type(optimizer).__name__}: its state was unpacked, grown and packed again, by which it is off "
             f"by up to {worst:.1%} of the largest number of a parameter's",
@@ -185,16 +185,15 @@ def _carried(
         if copied:
             return value.clone() if isinstance(value, Tensor) else value
         return grow_state_value(name, key, value, plan, rule, way)
-    is_sharded = local(wide_param) is not wide_param
     shape = (
         value.shape if copied else state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
     )
-    if is_sharded and tuple(shape) != tuple(wide_param.shape):
+    if is_sharded(wide_param) and tuple(shape) != tuple(wide_param.shape):
         raise GrowthError(
             f"{name}: optimizer state of shape {tuple(shape)} cannot be sharded as its parameter is; "
             "carry the optimizer to a wide model that is not sharded"
         )
-    rows, *rest = held_by_this_rank(wide_param) if is_sharded else (slice(0, shape[0]),)
+    rows, *rest = held_by_this_rank(wide_param) if is_sharded(wide_param) else (slice(0, shape[0]),)
     if copied:
         mine = value[rows].clone()
     elif rows.start == rows.stop:  # fewer rows than ranks
