@@ -177,6 +177,11 @@ class Copies:
     order: tuple[tuple[int, Tensor], ...]
     unit: int
 
+    @property
+    def are_pairs(self) -> bool:
+        """Whether two copies of every entry are contracted together."""
+        return len(self.summed) == 1 and self.shape[self.summed[0]] == 2
+
     def open(self, wide: Tensor) -> Tensor:
         """A grown tensor, or a block of whole units of its rows, with its copies as dims.
 
@@ -246,11 +251,18 @@ def pad(tensor: Tensor, axes: Axes, sizes: Sizes, growth: Growth) -> Tensor:
     """
     for i, dim in enumerate(axes.dims):
         if any(growth.get(axis, 1) != 1 for axis in dim.names):
-            shape = list(tensor.shape)
-            shape[i] = dim.size(wide_sizes(sizes, growth))
-            places = dim.places(sizes, growth).to(tensor.device)
-            tensor = tensor.new_zeros(shape).index_copy_(i, places, tensor)
+            size = dim.size(wide_sizes(sizes, growth))
+            tensor = among_zeros(tensor, i, dim.places(sizes, growth), size)
     return tensor
+
+
+def among_zeros(tensor: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+    """A tensor of ``size`` along ``dim`` that holds the given one at some places, and zeros elsewhere."""
+    padded = tensor.new_zeros(*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
+    if torch.equal(places, torch.arange(len(places))):
+        padded.narrow(dim, 0, len(places)).copy_(tensor)  # the same, and faster
+        return padded
+    return padded.index_copy_(dim, places.to(tensor.device), tensor)
 
 
 def padded_rows(axes: Axes, sizes: Sizes, growth: Growth, rows: slice) -> tuple[Tensor, Tensor, Axes]:

@@ -20,7 +20,7 @@ from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value, law_of
 from mupscale.operators.net2net import random_copies
-from mupscale.operators.noise import Noise, add_noise_, blocks_with, drawn_rows, local_noise, row_blocks
+from mupscale.operators.noise import Noise, add_noise_, blocks_with, generator_of, local_noise, row_blocks
 from mupscale.operators.own import own_values
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
@@ -171,9 +171,12 @@ class Grower:
 
         def make(block: int) -> Tensor:
             rows, scale, offset = blocks[block], scaling.weight_scale, scaling.offset
-            wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset)
+            cast = dtype or narrow.dtype if add is None else None
+            wide = duplicate_rows(
+                narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast
+            )
             if add is not None:
-                add(wide, drawn_rows(shape, blocks, block, self.seed, name))
+                add(wide, generator_of(self.seed, name, block))
             return wide.to(dtype or narrow.dtype)
 
         return blocks, make

@@ -22,13 +22,8 @@ def duplicate_scaled(
     Returns:
         A new tensor of the wide shape.
     """
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return duplicate(tensor, axes, sizes, growth).clone()
-    exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     # Scaling the small tensor first costs nothing; multiplication commutes with repetition.
-    if scale != 1:
-        exact = exact * scale + offset * (scale - 1)
-    wide = duplicate(exact, axes, sizes, growth)
+    wide = duplicate(_scaled(tensor, scale, offset), axes, sizes, growth)
     return wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide
 
 
@@ -41,13 +36,26 @@ def duplicate_rows(
     rows: slice,
     *,
     offset: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Some rows of ``scale`` · dup(θ): the indices ``rows`` of its first dim (see `duplicate_scaled`).
+
+    Args:
+        dtype: to cast to before anything is repeated, which gives the same and costs less.
 
     >>> axes, sizes, growth = Axes.parse("d_ff"), {"d_ff": 2}, {"d_ff": 2}
     >>> duplicate_rows(torch.tensor([1.0, 2.0]), axes, sizes, growth, 0.5, slice(1, 3)).tolist()
     [0.5, 1.0]
     """
-    sources = axes.dims[0].sources(sizes, growth)[rows].to(tensor.device)
-    rest = Axes((Dim((len(sources),)), *axes.dims[1:]))
-    return duplicate_scaled(tensor.index_select(0, sources), rest, sizes, growth, scale, offset=offset)
+    used, places = axes.dims[0].sources(sizes, growth)[rows].to(tensor.device).unique(return_inverse=True)
+    rest = Axes((Dim((len(used),)), *axes.dims[1:]))
+    narrow = _scaled(tensor.index_select(0, used), scale, offset)
+    once = duplicate(narrow.to(dtype or narrow.dtype), rest, sizes, growth)
+    return once.index_select(0, places)
+
+
+def _scaled(tensor: Tensor, scale: float, offset: float) -> Tensor:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor
+    exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return exact if scale == 1 else exact * scale + offset * (scale - 1)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import PreTrainedConfig
-from mupscale.notation.axes import Axes, pad, padded_rows
+from mupscale.notation.axes import Axes, among_zeros, pad, padded_rows
 from mupscale.notation.dims import Dim, Growth, Sizes, wide_sizes
 from mupscale.operators.fresh import Law, fresh_laws
 from mupscale.theory.manifest import Plan
@@ -122,35 +122,35 @@ def expand(
         wide = pad(tensor.to(fresh.dtype), axes, sizes, growth).clone()
     else:
         mine, there, those = padded_rows(axes, sizes, growth, rows)
-        wide = torch.zeros_like(fresh)
-        wide.index_copy_(0, there, pad(tensor[mine].to(fresh.dtype), those, sizes, growth))
+        narrow = tensor.index_select(0, mine.to(tensor.device)).to(fresh.dtype)
+        wide = among_zeros(pad(narrow, those, sizes, growth), 0, there, len(fresh))
 
-    def beyond(place: int, among: Collection[str]) -> Tensor:
-        found = _beyond(axes.dims[place], sizes, growth, among)
-        return (found[rows] if rows is not None and place == 0 else found).to(fresh.device)
+    def old(place: int, among: Collection[str]) -> Tensor:
+        found = _within(axes.dims[place], sizes, growth, among)
+        return (found[rows] if rows is not None and place == 0 else found).to(fresh)
 
-    def new(among: Collection[str], *, contracted: bool) -> Tensor:
-        """Where an entry is new along these axes, read or written; of a shape that broadcasts."""
-        found = torch.zeros((), dtype=torch.bool, device=fresh.device)
+    def is_old(among: Collection[str], *, contracted: bool) -> Tensor:
+        """1 where an entry is old along these axes, read or written, else 0; of a shape that broadcasts."""
+        found = fresh.new_ones([1] * tensor.ndim)
         for place, dim in enumerate(axes.dims):
             if dim.contracted == contracted:
-                along = [-1 if i == place else 1 for i in range(tensor.ndim)]
-                found = found | beyond(place, among).view(along)
+                found = found * old(place, among).view([-1 if i == place else 1 for i in range(tensor.ndim)])
         return found
 
-    loud = growth.keys() - set(silent)
-    written, read = new(growth, contracted=False), new(growth, contracted=True)
-    zero = new(silent, contracted=False) | (new(loud, contracted=True) & ~written)
-    wide = torch.where((written if gain_offset is not None else (written | read) & ~zero), fresh, wide)
+    # By products, as 0 and 1 are multiplied faster than chosen by.
+    written, loud = is_old(growth, contracted=False), growth.keys() - set(silent)
+    speaks = is_old(silent, contracted=False) if gain_offset is None else 1
+    reads_new = (1 - is_old(growth, contracted=True)) * is_old(loud, contracted=True)
+    wide.addcmul_(fresh, (1 - written) * speaks).addcmul_(fresh, written * reads_new)
     if gain_offset is not None:
         wide = (wide + gain_offset) / math.sqrt(axes.copies(growth)) - gain_offset
     elif means:
         for place, dim in enumerate(axes.dims):
-            added = beyond(place, silent)
-            if not dim.contracted and added.any():
-                mean = wide.index_select(place, (~added).nonzero()[:, 0]).mean(dim=place, keepdim=True)
+            averaged = old(place, silent) == 1
+            if not dim.contracted and not averaged.all():
+                mean = wide.index_select(place, averaged.nonzero()[:, 0]).mean(dim=place, keepdim=True)
                 along = [-1 if i == place else 1 for i in range(wide.ndim)]
-                wide = torch.where(added.view(along), mean, wide)
+                wide = torch.where(averaged.view(along), wide, mean)
     return wide if shrink == 1 else wide.mul_(shrink).add_(fresh, alpha=1 - shrink)
 
 
@@ -160,14 +160,14 @@ def needs_all_rows(axes: Axes, growth: Growth, silent: Collection[str], *, means
     return means and not first.contracted and any(a in silent and growth.get(a, 1) != 1 for a in first.names)
 
 
-def _beyond(dim: Dim, sizes: Sizes, growth: Growth, axes: Collection[str]) -> Tensor:
-    """Of every index of the wide dim, whether it is beyond the narrow one's along some of the axes."""
+def _within(dim: Dim, sizes: Sizes, growth: Growth, axes: Collection[str]) -> Tensor:
+    """1 for every index of the wide dim that is the narrow one's along some of the axes, else 0."""
     others = {axis: g for axis, g in growth.items() if axis not in axes}
     before = wide_sizes(sizes, others)
     mine = {axis: g for axis, g in growth.items() if axis in axes}
-    new = torch.ones(dim.size(wide_sizes(before, mine)), dtype=torch.bool)
-    new[dim.places(before, mine)] = False
-    return new
+    old = torch.zeros(dim.size(wide_sizes(before, mine)))
+    old[dim.places(before, mine)] = 1
+    return old
 
 
 def with_smaller_eps(plan: Plan) -> Plan:

@@ -227,7 +227,6 @@ def _of_law(
 ) -> Tensor:
     exact = torch.promote_types(dtype, torch.float32)
     mean = (law.mean + scaling.offset) * scaling.weight_scale - scaling.offset
-    constant = torch.full(shape, mean, dtype=exact)
     if not law.std or not strength:
-        return constant
-    return draw() * (strength * law.std * scaling.init_scale) + constant
+        return torch.full(shape, mean, dtype=exact)
+    return draw().mul_(strength * law.std * scaling.init_scale).to(exact).add_(mean)

@@ -120,8 +120,8 @@ def add_noise_(
         return _add_spectral_(wide, narrow, scaling, noise, normal(wide.shape, seed=seed, name=name))
     add = local_noise(narrow, scaling, copies, noise, fresh_std=fresh_std)
     if add is not None:
-        unit = copies.unit if copies is not None else 1
-        for_each_block(wide.shape, unit, seed, name, lambda rows, epsilon: add(wide[rows], epsilon))
+        blocks = row_blocks(wide.shape, copies.unit if copies is not None else 1)
+        _in_parallel(len(blocks), lambda i: add(wide[blocks[i]], generator_of(seed, name, i)))
     return wide
 
 
@@ -132,8 +132,8 @@ def local_noise(
     noise: Noise,
     *,
     fresh_std: Callable[[], float],
-) -> Callable[[Tensor, Tensor], None] | None:
-    """What adds local noise to some rows of ``wide`` in place, given as many standard normal ones.
+) -> Callable[[Tensor, torch.Generator], None] | None:
+    """What adds local noise to one of the ``row_blocks`` of ``wide`` in place, of the block's own generator.
 
     Args: as of `add_noise_`. Rows come in whole units of ``copies``.
 
@@ -160,8 +160,17 @@ def local_noise(
         size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
         std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
 
-    def add(rows: Tensor, epsilon: Tensor) -> None:
-        term = epsilon.to(rows)
+    def add(rows: Tensor, generator: torch.Generator) -> None:
+        if noise.kind == "balanced" and copies is not None and copies.are_pairs:
+            # Of two, less their mean, there are ±ε/√2: half as many numbers, of the same law.
+            opened = copies.open(rows)
+            first, second = opened.unbind(copies.summed[0])
+            epsilon = torch.randn(first.shape, generator=generator).to(rows)
+            first.add_(epsilon, alpha=std / math.sqrt(2))
+            second.sub_(epsilon, alpha=std / math.sqrt(2))
+            copies.close_(rows, opened)
+            return
+        term = torch.randn(rows.shape, generator=generator).to(rows)
         if cancel is not None:
             assert copies is not None
             cancel(term, copies)
@@ -200,23 +209,12 @@ def spectral_norms(weight: Tensor, scaling: Scaling) -> Tensor:
     return norms.reshape([weight.shape[i] if i in positions else 1 for i in range(weight.ndim)])
 
 
-def for_each_block(
-    shape: torch.Size, unit: int, seed: int, name: str, visit: Callable[[slice, Tensor], object]
-) -> None:
-    """Draw standard normal rows in blocks of whole ``unit`` rows and hand each to ``visit``, in parallel.
-
-    See `drawn_rows`.
-    """
-    blocks = row_blocks(shape, unit)
-
-    def draw(block: int) -> None:
-        visit(blocks[block], drawn_rows(shape, blocks, block, seed, name))
-
-    if len(blocks) == 1:
-        draw(0)
+def _in_parallel(count: int, visit: Callable[[int], object]) -> None:
+    if count == 1:
+        visit(0)
         return
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        for _ in pool.map(draw, range(len(blocks))):
+        for _ in pool.map(visit, range(count)):
             pass
 
 
@@ -258,8 +256,8 @@ def generator_of(*key: object) -> torch.Generator:
 
 def normal(shape: torch.Size, *, seed: int, name: str) -> Tensor:
     """A float32 tensor of standard normal numbers that depend on (seed, name, shape) alone."""
-    out = torch.empty(shape)
-    for_each_block(shape, 1, seed, name, lambda rows, epsilon: out[rows].copy_(epsilon))
+    out, blocks = torch.empty(shape), row_blocks(shape, 1)
+    _in_parallel(len(blocks), lambda i: out[blocks[i]].normal_(generator=generator_of(seed, name, i)))
     return out
 
 

@@ -251,7 +251,7 @@ def grow_state_rows(
     first, stop = (0, shape[0]) if rows is None else (rows.start, rows.stop)
     for block in row_blocks(torch.Size((stop - first, *shape[1:])), 1):
         mine = slice(first + block.start, first + block.stop)
-        yield duplicate_rows(value, axes, sizes, growth, scale, mine).to(value.dtype)
+        yield duplicate_rows(value, axes, sizes, growth, scale, mine, dtype=value.dtype)
 
 
 def _of_first_copies_(wide: Tensor, axes: Axes, plan: Plan) -> Tensor:
