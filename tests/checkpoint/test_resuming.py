@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again(narrow, whole, tmp_path, monkeypatch):
         grow_checkpoint(narrow, tmp_path / "wide", **HOW, progress=after(70))
     made, call = [], Grower.blocks
     monkeypatch.setattr(
-        Grower, "blocks", lambda self, name, dtype: made.append(name) or call(self, name, dtype)
+        Grower, "blocks", lambda self, name, dtype, **how: made.append(name) or call(self, name, dtype, **how)
     )
     grow_checkpoint(narrow, tmp_path / "wide", **HOW)
     assert len(made) == 84 - 71

@@ -14,10 +14,12 @@ from mupscale import GrowthError
 from mupscale.layout.base import Fold
 from mupscale.layout.tiny_config import tiny
 from mupscale.models.contents import state_tensors
-from mupscale.notation.axes import Axes
+from mupscale.notation.axes import Axes, sum_copies
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import OPERATORS
 from mupscale.operators.net2net import chosen_units, random_copies
+from mupscale.operators.noise import Noise, add_noise_
+from mupscale.theory.scaling import Scaling
 
 LMS = ["gpt2", "gpt2_untied", "llama", "llama_tied", "gpt_neox"]
 
@@ -278,7 +280,7 @@ def test_layers_of_kinds_that_do_not_stack_are_refused():
 @pytest.mark.parametrize("name", ["qwen3_tied", "gpt2", "resnet"])
 def test_blocks_of_rows_make_the_same_tensor(name, noise, monkeypatch):
     """Bit for bit, with few entries in a block, so that there are many."""
-    monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 300)
+    monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 100)
     narrow = build(name)
     plan = mupscale.plan(plan_source(name, narrow), width=2)
     state = state_tensors(narrow)
@@ -291,6 +293,30 @@ def test_blocks_of_rows_make_the_same_tensor(name, noise, monkeypatch):
             torch.cat(blocks) if blocks[0].ndim else blocks[0], grower._whole(tensor, torch.bfloat16)
         ), tensor
     assert noise == "spectral:0.1" or many > 5
+
+
+@pytest.mark.parametrize(
+    "axes", ["d_ff [d_model]", "[d_model] d_ff", "d_ff [d_model + d_model]", "[d_model d_ff]"]
+)
+@pytest.mark.parametrize("copies", [2, 3])
+def test_balanced_noise_is_as_large_as_it_says_and_sums_to_nothing(axes, copies):
+    """σ · RMS / √k_in, less the share that goes with the mean; different in the copies of an output."""
+    sizes, growth = {"d_model": 60, "d_ff": 50}, {"d_model": copies, "d_ff": 2}
+    parsed = Axes.parse(axes)
+    shape, wide_shape = parsed.shape(sizes), parsed.wide_shape(sizes, growth)
+    scaling = Scaling(parsed, shape, wide_shape, parsed.copies(growth), parsed.fan_in(growth))
+    narrow = torch.full(scaling.shape, 3.0)
+    opened = parsed.expand_copies(sizes, growth)
+    noise = add_noise_(
+        torch.zeros(scaling.wide_shape), narrow, scaling, opened, Noise("balanced", 0.5),
+        seed=1, name="w", fresh_std=lambda: 0.0,
+    )  # fmt: skip
+    together = math.prod(opened.shape[i] for i in opened.summed)
+    expected = 0.5 * 3 / math.sqrt(scaling.fan_in) * math.sqrt(1 - 1 / together)
+    assert noise.std().item() == pytest.approx(expected, rel=0.05)
+    assert sum_copies(noise, opened).abs().max() < 1e-5
+    if not scaling.axes.dims[0].contracted:
+        assert not torch.equal(noise[0], noise[1])
 
 
 @pytest.mark.parametrize("axes", [{"d_model": Fraction(3, 2)}, {"d_ff": 3}, {"d_model": 2, "kv_heads": 2}])

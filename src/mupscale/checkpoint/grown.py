@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,19 +47,19 @@ class GrownCheckpoint:
         Raises:
             GrowthError: it holds what is not finite, before or after.
         """
-        return self._checked(name, self.grower(name, dtype))
+        wide = self.grower(name, dtype)
+        self._check(name, wide)
+        return wide
 
     def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
         """The same in blocks of its rows, which never are in memory all at once."""
-        for block in self.grower.blocks(name, dtype):
-            yield self._checked(name, block)
+        return self.grower.blocks(name, dtype, check=partial(self._check, name))
 
-    def _checked(self, name: str, wide: Tensor) -> Tensor:
+    def _check(self, name: str, wide: Tensor) -> None:
         if not self._nonfinite and not is_finite(wide):
             raise GrowthError(
                 f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
             )
-        return wide
 
     def dtype(self, name: str) -> torch.dtype:
         """That of the narrow tensor."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from torch import Tensor
 
+from mupscale.checkpoint.outgoing import Outgoing
 from mupscale.checkpoint.stored import raw
 from mupscale.errors import GrowthError
 
@@ -71,20 +71,22 @@ class Journal:
         self.sums[name] = self._before[name]
         return True
 
-    def put(self, name: str, blocks: Iterable[Tensor], file: BinaryIO) -> int:
+    def put(self, name: str, blocks: Iterable[Tensor], file: Outgoing) -> int:
         """Write a tensor, block by block, to where a file stands, and note that it is there.
 
         It is hashed at the same time. Returns how many bytes it has.
         """
         digest, nbytes = hashlib.sha256(), 0
+        hashing: Future[None] | None = None
         for block in blocks:
             data = raw(block)
             nbytes += len(data)
+            if hashing is not None:
+                hashing.result()
             hashing = self._pool.submit(digest.update, data)
-            while data:  # one write may take less than all
-                data = data[file.write(data) :]
+            file.write(data)
+        if hashing is not None:
             hashing.result()
-        file.flush()
         self.sums[name] = digest.hexdigest()
         self._write({"name": name, "sha256": self.sums[name]})
         return nbytes

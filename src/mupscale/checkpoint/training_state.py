@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from mupscale.checkpoint.journal import Journal
+from mupscale.checkpoint.outgoing import Outgoing
 from mupscale.checkpoint.sound import check_entries, check_groups, check_scheduler, check_values, own_state
 from mupscale.checkpoint.stored import loaded, stored, torch_file
 from mupscale.errors import GrowthError
@@ -202,13 +203,13 @@ def _save_streamed(
     if not any(map(journal.has_begun, lazy)):
         _lay_out(saved, path)
     written = torch_file(path, read_small=False)["state"]
-    for name, (i, key, value) in lazy.items():
-        place = stored(path, written[i][key])
-        if not (journal.has_begun(name) and journal.is_done(name, place.read())):
-            with path.open("r+b", buffering=0) as file:
+    with Outgoing(path) as file:
+        for name, (i, key, value) in lazy.items():
+            place = stored(path, written[i][key])
+            if not (journal.has_begun(name) and journal.is_done(name, place.read())):
                 file.seek(place.offset)
                 journal.put(name, value.blocks(), file)
-        on_bytes(place.nbytes)
+            on_bytes(place.nbytes)
 
 
 def _lay_out(saved: dict[str, Any], path: Path) -> None:

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from mupscale.checkpoint.journal import Journal
+from mupscale.checkpoint.outgoing import Outgoing
 from mupscale.checkpoint.reader import INDEX, WEIGHTS
 from mupscale.checkpoint.stored import DTYPES
 from mupscale.errors import GrowthError
@@ -94,23 +94,23 @@ def _write_file(
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors start aligned
     path.touch()
-    with path.open("r+b") as file:
+    with Outgoing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
+        place = 8 + len(encoded)
         for spec in specs:
-            if journal.has_begun(spec.name):
-                place = file.tell()
-                if journal.is_done(spec.name, _read(file, spec)):
-                    on_bytes(spec.nbytes)
-                    continue
+            if not (journal.has_begun(spec.name) and journal.is_done(spec.name, _read(path, place, spec))):
                 file.seek(place)
-            nbytes = journal.put(spec.name, make(spec.name), file)
-            assert nbytes == spec.nbytes, spec.name
-            on_bytes(nbytes)
+                nbytes = journal.put(spec.name, make(spec.name), file)
+                assert nbytes == spec.nbytes, spec.name
+            place += spec.nbytes
+            on_bytes(spec.nbytes)
 
 
-def _read(file: BinaryIO, spec: TensorSpec) -> Tensor:
+def _read(path: Path, place: int, spec: TensorSpec) -> Tensor:
     """What stands where a tensor is to be, or as much of it as there is."""
-    return torch.frombuffer(bytearray(file.read(spec.nbytes)) or bytearray(1), dtype=torch.uint8)
+    with path.open("rb") as file:
+        file.seek(place)
+        return torch.frombuffer(bytearray(file.read(spec.nbytes)) or bytearray(1), dtype=torch.uint8)
 
 
 def _shards(specs: Sequence[TensorSpec], limit: int) -> list[list[TensorSpec]]:

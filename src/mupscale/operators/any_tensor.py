@@ -20,7 +20,16 @@ from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
 from mupscale.operators.fresh import Law, fresh_laws, fresh_rows, fresh_value, law_of
 from mupscale.operators.net2net import random_copies
-from mupscale.operators.noise import Noise, add_noise_, blocks_with, generator_of, local_noise, row_blocks
+from mupscale.operators.noise import (
+    Noise,
+    add_noise_,
+    blocks_with,
+    generator_of,
+    local_noise,
+    pieces,
+    row_blocks,
+    rows_of,
+)
 from mupscale.operators.own import own_values
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
 from mupscale.theory.manifest import Plan, renumbered
@@ -103,7 +112,12 @@ class Grower:
         return wide
 
     def blocks(
-        self, name: str, dtype: torch.dtype | None = None, rows: slice | None = None
+        self,
+        name: str,
+        dtype: torch.dtype | None = None,
+        rows: slice | None = None,
+        *,
+        check: Callable[[Tensor], None] = lambda block: None,
     ) -> Iterator[Tensor]:
         """The same tensor in blocks of its rows, in order: of a large one a few are in memory at a time.
 
@@ -111,28 +125,33 @@ class Grower:
 
         Args:
             rows: those to give, with a start and a stop; None for all. They are the same whichever are asked.
+            check: called with every block, by the thread that has made it.
         """
         if (made := self._makes_rows(self.plan.canonical(name), dtype)) is None:
             whole = self._whole(name, dtype)
+            check(whole)
             yield whole if rows is None else whole[rows]
             return
         blocks, make = made
         asked = blocks_with(blocks, rows or slice(0, blocks[-1].stop if blocks else 0))
 
         def made_part(i: int, part: slice) -> Tensor:
-            return make(i)[part]
+            block = make(i)[part]
+            check(block)
+            return block
 
         if len(asked) == 1:
             yield made_part(*asked[0])
             return
         threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
-        with ThreadPoolExecutor(max_workers=threads, initializer=_no_grad) as pool:
+        with ThreadPoolExecutor(max_workers=threads, initializer=_work_alone) as pool:
             for block in asked:
                 ahead.append(pool.submit(made_part, *block))
                 if len(ahead) > threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+        torch.set_num_threads(threads)  # of threads to come
 
     def _whole(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """A tensor that is not made of blocks."""
@@ -166,20 +185,21 @@ class Grower:
         narrow, shape = self._narrow(name), torch.Size(scaling.wide_shape)
         copies = scaling.axes.expand_copies(sizes, growth)
         blocks, add = row_blocks(shape, copies.unit), None
+        runs = pieces(blocks)
         if noise is not None:
             add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
 
-        def make(block: int) -> Tensor:
-            rows, scale, offset = blocks[block], scaling.weight_scale, scaling.offset
+        def make(run: int) -> Tensor:
+            rows, scale, offset = rows_of(blocks, runs[run]), scaling.weight_scale, scaling.offset
             cast = dtype or narrow.dtype if add is None else None
-            wide = duplicate_rows(
-                narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast
-            )
+            wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast)
             if add is not None:
-                add(wide, generator_of(self.seed, name, block))
+                for i in runs[run]:
+                    mine = slice(blocks[i].start - rows.start, blocks[i].stop - rows.start)
+                    add(wide[mine], generator_of(self.seed, name, i))
             return wide.to(dtype or narrow.dtype)
 
-        return blocks, make
+        return [rows_of(blocks, run) for run in runs], make
 
     def _rows_beside_fresh(self, name: str, narrow: Tensor, dtype: torch.dtype | None) -> MadeByRows | None:
         first, law = self.from_first[name], self._fresh()[name]
@@ -188,16 +208,18 @@ class Grower:
             if needs_all_rows(axes, self.plan.growth, norms.silent, means=norms.centres(name)):
                 return None
         blocks = row_blocks(torch.Size(self.plan[name].wide_shape), 1)
+        runs = pieces(blocks)
 
-        def make(block: int) -> Tensor:
+        def make(run: int) -> Tensor:
             seed, strength = self.seed, self._strength
             fresh = fresh_rows(
-                first, law, blocks, block, seed=seed, name=name, dtype=narrow.dtype, strength=strength
+                first, law, blocks, runs[run], seed=seed, name=name, dtype=narrow.dtype, strength=strength
             )
-            wide = self._joined(name, narrow, fresh.to(narrow.device), law.mean, blocks[block])
+            rows = rows_of(blocks, runs[run])
+            wide = self._joined(name, narrow, fresh.to(narrow.device), law.mean, rows)
             return wide.to(dtype or narrow.dtype)
 
-        return blocks, make
+        return [rows_of(blocks, run) for run in runs], make
 
     def _writes_residual(self, name: str) -> bool:
         """Whether a parameter belongs to a projection whose output is added to the residual stream."""
@@ -307,6 +329,7 @@ class Grower:
         return zero_pad(narrow, scaling, sizes, growth, shrink=λ, fresh=fresh, fresh_mean=mean, rows=rows)
 
 
-def _no_grad() -> None:
-    """Of a thread, which does not inherit it."""
+def _work_alone() -> None:
+    """Of a thread: no gradients, which it does not inherit, and none beside it for a part of its work."""
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)

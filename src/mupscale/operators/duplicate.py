@@ -47,7 +47,8 @@ def duplicate_rows(
     >>> duplicate_rows(torch.tensor([1.0, 2.0]), axes, sizes, growth, 0.5, slice(1, 3)).tolist()
     [0.5, 1.0]
     """
-    used, places = axes.dims[0].sources(sizes, growth)[rows].to(tensor.device).unique(return_inverse=True)
+    sources = axes.dims[0].sources(sizes, growth)[rows].to(tensor.device)
+    used, places = torch.unique(sources, return_inverse=True)
     rest = Axes((Dim((len(used),)), *axes.dims[1:]))
     narrow = _scaled(tensor.index_select(0, used), scale, offset)
     once = duplicate(narrow.to(dtype or narrow.dtype), rest, sizes, growth)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mupscale.errors import GrowthError
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import transformers_config
-from mupscale.operators.noise import blocks_with, drawn_rows, normal, row_blocks
+from mupscale.operators.noise import blocks_with, drawn_rows, normal, row_blocks, rows_of
 from mupscale.theory.manifest import Plan
 from mupscale.theory.scaling import Scaling
 
@@ -196,23 +196,23 @@ def fresh_blocks(
         return
     blocks = row_blocks(torch.Size(scaling.wide_shape), 1)
     for i, part in blocks_with(blocks, rows):
-        yield fresh_rows(scaling, law, blocks, i, seed=seed, name=name, dtype=dtype)[part]
+        yield fresh_rows(scaling, law, blocks, range(i, i + 1), seed=seed, name=name, dtype=dtype)[part]
 
 
 def fresh_rows(
     scaling: Scaling,
     law: Law,
     blocks: list[slice],
-    block: int,
+    numbers: range,
     *,
     seed: int,
     name: str,
     dtype: torch.dtype,
     strength: float = 1.0,
 ) -> Tensor:
-    """One of the ``row_blocks``, of single rows, of what `fresh_value` gives."""
-    shape, rows = torch.Size(scaling.wide_shape), blocks[block]
-    draw = partial(drawn_rows, shape, blocks, block, seed, name)
+    """Some of the ``row_blocks``, of single rows, of what `fresh_value` gives, that follow one another."""
+    shape, rows = torch.Size(scaling.wide_shape), rows_of(blocks, numbers)
+    draw = partial(drawn_rows, shape, blocks, numbers, seed, name)
     return _of_law(scaling, law, (rows.stop - rows.start, *shape[1:]), draw, dtype=dtype, strength=strength)
 
 

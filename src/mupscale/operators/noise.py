@@ -38,6 +38,7 @@ from mupscale.theory.scaling import Scaling
 # Entries in one block of random numbers, before it is rounded up to whole groups of copies. Part of the
 # format: another value draws other noise from the same seed.
 BLOCK_ENTRIES = 1 << 18
+PIECE = 4  # blocks that one thread makes at a time
 SUMMED = 1 << 12  # entries that are summed by one thread; part of the format likewise
 
 
@@ -238,14 +239,32 @@ def blocks_with(blocks: list[slice], rows: slice) -> list[tuple[int, slice]]:
     ]
 
 
-def drawn_rows(shape: torch.Size, blocks: list[slice], block: int, seed: int, name: str) -> Tensor:
-    """Standard normal numbers for one of the ``row_blocks`` of a tensor.
+def pieces(blocks: list[slice]) -> list[range]:
+    """The blocks, by number, in runs of a few: what one thread makes at a time.
+
+    >>> pieces([slice(i, i + 1) for i in range(5)])
+    [range(0, 4), range(4, 5)]
+    """
+    return [range(i, min(i + PIECE, len(blocks))) for i in range(0, len(blocks), PIECE)]
+
+
+def rows_of(blocks: list[slice], numbers: range) -> slice:
+    """The rows of some blocks that follow one another."""
+    return slice(blocks[numbers[0]].start, blocks[numbers[-1]].stop)
+
+
+def drawn_rows(shape: torch.Size, blocks: list[slice], numbers: range, seed: int, name: str) -> Tensor:
+    """Standard normal numbers for some of the ``row_blocks`` of a tensor that follow one another.
 
     Every block has a CPU generator of its own, seeded by (seed, name, block number), and is drawn in
     float32: the numbers do not depend on order, threads, sharding or dtype, and one block can be had alone.
     """
-    rows, generator = blocks[block], generator_of(seed, name, block)
-    return torch.randn(rows.stop - rows.start, *shape[1:], generator=generator)
+    rows = rows_of(blocks, numbers)
+    out = torch.empty(rows.stop - rows.start, *shape[1:])
+    for i in numbers:
+        mine = slice(blocks[i].start - rows.start, blocks[i].stop - rows.start)
+        out[mine].normal_(generator=generator_of(seed, name, i))
+    return out
 
 
 def generator_of(*key: object) -> torch.Generator:
