@@ -1,15 +1,22 @@
 """What growing a checkpoint costs, against writing as many bytes to the disk and against building the model.
 
-    python benchmarks/grow_checkpoint.py [gpt2] [gpt2-adamw] [llama] [--runs 3] [--folder DISK]
+    python benchmarks/grow_checkpoint.py [gpt2] [gpt2-adamw] [llama] [llama-adamw] [--runs 3] [--folder DISK]
 
-The models: GPT-2 of 124M parameters in float32, without and with the state of AdamW, and a Llama of 1.1B in
-bfloat16, each made twice as wide, with noise and without. `write` writes as many bytes from a buffer in
-memory, in order, and syncs them. `build` does as code does that copies weights: it loads the narrow model,
-grows it in memory, and saves the wide one (without an optimizer).
+The models: GPT-2 of 124M parameters in float32 and a Llama of 1.1B in bfloat16, each without and with the
+state of AdamW, made twice as wide, with noise and without. `write` writes as many bytes from a buffer in
+memory, in order, and syncs them; `straight` does so past the memory that the system keeps of files, as
+growing does, which is what the disk can do. `build` does as code does that copies weights: it loads the
+narrow model, grows it in memory, and saves the wide one (without an optimizer).
 
 All sides run in processes of their own, in turn; seconds are taken inside, without imports, peak memory is
 the operating system's. Prints JSON: the medians, and the median ratios to the `write` of the same turn. Space
-for 1.5 GB (gpt2), 7 GB (gpt2-adamw) or 20 GB (llama) is needed.
+for 6 GB (gpt2), 17 GB (gpt2-adamw), 27 GB (llama) or 80 GB (llama-adamw) is needed.
+
+    sudo python benchmarks/grow_checkpoint.py llama-adamw --limit 1500000000 [--folder DISK]
+
+grows once, in a group of processes that the system lets have so many bytes of memory, its files included (a
+memory cgroup, of the first version or the second; root makes one). Prints the most that it had, and how often
+the system had to take some back.
 """
 
 from __future__ import annotations
@@ -31,6 +38,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
 import mupscale
+from mupscale.checkpoint.outgoing import Outgoing
 from mupscale.growth import grow_checkpoint
 
 # TinyLlama's sizes.
@@ -46,6 +54,7 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype]] = {
     "gpt2": (GPT2Config(), torch.float32),
     "gpt2-adamw": (GPT2Config(), torch.float32),
     "llama": (LLAMA, torch.bfloat16),
+    "llama-adamw": (LLAMA, torch.bfloat16),
 }
 NOISES = ("none", "balanced:1")
 
@@ -60,6 +69,7 @@ def make(folder: Path, model: str) -> None:
         for param in narrow.parameters():
             param.grad = torch.randn_like(param)
         optimizer.step()
+        optimizer.zero_grad()
         torch.save(optimizer.state_dict(), folder / "narrow/optimizer.pt")
 
 
@@ -85,13 +95,32 @@ def write(folder: Path, _: str) -> None:
         os.fsync(file.fileno())
 
 
-SIDES: dict[str, Callable[[Path, str], None]] = {"grow": grow, "write": write, "build": build}
+def straight(folder: Path, _: str) -> None:
+    left = sum(path.stat().st_size for path in (folder / "wide").iterdir())
+    buffer, path = memoryview(os.urandom(1 << 26)), folder / "baseline"
+    path.write_bytes(b"")
+    with Outgoing(path) as file:
+        while left:
+            file.write(buffer[:left])
+            left -= min(left, len(buffer))
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+SIDES: dict[str, Callable[[Path, str], None]] = {
+    "grow": grow,
+    "write": write,
+    "straight": straight,
+    "build": build,
+}
 PARTS = {"make": make, **SIDES}
 
 
-def measure(part: str, folder: Path, about: str) -> dict[str, float]:
+def measure(part: str, folder: Path, about: str, group: Path | None = None) -> dict[str, float]:
+    """One side, in a process of its own; in a cgroup, where that is given."""
     command = [sys.executable, __file__, "--only", part, "--folder", str(folder), "--about", about]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    enter = None if group is None else (lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+    done = subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=enter)
     os.sync()
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
@@ -105,7 +134,7 @@ def compared(model: str, folder: Path, runs: int) -> dict[str, Any]:
     measure("make", folder, model)
     measure("grow", folder, "none")  # a first time, so that all that is remembered of its family is there
     result: dict[str, Any] = {}
-    sides = ["grow", "write"] if model.endswith("adamw") else [*SIDES]
+    sides = ["grow", "write", "straight"] if model.endswith("adamw") else [*SIDES]
     for noise in NOISES:
         turns = [{side: measure(side, folder, noise) for side in sides} for _ in range(runs)]
         ratios = [
@@ -121,6 +150,23 @@ def compared(model: str, folder: Path, runs: int) -> dict[str, Any]:
     return result
 
 
+def limited(model: str, folder: Path, limit: int) -> dict[str, Any]:
+    """One growth with so many bytes of memory."""
+    root = Path("/sys/fs/cgroup")
+    first = (root / "memory").is_dir()
+    group = root / ("memory" if first else "") / f"mupscale-{os.getpid()}"
+    names = ("limit_in_bytes", "max_usage_in_bytes", "failcnt") if first else ("max", "peak", "events")
+    measure("make", folder, model)
+    group.mkdir()
+    try:
+        (group / f"memory.{names[0]}").write_text(str(limit))
+        grown = measure("grow", folder, "balanced:1", group)
+        most, taken = ((group / f"memory.{name}").read_text().split() for name in names[1:])
+        return {"limit": limit, "most": int(most[0]), "at_the_limit": taken, **grown}
+    finally:
+        group.rmdir()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,6 +174,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="default: gpt2 and gpt2-adamw")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
+    parser.add_argument("--limit", type=int, help="bytes of memory; needs root")
     parser.add_argument("--only", choices=[*PARTS], help=argparse.SUPPRESS)
     parser.add_argument("--about", default="none", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -144,7 +191,10 @@ def main() -> None:
     result: dict[str, Any] = {"runs": args.runs}
     for model in args.models or ("gpt2", "gpt2-adamw"):
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
-            result[model] = compared(model, Path(name), args.runs)
+            if args.limit:
+                result[model] = limited(model, Path(name), args.limit)
+            else:
+                result[model] = compared(model, Path(name), args.runs)
     print(json.dumps(result, indent=1))
 
 

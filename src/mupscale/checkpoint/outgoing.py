@@ -15,7 +15,7 @@ import numpy as np
 
 Bytes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
-CHUNK = 1 << 23  # bytes that are written at once
+CHUNK = 1 << 22  # bytes that are written at once
 BLOCK = 1 << 12  # what a disk writes as one, and a multiple of what any asks for
 
 
