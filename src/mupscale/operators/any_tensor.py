@@ -144,14 +144,16 @@ class Grower:
             yield made_part(*asked[0])
             return
         threads, ahead = torch.get_num_threads(), deque[Future[Tensor]]()
-        with ThreadPoolExecutor(max_workers=threads, initializer=_work_alone) as pool:
-            for block in asked:
-                ahead.append(pool.submit(made_part, *block))
-                if len(ahead) > threads:
+        try:
+            with ThreadPoolExecutor(max_workers=threads, initializer=_work_alone) as pool:
+                for block in asked:
+                    ahead.append(pool.submit(made_part, *block))
+                    if len(ahead) > threads:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        torch.set_num_threads(threads)  # of threads to come
+        finally:
+            torch.set_num_threads(threads)  # of threads to come, which take over what was set last
 
     def _whole(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """A tensor that is not made of blocks."""
