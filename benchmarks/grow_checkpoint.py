@@ -9,14 +9,14 @@ growing does, which is what the disk can do. `build` does as code does that copi
 narrow model, grows it in memory, and saves the wide one (without an optimizer).
 
 All sides run in processes of their own, in turn; seconds are taken inside, without imports, peak memory is
-the operating system's. Prints JSON: the medians, and the median ratios to the `write` of the same turn. Space
-for 6 GB (gpt2), 17 GB (gpt2-adamw), 27 GB (llama) or 80 GB (llama-adamw) is needed.
+the operating system's. Prints JSON: the medians, and the median ratios of growing to the others of the same
+turn. Space for 6 GB (gpt2), 17 GB (gpt2-adamw), 27 GB (llama) or 80 GB (llama-adamw) is needed.
 
     sudo python benchmarks/grow_checkpoint.py llama-adamw --limit 1500000000 [--folder DISK]
 
 grows once, in a group of processes that the system lets have so many bytes of memory, its files included (a
-memory cgroup, of the first version or the second; root makes one). Prints the most that it had, and how often
-the system had to take some back.
+memory cgroup, which root can make; tried with the first version, not with the second). Prints the most that
+it had, and how often the system had to take some back.
 """
 
 from __future__ import annotations
@@ -138,12 +138,8 @@ def compared(model: str, folder: Path, runs: int) -> dict[str, Any]:
     for noise in NOISES:
         turns = [{side: measure(side, folder, noise) for side in sides} for _ in range(runs)]
         ratios = [
-            {
-                f"{s}_seconds_over_write": t[s]["seconds"] / t["write"]["seconds"]
-                for s in sides
-                if s != "write"
-            }
-            for t in turns
+            {f"grow_over_{s}": turn["grow"]["seconds"] / turn[s]["seconds"] for s in sides if s != "grow"}
+            for turn in turns
         ]
         result[f"noise {noise}"] = {s: medians([t[s] for t in turns]) for s in sides} | medians(ratios)
     result["bytes_written"] = (folder / "baseline").stat().st_size

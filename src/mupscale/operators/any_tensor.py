@@ -24,6 +24,7 @@ from mupscale.operators.noise import (
     Noise,
     add_noise_,
     blocks_with,
+    each_of,
     generator_of,
     local_noise,
     pieces,
@@ -196,9 +197,8 @@ class Grower:
             cast = dtype or narrow.dtype if add is None else None
             wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast)
             if add is not None:
-                for i in runs[run]:
-                    mine = slice(blocks[i].start - rows.start, blocks[i].stop - rows.start)
-                    add(wide[mine], generator_of(self.seed, name, i))
+                for i, place in each_of(blocks, runs[run]):
+                    add(wide[place], generator_of(self.seed, name, i))
             return wide.to(dtype or narrow.dtype)
 
         return [rows_of(blocks, run) for run in runs], make

@@ -161,16 +161,10 @@ def local_noise(
         size = fresh_std() if noise.kind == "gaussian" else _rms(narrow)
         std = noise.strength * size * scaling.fold / math.sqrt(scaling.fan_in)
 
+    if noise.kind == "balanced" and copies is not None and copies.are_pairs:
+        return lambda rows, generator: _add_opposite_(rows, copies, std / math.sqrt(2), generator)
+
     def add(rows: Tensor, generator: torch.Generator) -> None:
-        if noise.kind == "balanced" and copies is not None and copies.are_pairs:
-            # Of two, less their mean, there are ±ε/√2: half as many numbers, of the same law.
-            opened = copies.open(rows)
-            first, second = opened.unbind(copies.summed[0])
-            epsilon = torch.randn(first.shape, generator=generator).to(rows)
-            first.add_(epsilon, alpha=std / math.sqrt(2))
-            second.sub_(epsilon, alpha=std / math.sqrt(2))
-            copies.close_(rows, opened)
-            return
         term = torch.randn(rows.shape, generator=generator).to(rows)
         if cancel is not None:
             assert copies is not None
@@ -180,6 +174,16 @@ def local_noise(
         rows.add_(term, alpha=std)
 
     return add
+
+
+def _add_opposite_(rows: Tensor, copies: Copies, std: float, generator: torch.Generator) -> None:
+    """What two normal numbers are less their mean, ±ε/√2, from half as many numbers."""
+    opened = copies.open(rows)
+    first, second = opened.unbind(copies.summed[0])
+    epsilon = torch.randn(first.shape, generator=generator).to(rows)
+    first.add_(epsilon, alpha=std)
+    second.sub_(epsilon, alpha=std)
+    copies.close_(rows, opened)
 
 
 def _add_spectral_(wide: Tensor, narrow: Tensor, scaling: Scaling, noise: Noise, epsilon: Tensor) -> Tensor:
@@ -253,6 +257,16 @@ def rows_of(blocks: list[slice], numbers: range) -> slice:
     return slice(blocks[numbers[0]].start, blocks[numbers[-1]].stop)
 
 
+def each_of(blocks: list[slice], numbers: range) -> list[tuple[int, slice]]:
+    """These blocks, by number, each with its place among their rows.
+
+    >>> each_of([slice(0, 4), slice(4, 8), slice(8, 10)], range(1, 3))
+    [(1, slice(0, 4, None)), (2, slice(4, 6, None))]
+    """
+    start = blocks[numbers[0]].start
+    return [(i, slice(blocks[i].start - start, blocks[i].stop - start)) for i in numbers]
+
+
 def drawn_rows(shape: torch.Size, blocks: list[slice], numbers: range, seed: int, name: str) -> Tensor:
     """Standard normal numbers for some of the ``row_blocks`` of a tensor that follow one another.
 
@@ -261,9 +275,8 @@ def drawn_rows(shape: torch.Size, blocks: list[slice], numbers: range, seed: int
     """
     rows = rows_of(blocks, numbers)
     out = torch.empty(rows.stop - rows.start, *shape[1:])
-    for i in numbers:
-        mine = slice(blocks[i].start - rows.start, blocks[i].stop - rows.start)
-        out[mine].normal_(generator=generator_of(seed, name, i))
+    for i, place in each_of(blocks, numbers):
+        out[place].normal_(generator=generator_of(seed, name, i))
     return out
 
 
