@@ -487,6 +487,14 @@ def test_one_run_at_a_time_writes_to_a_destination(source, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "wide").iterdir()] == ["config.json"]
 
 
+def test_where_nothing_can_be_written_one_line_says_so(source, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    wide = tmp_path / "file" / "wide"
+    assert main(["grow", str(source), str(wide), "--width", "2"]) == 2
+    expected = f"mupscale: {wide}: Not a directory; choose a destination that can be written to\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_appears_meanwhile_is_left_as_it_is(overwrite, source, tmp_path, capsys, monkeypatch):
     copy = staging.copy_companions

@@ -57,7 +57,6 @@ def staged(
     destination, source = Path(destination).absolute(), source.absolute()
     if source.resolve().is_relative_to(destination.resolve()):
         raise GrowthError(f"{destination}: is or contains the source {source}; choose another destination")
-    destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(f".{destination.name}.partial")
     with _locked(partial, destination):
         try:
@@ -128,10 +127,14 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
     busy = f"{destination}: another run is writing to it ({partial.name}); wait for it, or choose another"
     while True:
         try:
-            partial.mkdir()
+            partial.mkdir(parents=True)
             made = True
         except FileExistsError:
             made = False
+        except OSError as error:  # a file where a folder is to be, a file system that is read only
+            raise GrowthError(
+                f"{destination}: {error.strerror}; choose a destination that can be written to"
+            ) from None
         try:
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # the other run has just finished
