@@ -87,6 +87,7 @@ def test_what_no_scheduler_saves_is_refused(odd):
             lambda s: s["state"][0].update(exp_avg=torch.zeros(32, 16).long()),
             "should be a tensor of floating",
         ),
+        (lambda s: s["state"][0].update(exp_avg=torch.tensor(0.0)), "'exp_avg' has 0 dims, expected 2"),
         (lambda s: s["param_groups"][0].pop("params"), "params should be a list of int"),
         (lambda s: s["param_groups"][0].update(lr="x"), "lr is 'x', expected a number"),
         (lambda s: s["param_groups"][0].update(lr_scale=(1, 2)), r"lr_scale is \(1, 2\), expected a number"),

@@ -250,3 +250,11 @@ def test_the_choices_that_help_shows_are_those_of_the_registries():
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"mupscale {mupscale.__version__}\n"
+
+
+def test_a_name_that_is_no_text_is_told_all_the_same(capsys):
+    """As of a file whose name is not UTF-8, or out of JSON; other lines go to standard output."""
+    assert main(["plan", "nothing\udcff\ud800"]) == 2
+    assert r"mupscale: nothing\udcff\ud800: no such directory" in capsys.readouterr().err
+    print("\ud800")
+    assert capsys.readouterr().out == "\\ud800\n"

@@ -106,6 +106,8 @@ def check_entries(name: str, state: Any, own: Mapping[str, Any]) -> None:
                 raise GrowthError(f"{name}: optimizer state {key!r} is {numbers[0] if numbers else found!r}")
         elif not isinstance(found, Tensor) or not found.is_floating_point() or found.layout != torch.strided:
             raise GrowthError(f"{name}: optimizer state {key!r} should be a tensor of floating point numbers")
+        elif found.ndim != value.ndim:
+            raise GrowthError(f"{name}: optimizer state {key!r} has {found.ndim} dims, expected {value.ndim}")
 
 
 def check_values(name: str, key: str, value: Tensor, degree: object) -> Tensor:

@@ -52,6 +52,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name out of a file may be no text that can be written
+            stream.reconfigure(errors="backslashreplace")
     try:
         if given == ["--version"]:
             print(f"mupscale {mupscale.__version__}")
