@@ -214,6 +214,16 @@ BAD = {
         [],
         "'pipeline' is no model class of transformers",
     ),
+    "a number for classes": (
+        lambda p: edit_config(p, architectures=-1),
+        [],
+        "architectures: is -1, expected a list of names",
+    ),
+    "no name for a class": (
+        lambda p: edit_config(p, architectures=[None]),
+        [],
+        "architectures: is [None], expected a list of names",
+    ),
     "a class that is a number": (lambda p: edit_config(p, architectures=[3]), [], "3 is no model class"),
     "a class of another config": (
         lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]),

@@ -41,7 +41,10 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
     """
     import transformers
 
-    for name in config.architectures or ():
+    names = config.architectures or []
+    if not isinstance(names, list | tuple) or None in names:
+        raise GrowthError(f"architectures: is {names!r}, expected a list of names, such as LlamaForCausalLM")
+    for name in names:
         named = getattr(transformers, name, None) if isinstance(name, str) else name
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named
