@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,6 +369,19 @@ def test_layers_that_share_their_weights_may_be_more_than_these(tmp_path):
 )
 def test_what_a_study_grew_by_the_command_grows_by(knobs, source, tmp_path):
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", *recipe_of(knobs).split()]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype, source, tmp_path, capsys):
+    narrow = tmp_path / "narrow"
+    shutil.copytree(source, narrow)
+    weights = load_file(narrow / "model.safetensors")
+    name = sorted(weights)[0]
+    torch.save({**weights, name: weights[name].to(dtype)}, narrow / "pytorch_model.bin")
+    (narrow / "model.safetensors").unlink()
+    assert main(["grow", str(narrow), str(tmp_path / "wide"), "--width", "2"]) == 2
+    said = f"{narrow / 'pytorch_model.bin'}: {name!r} holds {dtype}; expected floating point numbers"
+    assert said in capsys.readouterr().err
 
 
 def test_missing_source(tmp_path, capsys):

@@ -120,7 +120,7 @@ def check(checkpoints, seed, folder, capsys):
             assert line.startswith("mupscale: "), (how, said)
             assert not wide.exists(), how
             return False
-        if ".json" not in how or runs(source):
+        if runs(source):
             steps(wide, source, how)
         return True
     except Exception as error:
@@ -135,12 +135,13 @@ def loaded(folder):
 
 
 def runs(source):
-    """Whether transformers takes the narrow model with its config as it is now."""
+    """Whether transformers takes the narrow model as it is now, and it could train on."""
     try:
-        loaded(source)(input_ids=torch.arange(8)[None] % 4)
+        model = loaded(source)
+        model(input_ids=torch.arange(8)[None] % 4, labels=torch.arange(8)[None] % 4).loss.backward()
     except Exception:
         return False
-    return True
+    return all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def steps(wide, source, how):
@@ -149,7 +150,9 @@ def steps(wide, source, how):
     assert all(p.isfinite().all() for p in model.parameters()), how
     if (wide / "optimizer.pt").exists():
         plan = mupscale.plan(loaded(source), width=2)
-        optimizer = torch.optim.AdamW(mupscale.param_groups(model, plan, torch.optim.AdamW, lr=1e-3))
+        own = torch.load(source / "optimizer.pt", weights_only=True)["param_groups"][0]
+        values = {key: own[key] for key in ("lr", "eps", "weight_decay")}  # they decide how many groups
+        optimizer = torch.optim.AdamW(mupscale.param_groups(model, plan, torch.optim.AdamW, **values))
         optimizer.load_state_dict(torch.load(wide / "optimizer.pt", weights_only=True))
         for group in optimizer.param_groups:
             group["capturable"] = False  # for a GPU alone

@@ -93,6 +93,7 @@ def test_what_no_scheduler_saves_is_refused(odd):
         (lambda s: s["param_groups"][0].update(lr_scale=(1, 2)), r"lr_scale is \(1, 2\), expected a number"),
         (lambda s: s["param_groups"][0].update(initial_lr=None), "initial_lr is None, expected a number"),
         (lambda s: s["param_groups"][0].update(betas=(0.9, float("inf"))), "betas is inf"),
+        (lambda s: s["param_groups"][0].update(capturable=[[]]), "capturable should be a number, or a few"),
         (lambda s: s["param_groups"][0].update(betas=(0.9, 2.0)), "Adam does not take its values"),
         (lambda s: s["param_groups"].append(s["param_groups"][0]), "holds a parameter twice"),
     ],

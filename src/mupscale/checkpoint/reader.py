@@ -152,7 +152,8 @@ class Checkpoint:
             model: of the config, for what transformers knows of the names in its checkpoints.
 
         Raises:
-            GrowthError: a tensor is unknown to the layout or missing from the files, or has a wrong shape.
+            GrowthError: a tensor is unknown to the layout or missing from the files, or has a wrong shape or
+                kind of numbers.
         """
         known = {*layout.params, *layout.buffers}
         prefix, renamed = getattr(model, "base_model_prefix", ""), today_names(model)
@@ -180,8 +181,13 @@ class Checkpoint:
                 + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
                 + "; the layout of this model needs it"
             )
+        own = state_tensors(model)
         for name, stored in found.items():
-            expected, shape = layout.axes_of(name).shape(layout.sizes), self.spec(stored)[1]
+            expected, (dtype, shape) = layout.axes_of(name).shape(layout.sizes), self.spec(stored)
+            if not dtype.is_floating_point and name in own and own[name].is_floating_point():
+                raise GrowthError(
+                    f"{self.file_of(stored)}: {stored!r} holds {dtype}; expected floating point numbers"
+                )
             if shape != expected:
                 raise GrowthError(
                     f"{self.file_of(stored)}: {stored!r} has shape {shape}, the config says {expected}"

@@ -43,7 +43,8 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
             if isinstance(value, tuple | list) or len([*_numbers(value)]) != 1:
                 raise GrowthError(f"{place}: {key} is {group[key]!r}, expected a number")
         for key, value in group.items():
-            if key not in ("params", "param_names") and not _is_value(value):
+            few = value if isinstance(value, tuple | list) else [value]
+            if key not in ("params", "param_names") and not all(map(_is_value, few)):
                 raise GrowthError(f"{place}: {key} should be a number, or a few")
             if odd := [n for n in _numbers(value) if not math.isfinite(n)]:
                 raise GrowthError(f"{place}: {key} is {odd[0]}")
@@ -145,9 +146,7 @@ def check_scheduler(state: Any) -> None:
 
 
 def _is_value(value: Any) -> bool:
-    """A number, a word, a flag, or a tuple or list of such."""
-    if isinstance(value, tuple | list):
-        return all(map(_is_value, value))
+    """A number, a word, a flag."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.layout == torch.strided
     return value is None or isinstance(value, bool | int | float | str)

@@ -108,7 +108,7 @@ def add_noise_(
 ) -> Tensor:
     """Add ``noise`` in place to ``wide`` = s·dup(``narrow``), in the dtype of ``wide`` (float32 or better).
 
-    Complex weights get none.
+    Complex weights get none, nor do whole numbers.
 
     Args:
         copies: ``scaling.axes.expand_copies(...)`` of the growth; asked by noise that cancels only.
@@ -141,7 +141,7 @@ def local_noise(
     Returns:
         None where nothing is to be added.
     """
-    if not scaling.has_noise or noise.strength == 0 or narrow.is_complex():
+    if not scaling.has_noise or noise.strength == 0 or not narrow.is_floating_point():
         return None
     cancel = {
         "balanced": subtract_copy_mean_,
