@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -373,14 +372,12 @@ def test_what_a_study_grew_by_the_command_grows_by(knobs, source, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_weights_that_are_no_floating_point_numbers_are_refused(dtype, source, tmp_path, capsys):
-    narrow = tmp_path / "narrow"
-    shutil.copytree(source, narrow)
-    weights = load_file(narrow / "model.safetensors")
+    weights = load_file(source / "model.safetensors")
     name = sorted(weights)[0]
-    torch.save({**weights, name: weights[name].to(dtype)}, narrow / "pytorch_model.bin")
-    (narrow / "model.safetensors").unlink()
-    assert main(["grow", str(narrow), str(tmp_path / "wide"), "--width", "2"]) == 2
-    said = f"{narrow / 'pytorch_model.bin'}: {name!r} holds {dtype}; expected floating point numbers"
+    torch.save({**weights, name: weights[name].to(dtype)}, source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 2
+    said = f"{source / 'pytorch_model.bin'}: {name!r} holds {dtype}; expected floating point numbers"
     assert said in capsys.readouterr().err
 
 
