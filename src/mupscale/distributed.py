@@ -95,7 +95,7 @@ def grow_(
         if grower.keeps_function_if_proved:
             with torch.enable_grad():
                 prove_operator(plan, grower.operator.name)
-        buffers = {}
+        buffers, plan = {}, grower.plan
         for name in plan.wide_names:  # on every rank in one order, as each gathers
             tensor, source = given[name], own[plan.canonical(name)]
             if tuple(tensor.shape) != plan.wide_shape(name):

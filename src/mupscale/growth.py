@@ -50,7 +50,9 @@ def grow(
             nothing sees yet, the same function at any size. ``"zero_pad"``: λ · pad(θ) plus a fresh μP
             initialization, another function. The others are rivals to compare with (see
             `mupscale.operators.catalogue.OPERATORS`). By default ``DEFAULT`` there: expand, shrunk by 0.7,
-            from which training was measured to go on best (docs/growing-pays.md); another function.
+            from which training was measured to go on best (docs/growing-pays.md); another function. Where
+            layers grow it is duplicate: each repeated, and what writes to the residual stream smaller by
+            as much; nearly the same function.
         noise: with duplicate, ``"balanced:1"`` by default: it keeps the function and makes the copies differ,
             so that the new width gets used; ``"gaussian:σ"`` and ``"relative:σ"`` change it; None makes pure
             copies (see `mupscale.operators.noise`). With zero_pad and expand, ``"fresh:1"``, or None for a

@@ -35,6 +35,7 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     >>> import mupscale
     >>> wide = mupscale.init_(make(4), mupscale.plan(make, width=4), seed=0)
     """
+    plan.check_depth()
     reshard_(wide)
     with plain_surroundings(), torch.no_grad():
         laws = fresh_laws(plan)
@@ -46,11 +47,11 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
                     f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
                 )
             rows = rows_held(param)
-            if (narrow := plan.canonical(name)) in own:
-                value = own[narrow].wide
+            if (place := plan.own_name(name)) in own:
+                value = own[place].wide
                 blocks: Iterable[Tensor] = [value if rows is None else value[rows]]
             else:
-                law, place = law_of(laws, narrow, plan), plan.own_name(name)
+                law = law_of(laws, plan.canonical(name), plan)
                 blocks = fresh_blocks(scaling, law, rows, seed=seed, name=place, dtype=param.dtype)
             fill_shard_(param, blocks)
     return wide

@@ -17,9 +17,10 @@ from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.by_shape import layout_by_shape
 from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
+from mupscale.layout.depth import ORDERS, depth_of, period_between, period_of
 from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.modules import layout_by_running
-from mupscale.layout.known import family_of, folds_for
+from mupscale.layout.known import family_of, folds_for, writers_of
 from mupscale.models.calls import Call
 from mupscale.models.contents import state_tensors, tie_, tie_names, unwrapped
 from mupscale.models.copying import copied, doubled
@@ -37,6 +38,7 @@ from mupscale.models.surroundings import plain_surroundings
 from mupscale.notation.dims import wide_sizes
 from mupscale.operators.expand import with_eps_of
 from mupscale.operators.filling import check_memory
+from mupscale.proof.depth import prove_depth
 from mupscale.proof.proof import Proof, prove, prove_modules
 from mupscale.theory.manifest import MANIFEST, Plan, builder
 
@@ -47,6 +49,7 @@ def plan(
     width: int | None = None,
     axes: Mapping[str, int | Fraction] | None = None,
     to: nn.Module | PreTrainedConfig | None = None,
+    order: str | None = None,
     hints: Mapping[str, str] | None = None,
     inputs: object = None,
 ) -> Plan:
@@ -56,8 +59,11 @@ def plan(
         model: a transformers model or config; or a plain module (with ``to``); or a function
             ``make(width_factor)`` that builds one (with ``width``).
         width: grow d_model, d_ff and the number of heads by this factor; head_dim stays.
-        axes: growth by named axis, such as ``{"d_ff": 3}``; overrides ``width`` where both name an axis.
+        axes: growth by named axis, such as ``{"d_ff": 3}``; overrides ``width`` where both name an axis. So
+            ``{"layers": 2}`` makes a transformers model deeper, with or without a width.
         to: the wide config or module to reach, instead of factors.
+        order: of layers, where their number grows: ``"repeat"`` each in place (1 1 2 2), or ``"cycle"``, the
+            whole stack again (1 2 1 2). None: repeated in place, or, with ``to``, as its config has it.
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
             `mupscale.notation.axes`.
         inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
@@ -75,7 +81,7 @@ def plan(
     (4.0, 0.5, 0.5, 128)
     """
     with plain_surroundings():
-        return _planned(model, width, axes, to, hints, inputs)
+        return _planned(model, width, axes, to, order, hints, inputs)
 
 
 def _planned(
@@ -83,6 +89,7 @@ def _planned(
     width: int | None,
     axes: Mapping[str, int | Fraction] | None,
     to: nn.Module | PreTrainedConfig | None,
+    order: str | None,
     hints: Mapping[str, str] | None,
     inputs: object,
 ) -> Plan:
@@ -104,7 +111,9 @@ def _planned(
         narrow = model if isinstance(model, nn.Module) else skeleton(config)
         if inputs is not None:
             return _plan_by_running(type(narrow), config, wide_config, inputs)
-        return _plan_transformers(narrow, config, width, axes, wide_config)
+        return _plan_transformers(narrow, config, width, axes, wide_config, order)
+    if order is not None:
+        raise GrowthError("order is of layers, which grow in transformers models; leave it out")
     if isinstance(model, nn.Module):
         if not isinstance(to, nn.Module) or width or axes:
             raise GrowthError(
@@ -232,25 +241,50 @@ def _plan_transformers(
     width: int | None,
     axes: Mapping[str, int | Fraction] | None,
     to: PreTrainedConfig | None,
+    order: str | None,
 ) -> Plan:
     if to is not None and (width is not None or axes):
         raise GrowthError("give either the wide config (to) or growth factors (width, axes), not both")
     config = _named(config, class_name(type(model)))
     family = family_of(config)
     layout = family.layout(model, config)
+    period = 1
     if to is not None:
         growth = growth_between(family, layout, config, to)
         wide_config = _named(to, class_name(type(model)))
+        if growth[DEPTH] != 1:
+            period = period_between(config, to, growth[DEPTH], order)
     else:
         growth = growth_asked(family, layout, width, axes)
-        wide_config = widen(config, family, layout, growth)
+        if DEPTH in growth:
+            period = period_of(config, order or ORDERS[0])
+        wide_config = widen(config, family, layout, growth, period)
     growth = {axis: g for axis, g in growth.items() if g != 1}
-    made = _between(family, layout, config, wide_config, growth)
-    if not made.inexact and made.growth:
-        own = {axis: g for axis, g in growth.items() if axis in family.laws}
+    if order is not None and DEPTH not in growth:
+        raise GrowthError(f"order {order!r} is of layers, whose number does not grow")
+    made = _between(family, layout, config, wide_config, growth, period)
+    own = {axis: g for axis, g in growth.items() if axis in family.laws}
+    if own and not made.inexact.keys() & own.keys():
         shown = family.shown_by(own)
         made = _proved(made, prove(config, own, lambda small: _alike(family, small, shown)))
+    if DEPTH in growth and DEPTH not in made.layout.inexact:
+        turns, twice = (
+            order or ("cycle" if period == depth_of(config) > 1 else "repeat"),
+            {DEPTH: Fraction(2)},
+        )
+        try:
+            prove_depth(config, lambda small: _alike(family, small, twice, turns))
+        except GrowthError as error:
+            made = _without_depth(made, str(error))
+        made = replace(made, proved=not made.inexact)
     return made
+
+
+def _without_depth(made: Plan, reason: str) -> Plan:
+    """A plan of more layers for which there is no rule, with the reason: weights can be stacked, no more."""
+    folds = {n: tuple(f for f in folds if f.axis != DEPTH) for n, folds in made.layout.folds.items()}
+    inexact = {**made.layout.inexact, DEPTH: reason}
+    return replace(made, layout=replace(made.layout, folds=folds, inexact=inexact))
 
 
 def prove_operator(made: Plan, operator: str) -> None:
@@ -264,7 +298,10 @@ def prove_operator(made: Plan, operator: str) -> None:
         family = family_of(made.narrow_config)
         # What holds of one more stack, of as many units again, holds of any number.
         growth = {axis: Fraction(2) for axis in made.growth if axis == DEPTH or axis in family.laws}
-        prove(made.narrow_config, growth, lambda small: _alike(family, small, growth), operator=operator)
+        turns = "cycle" if DEPTH in growth else None  # which only operators do that stack
+        prove(
+            made.narrow_config, growth, lambda small: _alike(family, small, growth, turns), operator=operator
+        )
     elif made.prove is not None:
         made.prove(operator)
     else:
@@ -287,19 +324,28 @@ def _between(
     config: PreTrainedConfig,
     wide_config: PreTrainedConfig,
     growth: Mapping[str, Fraction],
+    period: int = 1,
 ) -> Plan:
     """The plan from one config to another.
 
     Raises:
         GrowthError: the shapes of the wide model are not what the growth of the axes gives.
     """
-    layout = replace(layout, folds=folds_for(family, layout, growth))
+    folds, reason = folds_for(family, layout, growth), None
+    if DEPTH in growth:
+        try:
+            for name, fold in writers_of(family, layout).items():
+                folds[name] = (*folds.get(name, ()), fold)
+        except GrowthError as error:
+            reason = str(error)
+    layout = replace(layout, folds=folds)
     growth = {**growth, **family.growth_of_layers(layout, growth)}
     family.check_used(layout, growth)
     _refuse_shrinking(layout, growth)
     made = Plan(
         layout=layout,
         growth=growth,
+        period=period,
         narrow_config=config,
         config=wide_config,
         build_narrow=builder(config),
@@ -313,7 +359,7 @@ def _between(
             "in the same order in both, and this growth is not understood"
         )
     _check_shapes(made, wide)
-    return made
+    return made if reason is None else _without_depth(made, reason)
 
 
 def _check_shapes(plan: Plan, wide: Mapping[str, tuple[int, ...]]) -> None:
@@ -326,10 +372,13 @@ def _check_shapes(plan: Plan, wide: Mapping[str, tuple[int, ...]]) -> None:
             )
 
 
-def _alike(family: Family, config: PreTrainedConfig, growth: Mapping[str, Fraction]) -> Plan:
-    """The plan of the same growth for another config of the family."""
+def _alike(
+    family: Family, config: PreTrainedConfig, growth: Mapping[str, Fraction], order: str | None = None
+) -> Plan:
+    """The plan of the same growth for another config of the family, of layers in an order."""
     layout = family.layout(skeleton(config), config)
-    return _between(family, layout, config, widen(config, family, layout, growth), growth)
+    period = period_of(config, order) if order is not None else 1
+    return _between(family, layout, config, widen(config, family, layout, growth, period), growth, period)
 
 
 def _refuse_shrinking(layout: Layout, growth: Mapping[str, Fraction]) -> None:

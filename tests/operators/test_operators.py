@@ -198,12 +198,12 @@ def test_stacking_puts_the_whole_stack_on_top_of_itself():
 
 
 def test_every_new_block_learns_from_the_first_step():
-    """Zero projections of the identity still get gradients, and their groups are the narrow model's."""
+    """Zero projections of the identity still get gradients; rates are those of the deeper model."""
     narrow = build("llama")
     plan = mupscale.plan(narrow, axes={"layers": 2})
     wide = mupscale.grow(narrow, plan, operator="stack_identity")
     groups = mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
-    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1e-3, 0.1)]
+    assert {(g["lr"], g["weight_decay"]) for g in groups} == {(1e-3, 0.1), (0.5e-3, 0.2)}
     wide(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     for i in (2, 3):
         assert wide.model.layers[i].self_attn.o_proj.weight.grad.abs().max() > 0
@@ -220,8 +220,8 @@ def test_init_of_a_deeper_model_draws_every_layer_by_itself():
 @pytest.mark.parametrize(
     ("operator", "axes", "message"),
     [
-        ("duplicate", {"layers": 2}, "axis 'layers': is no width: only the operator stack"),
-        ("zero_pad", {"layers": 2}, "only the operator stack"),
+        ("zero_pad", {"layers": 2}, "wider and no deeper: grow layers in a step of their own"),
+        ("expand", {"layers": 2}, "wider and no deeper: grow layers in a step of their own"),
         ("stack", {"layers": 2, "d_ff": 2}, "deeper and no wider"),
         ("stack", {"d_ff": 2}, "deeper and no wider"),
     ],
@@ -232,12 +232,14 @@ def test_depth_and_width_grow_one_after_the_other(operator, axes, message):
         mupscale.grow(narrow, mupscale.plan(narrow, axes=axes), operator=operator)
 
 
-def test_a_deeper_config_is_only_for_stacking():
+def test_half_a_layer_more_is_for_a_model_from_scratch():
     narrow = build("llama")
     config = narrow.config.from_dict({**narrow.config.to_dict(), "num_hidden_layers": 3})
     plan = mupscale.plan(narrow, to=config)
-    for operator in ("duplicate", "zero_pad", "net2net"):
-        with pytest.raises(GrowthError, match="only the operator stack makes a model deeper"):
+    with pytest.raises(GrowthError, match="layers': grows by 3/2, but even copies are made a whole number"):
+        mupscale.grow(narrow, plan, operator="duplicate")
+    for operator in ("zero_pad", "net2net"):
+        with pytest.raises(GrowthError, match="wider and no deeper"):
             mupscale.grow(narrow, plan, operator=operator)
     with pytest.raises(GrowthError, match="layers grows by 3/2: expected a whole factor"):
         mupscale.grow(narrow, plan, operator="stack")

@@ -58,7 +58,11 @@ class WideTrainingState:
         if not path.is_file():
             return None
         assert plan.narrow_config is not None
-        narrow = skeleton(plan.narrow_config)
+        assert plan.config is not None
+        narrow, wide = skeleton(plan.narrow_config), skeleton(plan.config)
+        becomes: dict[str, list[str]] = {}  # a parameter becomes one, or one in each of several layers
+        for name, _ in wide.named_parameters():
+            becomes.setdefault(plan.canonical(name), []).append(name)
         saved = load_state(path)
         with naming(path):
             groups = check_groups(saved)
@@ -84,13 +88,15 @@ class WideTrainingState:
                             rule.check_state(name, key, value, shapes[name])
                     if state and (reason := rule.ready(state, group)):
                         raise GrowthError(f"{name}: {reason}")
-                    pairs.append((name, index, rule.group(name, plan[name], group)))
-        pairs.sort(key=_place(saved["param_groups"], names, narrow))
+                    values = rule.group(name, plan.of_narrow(name), group)
+                    pairs += [(other, index, values) for other in becomes[name]]
+        pairs.sort(key=_place(saved["param_groups"], names, narrow, wide))
         wide_groups = merge_groups(pairs)
         order = [index for group in wide_groups for index in group["params"]]
+        start = 0
         for group in wide_groups:
-            start = order.index(group["params"][0])
             group["params"] = list(range(start, start + len(group["params"])))
+            start += len(group["params"])
 
         def lazy(index: int, key: str, value: Any) -> Any:
             name, rule = names[index], rules[index]
@@ -109,7 +115,7 @@ class WideTrainingState:
                 return value if is_copied(key, value, rule) else grown()
             if is_copied(key, value, rule):
                 return Lazy(tuple(value.shape), value.dtype, read)
-            shape = state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
+            shape = state_axes(plan.of_narrow(name), value).wide_shape(plan.layout.sizes, plan.growth)
             return Lazy(
                 shape,
                 value.dtype,
@@ -124,7 +130,7 @@ class WideTrainingState:
         }
         scheduler = None
         if (source / SCHEDULER).is_file():
-            parents = [origin[group["param_names"][0]] for group in wide_groups]
+            parents = [origin[plan.canonical(group["param_names"][0])] for group in wide_groups]
             scales = [
                 g["lr_scale"] / groups[p].get("lr_scale", 1.0)
                 for g, p in zip(wide_groups, parents, strict=True)
@@ -284,7 +290,10 @@ def _names(groups: list[dict[str, Any]], skeleton: nn.Module) -> dict[int, str]:
 
 
 def _place(
-    groups: list[dict[str, Any]], names: Mapping[int, str], skeleton: nn.Module
+    groups: list[dict[str, Any]],
+    names: Mapping[int, str],
+    narrow: nn.Module,
+    wide: nn.Module,
 ) -> Callable[[tuple[str, int, Any]], tuple[int, bool, int]]:
     """Where `mupscale.param_groups` has a parameter: decaying ones first, each in the order of the model.
 
@@ -292,7 +301,7 @@ def _place(
 
     A scheduler goes by that order alone, so it has to be the same however often the model has grown.
     """
-    order = {name: i for i, (name, _) in enumerate(skeleton.named_parameters())}
+    order = {name: i for i, (name, _) in enumerate(wide.named_parameters())}
     members = [{names[i] for i in group["params"]} for group in groups]
     last = {
         name
@@ -300,13 +309,13 @@ def _place(
         if not group.get("weight_decay")
         for name in mine
     }
-    if len(last) == len(order):  # nothing decays: as a Trainer splits them, if it was one
-        decaying = set(transformers.Trainer.get_decay_parameter_names(None, skeleton))
+    if len(last) == len(names):  # nothing decays: as a Trainer splits them, if it was one
+        decaying = set(transformers.Trainer.get_decay_parameter_names(None, narrow))
         mixed = any(mine & decaying and mine - decaying for mine in members)
         last = set() if mixed else last - decaying
     kinds = [group.keys() for group in groups]
     part = {name: kinds.index(g.keys()) for g, mine in zip(groups, members, strict=True) for name in mine}
-    return lambda pair: (part[pair[0]], pair[0] in last, order[pair[0]])
+    return lambda pair: (part[names[pair[1]]], names[pair[1]] in last, order[pair[0]])
 
 
 def _grow_scheduler(

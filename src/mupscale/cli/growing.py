@@ -28,19 +28,32 @@ Source = Annotated[
 ]
 Destination = Annotated[Positional[Path], arg(metavar="DST", help="checkpoint directory of the wide model")]
 Width = Annotated[int | None, arg(help="grow d_model, d_ff and the number of heads by this factor")]
-AxisFactors = Annotated[tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1")]
+AxisFactors = Annotated[
+    tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1, or layers=2 for depth")
+]
 To = Annotated[Path | None, arg(help="a wide config.json to reach, or its folder, instead of factors")]
+Order = Annotated[
+    str | None,
+    arg(help="of more layers: repeat each in place (1 1 2 2), the default, or cycle the stack (1 2 1 2)"),
+]
 Json = Annotated[bool, arg(help="print one JSON object")]
 
 
 def plan(
-    source: Source, /, *, width: Width = None, axes: AxisFactors = (), to: To = None, json: Json = False
+    source: Source,
+    /,
+    *,
+    width: Width = None,
+    axes: AxisFactors = (),
+    to: To = None,
+    order: Order = None,
+    json: Json = False,
 ) -> int:
     """Show what becomes of every parameter and its hyperparameters when a checkpoint grows. Writes nothing.
 
     Example: mupscale plan narrow --width 2 --axes d_ff=3
     """
-    made = _planned(source, width, axes, to)
+    made = _planned(source, width, axes, to, order)
     if json:
         from mupscale.theory.tables import scaling_rows
 
@@ -58,11 +71,13 @@ def grow(
     width: Width = None,
     axes: AxisFactors = (),
     to: To = None,
+    order: Order = None,
     operator: Annotated[
         str,
         arg(
             help=f"{', '.join(OPERATORS)}; duplicate and expand (λ = 1) keep the function; by default "
-            f"{DEFAULT_GROWTH[0]} with λ = {DEFAULT_GROWTH[1]}, from which training went on best"
+            f"{DEFAULT_GROWTH[0]} with λ = {DEFAULT_GROWTH[1]}, from which training went on best, or "
+            "duplicate where layers grow"
         ),
     ] = "default",
     noise: Annotated[
@@ -95,21 +110,23 @@ def grow(
     allow_nonfinite: Annotated[bool, arg(help="let NaN and infinity in the weights through")] = False,
     json: Json = False,
 ) -> int:
-    """Grow a checkpoint into a wider one, which appears whole or not at all.
+    """Grow a checkpoint into a wider or deeper one, which appears whole or not at all.
 
     It loads with stock transformers. The default reaches any larger size and was measured to train on best,
     with a fresh optimizer; it does not compute the same. --operator duplicate does from the first step, at
     whole factors, and takes its optimizer along, to go on with one run; --operator expand does at any size,
-    and refuses models whose function it would not keep.
+    and refuses models whose function it would not keep. More layers (--axes layers=2) are repeated, each
+    adding its share to the residual stream, which keeps the function nearly.
 
     Example: mupscale grow narrow wide --width 2
     Example: mupscale grow narrow wide --width 2 --operator duplicate
+    Example: mupscale grow narrow deep --axes layers=2
     """
     if no_optimizer and carry_optimizer:
         raise GrowthError("--no-optimizer and --carry-optimizer: choose one")
     if dtype is not None and dtype not in DTYPES:
         raise GrowthError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    made = _planned(source, width, axes, to)
+    made = _planned(source, width, axes, to, order)
     import torch
 
     from mupscale.growth import grow_checkpoint
@@ -296,7 +313,9 @@ def _pair(option: str, words: tuple[str, str] | None) -> tuple[float, float] | N
     return narrow, wide
 
 
-def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | None) -> mupscale.Plan:
+def _planned(
+    source: Path, width: int | None, axes: tuple[str, ...], to: Path | None, order: str | None
+) -> mupscale.Plan:
     factors = parse_axes(axes)
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint
@@ -304,7 +323,7 @@ def _planned(source: Path, width: int | None, axes: tuple[str, ...], to: Path | 
     wide = Checkpoint.read_config(to) if to is not None else None
     checkpoint = Checkpoint(source)
     checkpoint.check_layers()
-    return mupscale.plan(checkpoint.config, width=width, axes=factors, to=wide)
+    return mupscale.plan(checkpoint.config, width=width, axes=factors, to=wide, order=order)
 
 
 def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:

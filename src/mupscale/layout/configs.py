@@ -8,6 +8,7 @@ from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
+from mupscale.layout.depth import deeper_fields, layer_fields
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import NO_WIDTH, NOTES, Path, times, value_at, with_fields
 from mupscale.models.skeletons import PreTrainedConfig, shapes, skeleton
@@ -53,9 +54,16 @@ def growth_asked(
 
 
 def widen(
-    config: PreTrainedConfig, family: Family, layout: Layout, growth: Mapping[str, Fraction]
+    config: PreTrainedConfig,
+    family: Family,
+    layout: Layout,
+    growth: Mapping[str, Fraction],
+    period: int = 1,
 ) -> PreTrainedConfig:
     """The config of the wide model.
+
+    Args:
+        period: of the layers, where these grow (`mupscale.layout.depth`).
 
     Raises:
         GrowthError: a size would not be whole, or the config class cannot express the sizes.
@@ -79,8 +87,8 @@ def widen(
                     f"{'.'.join(path)}: {error}, so that no {config.model_type} is this wide; "
                     "ask for another growth"
                 ) from None
+    deeper = deeper_fields(config, growth.get(DEPTH, Fraction(1)), period)
     try:
-        deeper = _deeper(config, growth.get(DEPTH, Fraction(1)))
         wide = with_fields(config, values | deeper)
         made = shapes(wide)
         # What the narrow config left to be derived may be left so, too, where that comes to the same.
@@ -106,18 +114,6 @@ def _derived(family: Family, layout: Layout, path: Path) -> int | None:
     return None
 
 
-def _deeper(config: PreTrainedConfig, factor: Fraction) -> dict[Path, Any]:
-    """The fields of a model of more layers; what is said layer by layer is repeated."""
-    if factor == 1:
-        return {}
-    layers = config.num_hidden_layers
-    wanted = int(layers * factor)
-    return {
-        path: (list(value) * (wanted // layers + 1))[:wanted] if isinstance(value, list | tuple) else wanted
-        for path, value in _layer_fields(config).items()
-    }
-
-
 def growth_between(
     family: Family, layout: Layout, narrow: PreTrainedConfig, wide: PreTrainedConfig
 ) -> dict[str, Fraction]:
@@ -133,7 +129,7 @@ def growth_between(
     # With the narrow sizes put into both, nothing may differ.
     paths = {*(p for law in family.laws.values() for p in law.powers), *family.along}
     sizes = {path: value_at(narrow, path) for path in paths}
-    back = with_fields(wide, sizes | _layer_fields(narrow)).to_dict()
+    back = with_fields(wide, sizes | layer_fields(narrow)).to_dict()
     for key, value in with_fields(narrow, sizes).to_dict().items():
         if key not in NOTES | {"architectures"} and back.get(key) != value:
             raise GrowthError(
@@ -145,14 +141,3 @@ def growth_between(
         raise GrowthError(f"axis {axis!r}: only in one of the two models; expected the same architecture")
     # One may shrink where a dim that it is part of does not: 2 heads of 24 become 6 of 16.
     return {axis: Fraction(wide_sizes[axis], size) for axis, size in layout.sizes.items()}
-
-
-def _layer_fields(config: PreTrainedConfig) -> dict[Path, Any]:
-    """The number of layers, and what is said layer by layer."""
-    layers = getattr(config, "num_hidden_layers", None)
-    own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    return {
-        (key,): value
-        for key, value in config.to_dict().items()
-        if key == own or (isinstance(value, list | tuple) and len(value) == layers)
-    }

@@ -9,14 +9,20 @@ from fractions import Fraction
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.layout.base import Fold, Layout
+from mupscale.layout.base import DEPTH, Fold, Layout
 from mupscale.layout.cache import remembered
+from mupscale.layout.depth import depth_of
 from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.fields import NOTES
 from mupscale.layout.inference.folding import folds_of
+from mupscale.layout.inference.instance import instance, randomize_
 from mupscale.layout.inference.measuring import infer
+from mupscale.layout.inference.writers import writers
 from mupscale.layout.tiny_config import tiny
-from mupscale.models.skeletons import PreTrainedConfig, is_stock, model_class
+from mupscale.models.calls import Call
+from mupscale.models.inputs import example_inputs
+from mupscale.models.precision import Float64, float64
+from mupscale.models.skeletons import PreTrainedConfig, is_stock, model_class, quiet
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -81,6 +87,34 @@ def folds_for(family: Family, layout: Layout, growth: Mapping[str, Fraction]) ->
         for real in _same_place(name, family.axes, layout.params, tiny_folds):
             found[real] = (fold,)
     return found
+
+
+def writers_of(family: Family, layout: Layout) -> dict[str, Fold]:
+    """The folds, by the growth of layers, of the parameters that write to the residual stream.
+
+    Raises:
+        GrowthError: which they are cannot be told, as where there is no residual stream.
+    """
+    found = remembered("writers", _key(family.small), lambda: _writers(family), keep=is_stock(family.small))
+    if (reason := found["refused"]) is not None:
+        raise GrowthError(f"{family.model_type}: {reason}")
+    small: dict[str, float] = found["offsets"]
+    return {
+        real: Fold(DEPTH, Fraction(-1), offset)
+        for name, offset in small.items()
+        for real in _same_place(name, family.axes, layout.params, small)
+    }
+
+
+def _writers(family: Family) -> dict[str, Any]:
+    model = instance(family.small)
+    randomize_(model, family.axes)
+    with float64(), quiet(), Float64():
+        call = Call.of(example_inputs(model, seed=1))
+        try:
+            return {"offsets": writers(model, depth_of(family.small), family.axes, call), "refused": None}
+        except GrowthError as error:
+            return {"offsets": {}, "refused": str(error)}
 
 
 def _same_place(name: str, small: Iterable[str], large: Iterable[str], folded: Iterable[str]) -> list[str]:

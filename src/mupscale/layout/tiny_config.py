@@ -14,8 +14,12 @@ from typing import Any
 from mupscale.errors import said_as
 from mupscale.layout.tiny_sizes import (
     COUNTS,
+    FIRST_LAYERS,
     HEADS,
     HIDDEN,
+    LAST_LAYERS,
+    LAYER_NUMBERS,
+    LAYER_PERIODS,
     LEFT_OUT,
     MOST_LAYERS,
     POSITIONS,
@@ -145,18 +149,6 @@ def _mamba(node: _Node) -> dict[str, Any]:
 
 
 _LAYER_COUNTS = "num_hidden_layers|(num_)?(en|de)coder_layers|decoder_num_hidden_layers"
-# Fields that say something of layers by a count from the first or the last, by their numbers, or by a period.
-_FIRST = "first_k_dense_replace|num_dense_layers|max_window_layers|num_hash_layers|moe_layer_start_index"
-_LAST = "num_kv_shared_layers"
-_NUMBERS = (
-    "full_attn_idxs|moe_layers|cross_attention_layers|hybrid_layer_ids|mlp_only_layers|global_attn_indexes"
-    "|ple_layer_ids|attn_layer_indices"
-)
-_PERIODS = (
-    "decoder_sparse_step|(attn|expert)_layer_period|.*sliding_window_pattern|global_attn_every_n_layers"
-    "|interleave_moe_layer_step|no_rope_layer_interval|layer_group_size|moe_layer_interval"
-    "|n_layers_per_attn_res_block"
-)
 
 
 def _layers(node: _Node) -> dict[str, Any]:
@@ -168,7 +160,9 @@ def _layers(node: _Node) -> dict[str, Any]:
     total = node.before("num_hidden_layers") if node.after("num_hidden_layers") else None
     if not is_positive(total) or "depths" in node.fields:
         return made
-    first, last, numbers, periods = (node.matching(p) for p in (_FIRST, _LAST, _NUMBERS, _PERIODS))
+    first, last, numbers, periods = (
+        node.matching(p) for p in (FIRST_LAYERS, LAST_LAYERS, LAYER_NUMBERS, LAYER_PERIODS)
+    )
     lists = {
         k: v for k, v in node.matching(".*").items() if isinstance(v, (list, tuple)) and k not in numbers
     }

@@ -67,6 +67,20 @@ COUNTS: tuple[Row, ...] = (
     ("num_experts_per_tok(en)?|moe_(top_?)?k|top_k_experts|(.*_)?n(um)?_shared_experts", 2, ""),
     ("n_group|num_expert_group|topk_group|index_topk_blocks|indexer_compress_ratio|split_ngram_parts", 2, ""),
 )
+# Fields that say something of layers by a count from the first or the last, by their numbers, or by a period.
+FIRST_LAYERS = (
+    "first_k_dense_replace|num_dense_layers|max_window_layers|num_hash_layers|moe_layer_start_index"
+)
+LAST_LAYERS = "num_kv_shared_layers"
+LAYER_NUMBERS = (
+    "full_attn_idxs|moe_layers|cross_attention_layers|hybrid_layer_ids|mlp_only_layers|global_attn_indexes"
+    "|ple_layer_ids|attn_layer_indices"
+)
+LAYER_PERIODS = (
+    "decoder_sparse_step|(attn|expert)_layer_period|.*sliding_window_pattern|global_attn_every_n_layers"
+    "|interleave_moe_layer_step|no_rope_layer_interval|layer_group_size|moe_layer_interval"
+    "|n_layers_per_attn_res_block"
+)
 # What follows from other fields and is worked out anew where left out, or tells of stored weights only.
 LEFT_OUT = re.compile("stage_names|_?out_features|_?out_indices|quantization_config")
 

@@ -9,12 +9,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from mupscale.errors import GrowthError
+from mupscale.layout.base import DEPTH
+from mupscale.layout.depth import renumbered
 from mupscale.operators.catalogue import DEFAULT, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
@@ -33,7 +36,7 @@ from mupscale.operators.noise import (
 )
 from mupscale.operators.own import own_values
 from mupscale.operators.zero_pad import Shrink, ShrinkLike, zero_pad
-from mupscale.theory.manifest import Plan, renumbered
+from mupscale.theory.manifest import Plan
 
 MadeByRows = tuple[list[slice], Callable[[int], Tensor]]
 
@@ -70,7 +73,9 @@ class Grower:
         from_first: Plan | None = None,
     ) -> None:
         self.from_first = from_first or plan
-        operator, own = DEFAULT if operator == "default" else (operator, None)
+        own = None
+        if operator == "default":
+            operator, own = DEFAULT if DEPTH not in plan.growth else ("duplicate", None)
         self.operator = operator_named(operator)
         self.operator.check(plan)
         self.noise = self.operator.noise(noise)
@@ -82,18 +87,20 @@ class Grower:
         # With λ below 1 expand changes the function, as zero_pad does, and asks nothing of the norms.
         expands = self.operator.expands and self.shrink == Shrink(1.0)
         self.keeps_function_if_proved = self.operator.adds_identity or expands
+        if self.operator.deepens:  # the whole stack again
+            plan = replace(plan, period=plan.layout.sizes[DEPTH])
         self.plan = with_smaller_eps(plan) if expands else plan
         self.seed = seed
         self._read = read
         # Asked where something fresh is added only, and then once.
-        self._fresh: Callable[[], Mapping[str, Law]] = cache(lambda: fresh_laws(self.from_first))
+        self._fresh: Callable[[], Mapping[str, Law]] = cache(self._laws)
         self._own = cache(lambda: own_values(self.plan, self._fresh(), seed=seed))
         self._norms: Callable[[], Norms] = cache(lambda: Norms.of(self.plan, self._fresh()))
 
     @property
     def keeps_function(self) -> bool:
         """Whether the wide model is to compute what the narrow one does."""
-        evenly = self.operator.copies_evenly and not self.plan.inexact
+        evenly = self.operator.copies_evenly and self.plan.keeps_function
         return self.keeps_function_if_proved or (evenly and (self.noise is None or self.noise.keeps_function))
 
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -128,7 +135,7 @@ class Grower:
             rows: those to give, with a start and a stop; None for all. They are the same whichever are asked.
             check: called with every block, by the thread that has made it.
         """
-        if (made := self._makes_rows(self.plan.canonical(name), dtype)) is None:
+        if (made := self._makes_rows(name, dtype)) is None:
             whole = self._whole(name, dtype)
             check(whole)
             yield whole if rows is None else whole[rows]
@@ -158,27 +165,31 @@ class Grower:
 
     def _whole(self, name: str, dtype: torch.dtype | None) -> Tensor:
         """A tensor that is not made of blocks."""
-        wide_name, name = name, self.plan.canonical(name)
         narrow = self._narrow(name)
         if self.operator.deepens:
-            silent = self.operator.adds_identity and wide_name != name and self._writes_residual(name)
+            is_new = self.operator.adds_identity and self.plan.canonical(name) != self.plan.own_name(name)
+            silent = is_new and self._writes_residual(self.plan.canonical(name))
             wide = torch.zeros_like(narrow) if silent else narrow.clone()
         elif self.operator.shrink is not None:
             wide = self._beside_fresh(name, narrow)
         else:
             wide = self._copies(name, narrow)
-            if self.noise is not None and name in self.plan.layout.params:
+            if self.noise is not None and self._is_param(name):
                 self._add_noise_(wide, narrow, name, self.noise)
         return wide.to(dtype or narrow.dtype)
 
     def _makes_rows(self, name: str, dtype: torch.dtype | None) -> MadeByRows | None:
         """The blocks of rows, and what makes one of them; None where they cannot be made apart."""
-        noise = self.noise if name in self.plan.layout.params else None
+        noise = self.noise if self._is_param(name) else None
         if not self.plan[name].shape:
             return None
         if self.operator.copies_evenly and (noise is None or noise.is_local):
             return self._copied_rows(name, dtype, noise)
-        if self.operator.shrink is not None and name in self.plan.layout.params and name in self._fresh():
+        if (
+            self.operator.shrink is not None
+            and self._is_param(name)
+            and self.plan.own_name(name) in self._fresh()
+        ):
             narrow = self._narrow(name)
             return self._rows_beside_fresh(name, narrow, dtype) if narrow.is_floating_point() else None
         return None
@@ -191,6 +202,7 @@ class Grower:
         runs = pieces(blocks)
         if noise is not None:
             add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
+        own = self.plan.own_name(name)
 
         def make(run: int) -> Tensor:
             rows, scale, offset = rows_of(blocks, runs[run]), scaling.weight_scale, scaling.offset
@@ -198,12 +210,13 @@ class Grower:
             wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast)
             if add is not None:
                 for i, place in each_of(blocks, runs[run]):
-                    add(wide[place], generator_of(self.seed, name, i))
+                    add(wide[place], generator_of(self.seed, own, i))
             return wide.to(dtype or narrow.dtype)
 
         return [rows_of(blocks, run) for run in runs], make
 
     def _rows_beside_fresh(self, name: str, narrow: Tensor, dtype: torch.dtype | None) -> MadeByRows | None:
+        name = self.plan.own_name(name)
         first, law = self.from_first[name], self._fresh()[name]
         if self.operator.expands:
             norms, axes = self._norms(), self.plan[name].axes
@@ -233,8 +246,18 @@ class Grower:
             and [axis for dim in axes.dims if not dim.contracted for axis in dim.names] == ["d_model"]
         )
 
+    def _is_param(self, name: str) -> bool:
+        """Whether a tensor of the wide model is a parameter, and no buffer."""
+        return self.plan.canonical(name) in self.plan.layout.params
+
+    def _laws(self) -> dict[str, Law]:
+        """By names of the wide model, the laws that fresh ones of the first model of the line show."""
+        laws, first = fresh_laws(self.from_first), self.from_first
+        return {n: laws[first.canonical(n)] for n in self.plan.wide_names if first.canonical(n) in laws}
+
     def _narrow(self, name: str) -> Tensor:
-        narrow, scaling = self._read(name), self.plan[name]
+        """What a tensor of the wide model comes from."""
+        narrow, scaling = self._read(self.plan.canonical(name)), self.plan[name]
         if tuple(narrow.shape) != scaling.shape:
             raise GrowthError(
                 f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
@@ -249,6 +272,7 @@ class Grower:
                 narrow, scaling.axes, layout.sizes, growth, scaling.weight_scale, offset=scaling.offset
             )
         # AKI takes units of the layer above, where that is one of the same kind.
+        name = self.plan.canonical(name)
         above = renumbered(name, 1)[0] if self.operator.name == "aki" else name
         has_above = above != name and above in layout.params and layout.params[above] == layout.params[name]
         return random_copies(
@@ -271,13 +295,14 @@ class Grower:
             scaling.axes.expand_copies(layout.sizes, growth) if evenly else None,
             noise,
             seed=self.seed,
-            name=name,
+            name=self.plan.own_name(name),
             fresh_std=self._fresh_std(name),
         )
 
     def _fresh_std(self, name: str) -> Callable[[], float]:
         """The standard deviation of a fresh narrow parameter, as μP gives it from the first of the line."""
         fan_in, first = self.plan[name].fan_in, self.from_first
+        name = self.plan.own_name(name)
         return lambda: law_of(self._fresh(), name, self.plan).std * math.sqrt(fan_in / first[name].fan_in)
 
     @property
@@ -287,6 +312,7 @@ class Grower:
 
     def _fresh_wide(self, name: str, narrow: Tensor) -> tuple[Tensor, float | Tensor]:
         """A fresh wide tensor, and what a fresh narrow one is: its mean, or all of it where that is known."""
+        name = self.plan.own_name(name)
         if name not in self._fresh() or name in self.plan.layout.buffers:
             exact = torch.promote_types(narrow.dtype, torch.float32)
             if (own := self._own().get(name)) is not None:
@@ -312,6 +338,7 @@ class Grower:
         self, name: str, narrow: Tensor, fresh: Tensor, mean: float | Tensor, rows: slice | None = None
     ) -> Tensor:
         """Both together; of some rows where ``fresh`` has them alone."""
+        name = self.plan.own_name(name)
         scaling, λ = self.plan[name], self.shrink.of(name)
         sizes, growth = self.plan.layout.sizes, self.plan.growth
         if self.operator.expands:

@@ -23,7 +23,8 @@ class Operator:
         source: the paper.
         noises: kinds of noise that go with it.
         default_noise: unless one is chosen.
-        copies_evenly: θ↑ = s · dup(θ) but for noise: the function is kept, and the optimizer can be carried.
+        copies_evenly: θ↑ = s · dup(θ) but for noise: the function is kept, save by layers, where that is of
+            order 1/layers; and the optimizer can be carried.
         deepens: it adds layers and widens nothing.
         adds_identity: the added layers are to leave the function as it is, which is proved of each model.
         expands: what is new is not to be seen at first, which is proved of each model.
@@ -72,10 +73,17 @@ class Operator:
             if plan.growth[DEPTH].denominator != 1:
                 raise GrowthError(f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor")
             return
+        if DEPTH in plan.growth and not self.copies_evenly:
+            raise GrowthError(
+                f"operator {self.name} makes a model wider and no deeper: grow {DEPTH} in a step of their "
+                "own, with the operator duplicate, stack or stack_identity"
+            )
         # Copies of randomly chosen units, and new ones, can be any number.
         for axis, reason in (plan.inexact if self.copies_evenly else plan.not_copied).items():
             if axis == DEPTH:
-                raise GrowthError(f"axis {axis!r}: {reason}")
+                raise GrowthError(
+                    f"axis {axis!r}: {reason}; the operators stack and stack_identity need no such thing"
+                )
             if self.name != "zero_pad":
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
 
@@ -85,7 +93,7 @@ OPERATORS = {
     for operator in (
         Operator(
             "duplicate",
-            "even copies, rescaled: keeps the function, with balanced noise or none",
+            "even copies, rescaled: keeps the function, with balanced noise or none; layers nearly, too",
             "Ma et al. 2026, arXiv 2602.10545",
             ("balanced", "uneven", "relative", "gaussian", "spectral", "hadamard", "interpolate", "paired"),
             "balanced:1",

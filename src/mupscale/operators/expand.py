@@ -56,10 +56,10 @@ class Norms:
         for name, scaling in plan.params.items():
             owner, _, leaf = name.rpartition(".")
             constant = name in laws and laws[name].std == 0 and laws[name].mean in (0, 1)
-            vector = len(scaling.shape) == 1 and scaling.fan_in == 1 != scaling.copies
+            vector = len(scaling.shape) == 1 and scaling.fan_in == 1 != scaling.own_copies
             if constant and vector and leaf != "bias" and f"{owner}.running_var" not in plan.layout.buffers:
                 gains[name] = 1 - laws[name].mean
-        silent = {axis for name in gains for axis in plan[name].axes.names if axis in plan.growth}
+        silent = {axis for name in gains for axis in plan.of_narrow(name).axes.names if axis in plan.growth}
         return cls(gains, frozenset(silent), bool(gains) and _centres(plan, next(iter(gains))))
 
     def centres(self, name: str) -> bool:
@@ -79,7 +79,7 @@ def _centres(plan: Plan, gain: str) -> bool:
     norm = copied(plan.build_narrow().get_submodule(gain.rpartition(".")[0])).to_empty(device="cpu").float()
     for tensor in (*norm.parameters(), *norm.buffers()):
         nn.init.ones_(tensor.data)
-    x = torch.linspace(-1, 2, plan[gain].shape[0]).square()[None]
+    x = torch.linspace(-1, 2, plan.of_narrow(gain).shape[0]).square()[None]
     try:
         return bool(torch.allclose(norm(x), norm(x + 1), atol=1e-3))
     except Exception:  # called in some other way; whether zeros do is for the proof to say

@@ -188,7 +188,7 @@ def _add_opposite_(rows: Tensor, copies: Copies, std: float, generator: torch.Ge
 
 def _add_spectral_(wide: Tensor, narrow: Tensor, scaling: Scaling, noise: Noise, epsilon: Tensor) -> Tensor:
     # dup repeats rows and columns, and with them every singular value times √m.
-    size = spectral_norms(narrow, scaling) * (scaling.weight_scale * math.sqrt(scaling.copies))
+    size = spectral_norms(narrow, scaling) * (scaling.weight_scale * math.sqrt(scaling.own_copies))
     epsilon = epsilon.to(wide) * (size / spectral_norms(epsilon, scaling)).to(wide)
     if noise.kind == "spectral":
         return wide.add_(epsilon, alpha=noise.strength)

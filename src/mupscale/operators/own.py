@@ -39,7 +39,7 @@ class Own:
 
 
 def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, Own]:
-    """What shows no law, by name, as far as the model's own code tells what a fresh one holds.
+    """What shows no law, by the wide model's names, as far as its own code tells what a fresh one holds.
 
     Of plain modules that a function builds these are buffers that are always the same. Of transformers models
     it is buffers, and parameters that do not sum over what grows: the others have the size that μP gives,
@@ -51,17 +51,24 @@ def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, O
         builders = plan.build_narrow, plan.build_narrow, plan.build_wide
         narrow, again, wide = (dict(build().named_buffers(remove_duplicate=False)) for build in builders)
     else:
-        params = {name for name in plan.layout.params if plan[name].init_scale == 1}
+        params = {name for name in plan.layout.params if plan.of_narrow(name).init_scale == 1}
         names = (params | {*plan.layout.buffers}) - laws.keys()
+        wide_names = {name for name, source in plan.wide_names.items() if source in names}
         narrow, again, wide = (
-            _initialized(build(), names, seed + more) if names else {}
-            for build, more in ((plan.build_narrow, 0), (plan.build_narrow, 1), (plan.build_wide, 2))
+            _initialized(build(), own, seed + more) if own else {}
+            for build, own, more in (
+                (plan.build_narrow, names, 0),
+                (plan.build_narrow, names, 1),
+                (plan.build_wide, wide_names, 2),
+            )
         )
     found = {}
-    for name in narrow.keys() & wide.keys():
-        if (value := narrow[name]).is_meta:
+    for name, source in plan.wide_names.items():
+        if source not in narrow or name not in wide:
+            continue
+        if (value := narrow[source]).is_meta:
             continue  # of a module that was given, no values are kept
-        drawn = not torch.equal(value, again[name])
+        drawn = not torch.equal(value, again[source])
         if not drawn or plan.config is not None:  # else it shows a law
             found[name] = Own(_throughout(value) if drawn else value, wide[name], drawn)
     return found

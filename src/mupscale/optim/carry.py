@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.layout.base import DEPTH
 from mupscale.models.sharding import held_by_this_rank, is_sharded, reshard_, whole, with_shard
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
@@ -77,10 +76,13 @@ def carry_optimizer(
         )
     way = way_of(operator, state)
     reshard_(narrow, wide)
-    names = {id(p): plan.canonical(n) for n, p in narrow.named_parameters()}
-    wide_params = {plan.canonical(n): p for n, p in wide.named_parameters()}
-    if len(wide_params) != len(list(wide.parameters())) and DEPTH not in plan.growth:
-        alias = next(n for n, p in wide.named_parameters() if wide_params[plan.canonical(n)] is not p)
+    names = {id(p): plan.own_name(n) for n, p in narrow.named_parameters()}
+    wide_params = {plan.own_name(n): p for n, p in wide.named_parameters()}
+    becomes: dict[str, list[str]] = {}  # a parameter becomes one, or one in each of several layers
+    for name in wide_params:
+        becomes.setdefault(plan.canonical(name), []).append(name)
+    if len(wide_params) != len(list(wide.parameters())):
+        alias = next(n for n, p in wide.named_parameters() if wide_params[plan.own_name(n)] is not p)
         others = ", ".join(a for a, name in plan.layout.ties.items() if name == alias)
         raise GrowthError(
             f"{alias}: one parameter with {others} in the narrow model, but not in the wide one, where the "
@@ -99,7 +101,8 @@ def carry_optimizer(
             name = names[id(param)]
             carried.append((name, param, rule))
             group_of[param] = group
-            grown_params.append((name, wide_params[name], rule.group(name, plan[name], group)))
+            values = rule.group(name, plan.of_narrow(name), group)
+            grown_params += [(other, wide_params[other], values) for other in becomes[name]]
     accepted = inspect.signature(type(optimizer)).parameters
     defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
     grown = type(optimizer)(merge_groups(grown_params), **defaults)
@@ -109,13 +112,13 @@ def carry_optimizer(
         if param in optimizer.state:
             if reason := rule.ready(optimizer.state[param], group_of[param]):
                 raise GrowthError(f"{name}: {reason}")
-            wide_param = wide_params[name]
-            own = {
-                key: _carried(name, key, value, plan, rule, way, param, wide_param)
-                for key, value in unpacked(optimizer.state[param]).items()
-            }
-            grown.state[wide_param] = packed(grown, wide_param, own)
-            losses.append(loss_by_packing(own, grown.state[wide_param]))
+            for wide_param in map(wide_params.__getitem__, becomes[name]):
+                own = {
+                    key: _carried(name, key, value, plan, rule, way, param, wide_param)
+                    for key, value in unpacked(optimizer.state[param]).items()
+                }
+                grown.state[wide_param] = packed(grown, wide_param, own)
+                losses.append(loss_by_packing(own, grown.state[wide_param]))
     if worst := float(torch.tensor(losses).max()):  # NaN, too
         warnings.warn(
             f"{type(optimizer).__name__}: its state was unpacked, grown and packed again, by which it is off "
@@ -186,7 +189,9 @@ def _carried(
             return value.clone() if isinstance(value, Tensor) else value
         return grow_state_value(name, key, value, plan, rule, way)
     shape = (
-        value.shape if copied else state_axes(plan[name], value).wide_shape(plan.layout.sizes, plan.growth)
+        value.shape
+        if copied
+        else state_axes(plan.of_narrow(name), value).wide_shape(plan.layout.sizes, plan.growth)
     )
     if is_sharded(wide_param) and tuple(shape) != tuple(wide_param.shape):
         raise GrowthError(
@@ -214,7 +219,7 @@ def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, wa
     Raises:
         GrowthError: state that lives in parameter space, where zeros would mean something.
     """
-    scaling = plan[name]
+    scaling = plan.of_narrow(name)
     scale = rule.state_scale(key, scaling)
     if not isinstance(value, Tensor):
         return value * scale
@@ -245,7 +250,7 @@ def grow_state_rows(
         grown = grow_state_value(name, key, value, plan, rule, way)
         yield grown if rows is None else grown[rows]
         return
-    axes, scale = state_axes(plan[name], value), rule.state_scale(key, plan[name])
+    axes, scale = state_axes(plan.of_narrow(name), value), rule.state_scale(key, plan.of_narrow(name))
     sizes, growth = plan.layout.sizes, plan.growth
     shape = torch.Size(axes.wide_shape(sizes, growth))
     first, stop = (0, shape[0]) if rows is None else (rows.start, rows.stop)

@@ -65,6 +65,7 @@ def param_groups(
     >>> sorted((g["lr"], g["lr_scale"]) for g in groups)
     [(0.005, 0.5), (0.02, 2.0), (0.02, 2.0)]
     """
+    plan.check_depth()
     ratio = steps_ratio(batch_size, tokens)
     defaults = optimizer_class([nn.Parameter(torch.empty(1, 1))], lr=lr).defaults  # type: ignore[call-arg]
     rule = rule_for(optimizer_class, {**defaults, **values})

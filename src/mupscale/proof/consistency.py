@@ -89,7 +89,7 @@ def broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[str
 def _ties(narrow: nn.Module, wide: nn.Module, plan: Plan) -> Found:
     own, theirs = ({**tie_names(m), **{n: n for n, _ in m.named_parameters()}} for m in (narrow, wide))
     for name, first in own.items():
-        if name in theirs and plan.canonical(theirs[name]) != plan.canonical(first):
+        if name in theirs and plan.own_name(theirs[name]) != plan.own_name(first):
             yield _at(name, f"is {theirs[name]}, but {first} in the narrow model")
         elif name in theirs and theirs[name] == name != first:
             yield _at(

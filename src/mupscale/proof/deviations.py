@@ -25,7 +25,7 @@ def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | 
     changed = [i for i, (n, w) in enumerate(zip(narrow.shape, wide.shape, strict=True)) if n != w]
     expected = narrow
     if changed:
-        weights = [plan[n].axes for n in plan.layout.params if n.rpartition(".")[0] == module]
+        weights = [plan.of_narrow(n).axes for n in plan.layout.params if n.rpartition(".")[0] == module]
         dims = [d for axes in weights for d in axes.dims if not d.contracted and d.growth(plan.growth) != 1]
         fits = [d for d in dims if d.size(plan.layout.sizes) == narrow.shape[changed[0]]]
         if len(changed) > 1 or not fits:
@@ -35,7 +35,7 @@ def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | 
         if expected.shape != wide.shape:
             return None
     # A fold may scale what lies between the parameters that share it.
-    folds = {1.0, *(plan[name].fold for name in plan.layout.folds)}
+    folds = {1.0, *(plan.of_narrow(name).fold for name in plan.layout.folds)}
     return min(
         (wide - fold * expected).abs().max().item() / (fold * expected.std().item() + 1e-30) for fold in folds
     )

@@ -127,7 +127,7 @@ def paired_optimizers(
 
     A gain that is stored as its difference from one decays towards one, and scales without decay only.
     """
-    decays = {name: not plan[name].offset for name, _ in narrow.named_parameters()}
+    decays = {n: not plan.of_narrow(plan.own_name(n)).offset for n, _ in narrow.named_parameters()}
     groups = [
         {
             "params": [p for name, p in narrow.named_parameters() if decays[name] == decaying],
@@ -135,7 +135,7 @@ def paired_optimizers(
         }
         for decaying in (True, False)
     ]
-    decaying = [name for name, decay in decays.items() if decay]
+    decaying = [name for name, _ in wide.named_parameters() if not plan[name].offset]
     return (
         kind([group for group in groups if group["params"]], lr=lr, **values),
         kind(param_groups(wide, plan, kind, lr=lr, decay=decaying, **values)),

@@ -85,7 +85,7 @@ def prove(
     Raises:
         GrowthError: it is not exact, or cannot be tried.
     """
-    small = _still(explicit(tiny(config)))
+    small = still(explicit(tiny(config)))
     made = plan(small)
     if operator_named(operator).expands:
         made = with_smaller_eps(made)
@@ -139,7 +139,7 @@ def prove_modules(
     return proof
 
 
-def _still(config: PreTrainedConfig) -> PreTrainedConfig:
+def still(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config without anything random in training that goes by width: dropout and its kind."""
     config = copy.deepcopy(config)
     parts = [
@@ -168,12 +168,7 @@ def tried(
     Raises:
         GrowthError: one of them does not run.
     """
-    fan_in = {
-        name: math.prod(n for n, d in zip(p.shape, p.axes.dims, strict=True) if d.contracted)
-        for name, p in plan.params.items()
-        if any(d.contracted for d in p.axes.dims)
-    }
-    randomize_(narrow, fan_in)
+    randomize_(narrow, {name: p.axes for name, p in plan.params.items()})
     _grow(narrow, wide, plan, operator)
     loss_difference, nonlinear = 0.0, list[str]()
     with said_as(f"{type(narrow).__name__}: it does not run"), float64(), quiet(), Float64():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,6 +16,7 @@ from torch import nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
+from mupscale.layout.depth import renumbered, source_of
 from mupscale.models.skeletons import PreTrainedConfig, config_class, skeleton
 from mupscale.theory.scaling import Scaling
 from mupscale.theory.tables import as_text, collapse, count, scaling_table
@@ -36,6 +36,7 @@ class Plan:
     Attributes:
         layout: the axes of the narrow model.
         growth: the factor of every axis that grows.
+        period: how many layers are repeated together where their number grows (`mupscale.layout.depth`).
         narrow_config, config: the narrow and the wide transformers config; None for plain modules.
         proved: whether even copies were proved to be exact; not so for a plain module without inputs.
         unproved_because: what the inputs could not show, where a run on them proves nothing.
@@ -43,6 +44,7 @@ class Plan:
 
     layout: Layout
     growth: Mapping[str, Fraction]
+    period: int = 1
     narrow_config: PreTrainedConfig | None = None
     config: PreTrainedConfig | None = None
     proved: bool = False
@@ -59,19 +61,23 @@ class Plan:
         return {name: Scaling.of(name, self.layout, self.growth) for name in self.layout.params}
 
     def __getitem__(self, name: str) -> Scaling:
-        """The scaling of a parameter or buffer, by any of its names, also those that wrappers give it.
+        """The scaling of a parameter or buffer of the wide model, by any of its names.
+
+        Also by those that wrappers give it.
 
         Raises:
             GrowthError: the model has no such tensor.
         """
-        name = self.canonical(name)
+        return self.of_narrow(self.canonical(name))
+
+    def of_narrow(self, name: str) -> Scaling:
+        """The scaling of a parameter or buffer by the narrow model's name of it, the first of tied ones."""
         return self.params.get(name) or Scaling.of(name, self.layout, self.growth)
 
     def canonical(self, name: str) -> str:
-        """The narrow model's name of a tensor: of tied ones the first, of a stacked layer the one below."""
+        """The narrow model's name of what a tensor of the wide model comes from: of tied ones the first."""
         name = self.unwrapped(name)
-        if not self.layout.knows(name):
-            name = self.wide_names.get(name, name)
+        name = self.wide_names.get(name, name)
         return self.layout.ties.get(name, name)
 
     def unwrapped(self, name: str) -> str:
@@ -82,7 +88,10 @@ class Plan:
         return stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
 
     def own_name(self, name: str) -> str:
-        """A tensor's name as random numbers go by it: the first of tied ones, a stacked layer its own."""
+        """A tensor's name in its own model: without wrappers, the first of tied ones.
+
+        Random numbers go by it, so that layers that come from one layer have numbers of their own.
+        """
         name = self.unwrapped(name)
         return self.layout.ties.get(name, name)
 
@@ -90,19 +99,21 @@ class Plan:
     def wide_names(self) -> dict[str, str]:
         """Every parameter and buffer of the wide model, with the one of the narrow model that it comes from.
 
-        They have the same names, but for a deeper model's new layers: layer i comes from layer i mod L.
+        They have the same names, but for the layers of a deeper model.
         """
         names = (*self.layout.params, *self.layout.buffers)
         if DEPTH not in self.growth:
             return {name: name for name in names}
         depth = self.layout.sizes[DEPTH]
-        wide_depth = depth * self.growth[DEPTH]
+        deeper = int(depth * self.growth[DEPTH])
+        becomes: dict[int | None, list[int]] = {None: [0]}
+        for layer in range(deeper):
+            becomes.setdefault(source_of(layer, depth, deeper, self.period), []).append(layer)
         found = {}
         for name in names:
-            for first in range(0, math.ceil(wide_depth), depth):
-                wide, layer = renumbered(name, first)
-                if layer is None or layer < wide_depth:
-                    found[wide] = name
+            _, own = renumbered(name, 0)
+            for layer in becomes.get(own, []):
+                found[renumbered(name, layer - (own or 0))[0]] = name
         return found
 
     @cached_property
@@ -115,15 +126,30 @@ class Plan:
         }
         return fractions | self.not_copied
 
+    @property
+    def keeps_function(self) -> bool:
+        """Whether even copies compute what the narrow model does: not where the model becomes deeper."""
+        return not self.inexact and DEPTH not in self.growth
+
+    def check_depth(self) -> None:
+        """Refuse to say what hyperparameters and fresh weights become of a deeper model that has no rule.
+
+        Raises:
+            GrowthError: with the reason.
+        """
+        if DEPTH in self.growth and (reason := self.layout.inexact.get(DEPTH)) is not None:
+            raise GrowthError(
+                f"{DEPTH}: {reason}; what becomes of hyperparameters and fresh weights in depth is known "
+                "only where every layer adds to a residual stream what is proportional to its weights"
+            )
+
     @cached_property
     def not_copied(self) -> dict[str, str]:
         """Axes whose growth no copies can express, uneven ones neither, each with the reason."""
         known = self.layout.inexact
         reasons = {axis: known[axis] for axis in self.growth if axis in known}
         for axis, factor in self.growth.items():
-            if axis == DEPTH:
-                reasons[axis] = "is no width: only the operator stack makes a model deeper"
-            elif factor < 1:
+            if factor < 1:
                 beside = [a for a in self._merged_with(axis) if a != axis]
                 reasons[axis] = (
                     f"shrinks by {factor}, so that {', '.join(beside)} and it can only be padded as one axis"
@@ -143,6 +169,7 @@ class Plan:
         """Plain values for JSON; the scales are there for readers, and computed anew by `from_dict`."""
         return {
             "growth": {a: str(g) for a, g in self.growth.items()},
+            "period": self.period,
             "layout": self.layout.to_dict(),
             "narrow_config": self.narrow_config and self.narrow_config.to_dict(),
             "config": self.config and self.config.to_dict(),
@@ -164,6 +191,7 @@ class Plan:
         return Plan(
             layout=Layout.from_dict(data["layout"]),
             growth={a: Fraction(g) for a, g in data["growth"].items()},
+            period=data.get("period", 1),
             narrow_config=narrow,
             config=wide,
             proved=data.get("proved", False),
@@ -223,6 +251,11 @@ class Plan:
     def _notes(self) -> list[str]:
         """What is to be known of it beside its numbers."""
         notes = [f"{axis}: {reason}" for axis, reason in self.inexact.items()]
+        if DEPTH in self.growth and DEPTH not in self.inexact:
+            notes.append(
+                f"{DEPTH}: repeated, not copied: the function changes, the less the more layers there are; "
+                "exact against explicit multipliers (CompleteP), which are written into the weights"
+            )
         if self.inexact and DEPTH not in self.growth:
             notes.append("not by even copies (operator duplicate): choose other sizes, or zero_pad or expand")
         if not self.proved and not self.inexact and self.growth:
@@ -238,19 +271,6 @@ class Plan:
 
     def __str__(self) -> str:
         return as_text(self.table())
-
-
-def renumbered(name: str, shift: int) -> tuple[str, int | None]:
-    """A tensor's name some layers up, and the number of that layer; None for one that is in no layer.
-
-    >>> renumbered("model.layers.3.mlp.up_proj.weight", 1)
-    ('model.layers.4.mlp.up_proj.weight', 4)
-    """
-    number = re.search(r"(?<=\.)\d+(?=\.)", name)
-    if number is None:
-        return name, None
-    layer = int(number[0]) + shift
-    return f"{name[: number.start()]}{layer}{name[number.end() :]}", layer
 
 
 def builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:

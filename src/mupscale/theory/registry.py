@@ -129,14 +129,16 @@ def _muon(group: Mapping[str, Any]) -> Rule:
     def lr(p: Scaling) -> float:
         if len(p.shape) != 2:
             raise GrowthError(f"Muon takes matrices, not a parameter of shape {p.shape}; give that to AdamW")
-        return p.weight_scale * math.sqrt(p.copies) * adjustment(p.shape) / adjustment(p.wide_shape)
+        return p.weight_scale * math.sqrt(p.own_copies) * adjustment(p.shape) / adjustment(p.wide_shape)
 
     return Rule(
         degree=0,
         state={"momentum_buffer": 1},
         decoupled=True,
         lr=lr,
-        values={"eps": lambda p: p.grad_scale * math.sqrt(p.copies)},  # beside the norm of the whole matrix
+        values={
+            "eps": lambda p: p.grad_scale * math.sqrt(p.own_copies)
+        },  # beside the norm of the whole matrix
     )
 
 

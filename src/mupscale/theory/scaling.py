@@ -7,6 +7,11 @@ For one parameter θ, with g the growth of its axes:
     s  = fold / Π g over contracted axes         weight scale: every activation becomes a duplicate
     c  = 1 / (m · s)                             gradient scale: ∂L/∂θ↑ = c · dup(∂L/∂θ)
 
+Depth is one more axis: of a parameter in the layers, m has the factor g(layers), as each becomes so many; and
+what writes to the residual stream is folded by 1/g, so that all layers together add as much as before. By the
+rules for Adam that is CompleteP at α = 1 (Dey et al. 2025, arXiv 2505.01618), its multiplier of each residual
+branch written into the weights.
+
 Everything is relative to the narrow model, however that was trained. With "narrow" read as "base width" the
 same numbers are the μP tables (Yang et al. 2021, arXiv 2203.03466, Tables 3 and 8).
 """
@@ -18,7 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mupscale.layout.base import Layout
+from mupscale.layout.base import DEPTH, Layout
+from mupscale.layout.depth import renumbered
 from mupscale.notation.axes import Axes
 
 
@@ -28,7 +34,8 @@ class Scaling:
 
     Attributes:
         axes: its named axes.
-        copies: m, the copies of each entry.
+        copies: m, the copies of each entry, in all layers that its own becomes.
+        repeats: how many layers these are; 1 for what is in no layer.
         fan_in: k_in, the growth of its contracted axes.
         fold: the width-dependent constant folded into it; 1 for most.
         readout: whether it leads from the last hidden layer to outputs, and these do not grow.
@@ -42,6 +49,7 @@ class Scaling:
     wide_shape: tuple[int, ...]
     copies: Fraction
     fan_in: Fraction
+    repeats: Fraction = Fraction(1)
     fold: float = 1.0
     readout: bool = False
     linear: bool = True
@@ -57,19 +65,26 @@ class Scaling:
         axes, folds = layout.axes_of(name), layout.folds.get(name, ())
         fold = math.prod(float(growth.get(f.axis, 1)) ** float(f.power) for f in folds)
         copies = axes.copies(growth)
+        repeats = Fraction(growth.get(DEPTH, 1) if renumbered(name, 0)[1] is not None else 1)
         # A buffer holds statistics of activations, which duplication leaves as they are.
         fan_in = axes.fan_in(growth) if name in layout.params else Fraction(1)
         return Scaling(
             axes=axes,
             shape=axes.shape(layout.sizes),
             wide_shape=axes.wide_shape(layout.sizes, growth),
-            copies=copies,
+            copies=copies * repeats,
             fan_in=fan_in,
+            repeats=repeats,
             fold=fold,
             readout=name in layout.readouts and copies == fan_in,
             linear=name not in layout.nonlinear,
             offset=max((f.offset for f in folds), default=0.0) if fold != 1 else 0.0,
         )
+
+    @property
+    def own_copies(self) -> Fraction:
+        """The copies of each entry in one tensor of the wide model."""
+        return self.copies / self.repeats
 
     @property
     def weight_scale(self) -> float:
@@ -88,7 +103,7 @@ class Scaling:
         ÷√k_in for hidden weights; ÷k_in for weights whose outputs do not grow, readouts above all; ×1 where
         nothing contracted grows: embeddings, biases (Yang et al. 2021, Table 3).
         """
-        is_hidden = self.copies > self.fan_in
+        is_hidden = self.own_copies > self.fan_in
         return self.fold / (math.sqrt(self.fan_in) if is_hidden else float(self.fan_in))
 
     @property

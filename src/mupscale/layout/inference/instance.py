@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mupscale.models.contents import persistent_buffers
 from mupscale.models.inputs import HIDDEN_STATES, example_inputs
 from mupscale.models.precision import Float64, float64
 from mupscale.models.skeletons import PreTrainedConfig, model_class, quiet
+from mupscale.notation.axes import Axes
 
 
 def instance(config: PreTrainedConfig, *, seed: int = 0) -> nn.Module:
@@ -43,11 +45,11 @@ def run(config: PreTrainedConfig) -> tuple[nn.Module, Trace]:
         return model, trace(model, (), example_inputs(model), hidden=HIDDEN_STATES)
 
 
-def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -> None:
+def randomize_(model: nn.Module, axes: Mapping[str, Axes], *, seed: int = 0) -> None:
     """Move every parameter and persistent buffer away from the values it was made with.
 
     Args:
-        contracted: the fan_in of every weight that has one; those are drawn with variance 1/fan_in.
+        axes: of the parameters; weights that contract a dim are drawn with variance 1/fan_in.
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,8 +57,10 @@ def randomize_(model: nn.Module, contracted: dict[str, int], *, seed: int = 0) -
             if not param.is_floating_point() and not param.is_complex():
                 continue
             noise = torch.randn(param.shape, generator=draw, dtype=param.dtype)
-            if name in contracted and param.ndim > 1:
-                param.copy_(noise / math.sqrt(contracted[name]))
+            dims = zip(param.shape, axes[name].dims, strict=True) if name in axes else ()
+            contracted = [n for n, dim in dims if dim.contracted]
+            if contracted and param.ndim > 1:
+                param.copy_(noise / math.sqrt(math.prod(contracted)))
             else:
                 spread = param.std().item() if param.numel() > 1 else 1.0
                 param.add_(noise, alpha=0.3 * max(spread, 0.3))
