@@ -20,7 +20,7 @@ from mupscale.layout.configs import growth_asked, growth_between, growth_factor,
 from mupscale.layout.depth import ORDERS, depth_of, period_between, period_of
 from mupscale.layout.inference.family import Family, part_of
 from mupscale.layout.inference.modules import layout_by_running
-from mupscale.layout.known import family_of, folds_for, writers_of
+from mupscale.layout.known import family_of, folds_for, with_writers
 from mupscale.models.calls import Call
 from mupscale.models.contents import state_tensors, tie_, tie_names, unwrapped
 from mupscale.models.copying import copied, doubled
@@ -38,7 +38,7 @@ from mupscale.models.surroundings import plain_surroundings
 from mupscale.notation.dims import wide_sizes
 from mupscale.operators.expand import with_eps_of
 from mupscale.operators.filling import check_memory
-from mupscale.proof.depth import prove_depth
+from mupscale.proof.multipliers import prove_depth
 from mupscale.proof.proof import Proof, prove, prove_modules
 from mupscale.theory.manifest import MANIFEST, Plan, builder
 
@@ -268,23 +268,13 @@ def _plan_transformers(
         shown = family.shown_by(own)
         made = _proved(made, prove(config, own, lambda small: _alike(family, small, shown)))
     if DEPTH in growth and DEPTH not in made.layout.inexact:
-        turns, twice = (
-            order or ("cycle" if period == depth_of(config) > 1 else "repeat"),
-            {DEPTH: Fraction(2)},
-        )
+        turns, twice = ORDERS[period == depth_of(config) > 1], {DEPTH: Fraction(2)}
         try:
             prove_depth(config, lambda small: _alike(family, small, twice, turns))
         except GrowthError as error:
-            made = _without_depth(made, str(error))
+            made = replace(made, layout=made.layout.without_depth(str(error)))
         made = replace(made, proved=not made.inexact)
     return made
-
-
-def _without_depth(made: Plan, reason: str) -> Plan:
-    """A plan of more layers for which there is no rule, with the reason: weights can be stacked, no more."""
-    folds = {n: tuple(f for f in folds if f.axis != DEPTH) for n, folds in made.layout.folds.items()}
-    inexact = {**made.layout.inexact, DEPTH: reason}
-    return replace(made, layout=replace(made.layout, folds=folds, inexact=inexact))
 
 
 def prove_operator(made: Plan, operator: str) -> None:
@@ -331,14 +321,9 @@ def _between(
     Raises:
         GrowthError: the shapes of the wide model are not what the growth of the axes gives.
     """
-    folds, reason = folds_for(family, layout, growth), None
+    layout = replace(layout, folds=folds_for(family, layout, growth))
     if DEPTH in growth:
-        try:
-            for name, fold in writers_of(family, layout).items():
-                folds[name] = (*folds.get(name, ()), fold)
-        except GrowthError as error:
-            reason = str(error)
-    layout = replace(layout, folds=folds)
+        layout = with_writers(family, layout)
     growth = {**growth, **family.growth_of_layers(layout, growth)}
     family.check_used(layout, growth)
     _refuse_shrinking(layout, growth)
@@ -359,7 +344,7 @@ def _between(
             "in the same order in both, and this growth is not understood"
         )
     _check_shapes(made, wide)
-    return made if reason is None else _without_depth(made, reason)
+    return made
 
 
 def _check_shapes(plan: Plan, wide: Mapping[str, tuple[int, ...]]) -> None:

@@ -20,10 +20,10 @@ from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
 from mupscale.layout.depth import source_of
+from mupscale.layout.flow.stream import terms_of, with_factors
 from mupscale.layout.tiny_config import tiny
 from mupscale.models.calls import Call
 from mupscale.models.precision import Float64
-from mupscale.models.stream import terms_of, with_factors
 
 
 def tiny_model(model_type: str, **fields) -> nn.Module:

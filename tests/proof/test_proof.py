@@ -35,7 +35,7 @@ from mupscale.notation.axes import Axes, duplicate
 from mupscale.notation.dims import Row
 from mupscale.planner import _alike
 from mupscale.proof.deviations import grown_call
-from mupscale.proof.proof import _still, tried
+from mupscale.proof.proof import still, tried
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 8},
@@ -63,7 +63,7 @@ WITHOUT_EFFECT = {
 def right(name):
     """The plan of a tiny model of a family, the model, a wide one, and a call of them."""
     config = CONFIG_MAPPING[name](**FAMILIES[name])
-    family, small = family_of(config), _still(explicit(tiny(config)))
+    family, small = family_of(config), still(explicit(tiny(config)))
     growth = family.width(Fraction(2))
     if "d_ff" in growth:  # so that it makes a difference which of two dims is summed over
         growth["d_ff"] = Fraction(3)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from mupscale.errors import GrowthError
 from mupscale.notation.axes import Axes
 
-DEPTH = "layers"  # the one axis that is not a width; no dim of a tensor has it
+DEPTH = "layers"  # the one axis that is no width, and that no dim of a tensor has
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Layout:
             )
         name = self.ties.get(name, name)
         return self.params[name] if name in self.params else self.buffers[name]
+
+    def without_depth(self, reason: str) -> Layout:
+        """The same of a model for which no rule is known in depth: its layers can be stacked, no more."""
+        folds = {n: tuple(f for f in folds if f.axis != DEPTH) for n, folds in self.folds.items()}
+        return replace(self, folds=folds, inexact={**self.inexact, DEPTH: reason})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, for JSON."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +18,7 @@ from mupscale.layout.inference.fields import NOTES
 from mupscale.layout.inference.folding import folds_of
 from mupscale.layout.inference.instance import instance, randomize_
 from mupscale.layout.inference.measuring import infer
-from mupscale.layout.inference.writers import writers
+from mupscale.layout.inference.residual import writers
 from mupscale.layout.tiny_config import tiny
 from mupscale.models.calls import Call
 from mupscale.models.inputs import example_inputs
@@ -89,21 +90,23 @@ def folds_for(family: Family, layout: Layout, growth: Mapping[str, Fraction]) ->
     return found
 
 
-def writers_of(family: Family, layout: Layout) -> dict[str, Fold]:
-    """The folds, by the growth of layers, of the parameters that write to the residual stream.
+def with_writers(family: Family, layout: Layout) -> Layout:
+    """A layout with the folds, by the growth of layers, of what writes to the residual stream.
 
-    Raises:
-        GrowthError: which they are cannot be told, as where there is no residual stream.
+    Or with the reason why these cannot be told, as where there is no residual stream.
     """
-    found = remembered("writers", _key(family.small), lambda: _writers(family), keep=is_stock(family.small))
+    key = _key(family.small)
+    found = remembered("writers", key, lambda: _writers(family), keep=is_stock(family.small))
     if (reason := found["refused"]) is not None:
-        raise GrowthError(f"{family.model_type}: {reason}")
+        return layout.without_depth(reason)
     small: dict[str, float] = found["offsets"]
-    return {
+    own = {
         real: Fold(DEPTH, Fraction(-1), offset)
         for name, offset in small.items()
         for real in _same_place(name, family.axes, layout.params, small)
     }
+    folds = {name: (*layout.folds.get(name, ()), fold) for name, fold in own.items()}
+    return replace(layout, folds={**layout.folds, **folds})
 
 
 def _writers(family: Family) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.depth import renumbered
+from mupscale.layout.flow.stream import Term, terms_of
 from mupscale.models.calls import Call
-from mupscale.models.stream import Term, terms_of
 from mupscale.notation.axes import Axes
 
 _SAME = 1e-9  # of float64, relative to a term

@@ -19,6 +19,7 @@ from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import DEPTH, Fold, Layout
 from mupscale.layout.cache import remembered
 from mupscale.layout.depth import depth_of, source_of
+from mupscale.layout.flow.stream import Term, terms_of, with_factors
 from mupscale.layout.inference.fields import explicit
 from mupscale.layout.inference.instance import instance, randomize_
 from mupscale.layout.tiny_config import tiny
@@ -28,7 +29,6 @@ from mupscale.models.contents import state_tensors
 from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64, float64
 from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
-from mupscale.models.stream import Term, terms_of, with_factors
 from mupscale.operators.filling import fill_
 from mupscale.proof.deviations import spread
 from mupscale.proof.proof import TOLERANCE, still, tried
