@@ -4,7 +4,8 @@
     python benchmarks/families.py --width 3 --kinds other bloom mamba2
 
 Each type gets a tiny config, a random model in float64, a plan, and wide models grown without noise and with
-the default's. Whether these compute the same is checked here, with a comparison and inputs of its own.
+the default's. Whether these compute the same is checked here, with a comparison and inputs of its own. Causal
+language models are grown in depth, too, by 2, which is to keep the function nearly: how nearly is checked.
 """
 
 from __future__ import annotations
@@ -212,6 +213,54 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
     row |= {"difference": max(differences), "growth": {a: str(g) for a, g in plan.growth.items()}}
     row["status"] = "proved" if max(differences) < 1e-9 else "WRONG"
     return row | {"seconds": time.perf_counter() - start}
+
+
+def attempt_depth(kind: str, model_type: str) -> dict[str, Any]:
+    """One row of the table of depth.
+
+    A check that knows nothing of what layers add to the residual stream, and of what writes to it: with a stream
+    K times as large these are 1/K of it, so that logits depend on them to first order alone, in which twice half
+    of one is all of it. So the two models differ by 1/K² if every share is right, and by 1/K if one is not.
+    """
+    start = time.perf_counter()
+    row: dict[str, Any] = {"kind": kind, "model_type": model_type, "layers": 2}
+    try:
+        narrow = randomized(instance(tiny(default_config(kind, model_type)), seed=11))
+        inputs = example_inputs(narrow, seed=12, batch=3, length=15)
+        call(narrow, inputs)
+    except Exception as error:
+        return row | {"status": "not built", "reason": one_line(error)}
+    try:
+        plan = mupscale.plan(narrow, axes={"layers": 2})
+        deep = instance(plan.config, seed=13)
+        deep.load_state_dict(mupscale.grow(narrow, plan).state_dict())
+    except mupscale.GrowthError as error:
+        reason = one_line(error)
+        return row | {"status": "refused", "reason": reason, "seconds": time.perf_counter() - start}
+
+    def off(larger: float) -> float:
+        a, b = (call_with(model, inputs, larger) for model in (narrow, deep))
+        return ((a - b).abs().max() / a.std()).item()
+
+    larger = next(k for k in (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8) if off(k) < 1e-5 or k == 1e8)
+    row |= {"difference": off(1.0), "falls_by": off(larger) / off(4 * larger)}
+    row["status"] = "proved" if 14 < row["falls_by"] < 18 else "WRONG"  # 16 and not 4
+    return row | {"seconds": time.perf_counter() - start}
+
+
+def call_with(model: nn.Module, inputs: dict[str, Any], larger: float) -> Tensor:
+    """The logits when what goes into the first layer is so many times as large."""
+
+    def enlarge(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (args[0] * larger, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": kwargs["hidden_states"] * larger}
+
+    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+    hook = layers[0].register_forward_pre_hook(enlarge, with_kwargs=True)
+    logits = call(model, inputs)[0]
+    hook.remove()
+    return logits
 
 
 def randomized(model: nn.Module) -> nn.Module:

@@ -68,7 +68,8 @@ def deeper_fields(config: PreTrainedConfig, factor: Fraction, period: int) -> di
     """
     if factor == 1:
         return {}
-    depth = config.num_hidden_layers
+    if (depth := getattr(config, "num_hidden_layers", None)) is None:
+        raise GrowthError(f"{DEPTH}: a config of {config.model_type} names no one number of layers")
     deeper = depth * factor
     if deeper.denominator != 1 or int(deeper) % period:
         turns = f" in whole turns of {period}" * (period > 1)
@@ -124,13 +125,15 @@ def layer_fields(config: PreTrainedConfig) -> dict[Path, Any]:
 
 
 def _layer_lists(config: PreTrainedConfig) -> dict[str, Any]:
-    """What is said layer by layer."""
+    """What is said layer by layer: kinds, flags and sizes, in a list as long as there are layers."""
     depth = getattr(config, "num_hidden_layers", None)
     numbers = _matching(config, LAYER_NUMBERS)
     return {
         k: v
         for k, v in config.to_dict().items()
         if isinstance(v, list | tuple) and len(v) == depth and k not in numbers
+        # Few layers may be as many as some other list is long: a range of time steps, sections of a rotation.
+        if all(isinstance(each, str | bool) for each in v) or re.search("layer|heads|intermediate", k)
     }
 
 

@@ -99,14 +99,21 @@ def with_writers(family: Family, layout: Layout) -> Layout:
     found = remembered("writers", key, lambda: _writers(family), keep=is_stock(family.small))
     if (reason := found["refused"]) is not None:
         return layout.without_depth(reason)
-    small: dict[str, float] = found["offsets"]
-    own = {
-        real: Fold(DEPTH, Fraction(-1), offset)
-        for name, offset in small.items()
-        for real in _same_place(name, family.axes, layout.params, small)
-    }
-    folds = {name: (*layout.folds.get(name, ()), fold) for name, fold in own.items()}
-    return replace(layout, folds={**layout.folds, **folds})
+    # In every layer alike; of experts that are stored one by one there may be more than the tiny model has.
+    ranks = {of(name): found["offsets"].get(name) for of in (part_of, _in_layer) for name in family.axes}
+    if odd := next((n for n in family.axes if found["offsets"].get(n) != ranks[_in_layer(n)]), None):
+        return layout.without_depth(f"{odd} writes to the residual stream in some layers alone")
+    folds = dict(layout.folds)
+    for name in layout.params:
+        offset = ranks.get(_in_layer(name), ranks.get(part_of(name)))
+        if offset is not None:
+            folds[name] = (*folds.get(name, ()), Fold(DEPTH, Fraction(-1), offset))
+    return replace(layout, folds=folds)
+
+
+def _in_layer(name: str) -> str:
+    """A name without the number of its layer."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name, count=1)
 
 
 def _writers(family: Family) -> dict[str, Any]:
