@@ -218,9 +218,9 @@ def attempt(kind: str, model_type: str, width: int) -> dict[str, Any]:
 def attempt_depth(kind: str, model_type: str) -> dict[str, Any]:
     """One row of the table of depth.
 
-    A check that knows nothing of what layers add to the residual stream, and of what writes to it: with a stream
-    K times as large these are 1/K of it, so that logits depend on them to first order alone, in which twice half
-    of one is all of it. So the two models differ by 1/K² if every share is right, and by 1/K if one is not.
+    A check that knows nothing of what layers add to the residual stream, and of what writes to it: with a
+    stream K times as large these are 1/K of it, so that logits depend on them to first order alone, in which
+    twice half of one is all of it. So the two models differ by 1/K² if every share is right, else by 1/K.
     """
     start = time.perf_counter()
     row: dict[str, Any] = {"kind": kind, "model_type": model_type, "layers": 2}

@@ -73,6 +73,27 @@ def test_only_the_standard_parametrization_grows_with_width(
     assert standard["lm_head"].verdict == "grows"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_only_the_standard_parametrization_grows_with_depth(family: str) -> None:
+    config = {"llama": LLAMA, "gpt2": GPT2}[family]
+    rows = coordinate_check(config, depths=(2, 4, 8, 16), widths=(1, 2), seeds=2)
+    found = slopes(rows)
+    assert {slope.width for slope in found} == {1, 2}
+    for slope in found:
+        if slope.parametrization != "standard":
+            assert abs(slope.slope) <= 0.15, slope
+    streams = [s for s in found if s.parametrization == "standard" and s.module.endswith(".*")]
+    assert len(streams) == 2
+    for stream in streams:
+        assert stream.verdict == "grows", stream
+    assert holds(found)
+
+
+def test_depths_below_the_narrow_model_s_own_are_refused() -> None:
+    with pytest.raises(GrowthError, match=r"depths \(1, 2\): expected at least two, of 2 layers"):
+        coordinate_check(LLAMA, depths=(1, 2))
+
+
 def test_a_slope_is_that_of_the_power() -> None:
     points = [
         {"parametrization": "mup", "width": w, "seed": 0, "step": 1, "module": "m", "mean_abs": 3.0 * w**0.5}

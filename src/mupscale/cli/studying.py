@@ -272,7 +272,12 @@ def coord_check(
     ],
     /,
     *,
-    widths: Annotated[tuple[int, ...], arg(help="width factors to train")] = (1, 2, 4, 8),
+    widths: Annotated[
+        tuple[int, ...], arg(help="width factors to train; default: 1 2 4 8, or 1 where there are depths")
+    ] = (),
+    depths: Annotated[
+        tuple[int, ...], arg(help="numbers of layers to train, such as 2 4 8 16; at every width")
+    ] = (),
     optimizer: Annotated[str, arg(help="as `mupscale hparams` takes it")] = "adamw",
     lr: Annotated[float, arg(help="learning rate of the narrow model")] = 2e-3,
     steps: Annotated[int, arg(help="steps to train each width")] = 4,
@@ -287,10 +292,11 @@ def coord_check(
 ) -> int:
     """Train a family of widths for a few steps and see whether any activation's size goes with the width.
 
-    Exit status 1 where a module grows with width under μP or in the grown models (or under the standard
-    parametrization, if that alone is asked for).
+    Or with the depth, where --depths are given. Exit status 1 where a module grows with either under μP or in
+    the grown models (or under the standard parametrization, if that alone is asked for).
 
     Example: mupscale coord-check narrow --widths 1 2 4 8 --optimizer adamw --lr 2e-3
+    Example: mupscale coord-check narrow --depths 2 4 8 16 32 --widths 1 4
     """
     need_extras()
     from dataclasses import asdict
@@ -302,7 +308,8 @@ def coord_check(
     with make_progress() as progress, quiet():
         rows = coordinate_check(
             read_config(source),
-            widths=widths,
+            widths=widths or None,
+            depths=depths,
             optimizer=optimizer,
             lr=lr,
             steps=steps,

@@ -1,8 +1,9 @@
-"""The coordinate check: does the size of any activation depend on the width?
+"""The coordinate check: does the size of any activation depend on the width, or on the depth?
 
 Under μP the entries of every hidden activation, and the change that a step makes to them, keep their size as
-the model gets wider (Yang et al. 2021, arXiv 2203.03466, Appendix D.1). Widths are trained for a few steps
-from fresh weights, and the mean absolute value of each module's output is followed over width.
+the model gets wider (Yang et al. 2021, arXiv 2203.03466, Appendix D.1), and under CompleteP as it gets deeper
+(Dey et al. 2025, arXiv 2505.01618). Models are trained for a few steps from fresh weights, and the mean
+absolute value of each module's output is followed over width or depth.
 
 Knows models, the core, and how a picture is drawn.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import groupby, product
 from statistics import fmean
 from typing import Any
@@ -24,6 +26,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, TrainerState
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.layout.base import DEPTH
+from mupscale.layout.depth import depth_of
 from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.runs.norms import RecordNorms
 from mupscale.theory.registry import optimizer_names
@@ -34,7 +38,7 @@ PARAMETRIZATIONS = {
     "mup": "μP relative to the narrow model: `init_` and `param_groups`",
     "grown": "grown from the fresh narrow model: `grow` and `param_groups`",
 }
-# Slopes of log activation over log width that count as none.
+# Slopes of log activation over log width, or log depth, that count as none.
 TOLERANCE = 0.15
 BATCH_SIZE, BLOCK_SIZE = 8, 32
 Row = dict[str, Any]
@@ -42,11 +46,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Slope:
-    """How one kind of module's output goes with width after the last step: |output| ∝ width^slope.
+    """How one kind of module's output goes with width, or depth, after the last step: |output| ∝ width^slope.
 
     Attributes:
         interval: two standard errors of the slope.
-        sizes: mean over the seeds, by width.
+        sizes: mean over the seeds, by width, or by depth.
+        width: what was the same in all, where they are followed over depth.
     """
 
     parametrization: str
@@ -54,6 +59,7 @@ class Slope:
     slope: float
     interval: float
     sizes: dict[int, float]
+    width: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -69,7 +75,8 @@ class Slope:
 def coordinate_check(
     config: PreTrainedConfig,
     *,
-    widths: Sequence[int] = (1, 2, 4, 8),
+    widths: Sequence[int] | None = None,
+    depths: Sequence[int] = (),
     optimizer: str = "adamw",
     lr: float = 2e-3,
     steps: int = 4,
@@ -81,7 +88,9 @@ def coordinate_check(
 
     Args:
         config: of the narrow model.
-        widths: factors over it, the first of them 1.
+        widths: factors over it, the first of them 1; by default 1, 2, 4, 8, or 1 where there are depths.
+        depths: numbers of layers, its own or more; where there are several, sizes are followed over these, at
+            every width.
         optimizer: by lower-case name, as `mupscale hparams` takes it.
         lr: learning rate of the narrow model.
         steps: optimizer steps, all on one batch of random tokens. Logits from scratch need a few: μP starts
@@ -101,9 +110,14 @@ def coordinate_check(
         >>> {row["step"] for row in rows}
         {0, 1}
     """
-    known = optimizer_names()
-    if len(set(widths)) < 2 or min(widths) < 1:
+    known, widths = optimizer_names(), widths or ((1,) if depths else (1, 2, 4, 8))
+    if (len(set(widths)) < 2 and not depths) or min(widths) < 1:
         raise GrowthError(f"widths {widths}: expected at least two different factors of 1 or more")
+    own = depth_of(config)
+    if depths and (len(set(depths)) < 2 or min(depths) < own):
+        raise GrowthError(
+            f"depths {depths}: expected at least two, of {own} layers, the narrow model's, or more"
+        )
     if unknown := set(parametrizations) - set(PARAMETRIZATIONS):
         expected = ", ".join(PARAMETRIZATIONS)
         raise GrowthError(f"parametrization {min(unknown)!r}: expected some of {expected}")
@@ -111,16 +125,18 @@ def coordinate_check(
         raise GrowthError(f"optimizer {optimizer!r}: expected one of {', '.join(sorted(known))}")
     if min(steps, seeds) < 1 or not lr > 0:
         raise GrowthError("steps, seeds and lr must be positive")
-    plans = {width: mupscale.plan(config, width=width) for width in widths}
-    runs = list(product(parametrizations, widths, range(seeds)))
+    shapes = list(product(widths, depths or (own,)))
+    plans = {(w, d): mupscale.plan(config, width=w, axes={DEPTH: Fraction(d, own)}) for w, d in shapes}
+    runs = list(product(parametrizations, shapes, range(seeds)))
     task = progress.add_task("coordinate check", total=len(runs), note="") if progress else None
     rows = []
-    for parametrization, width, seed in runs:
-        place = {"parametrization": parametrization, "width": width, "seed": seed}
-        found = _run(config, plans[width], parametrization, seed, known[optimizer], lr, steps)
+    for parametrization, (width, depth), seed in runs:
+        place = {"parametrization": parametrization, "width": width, "depth": depth, "seed": seed}
+        found = _run(config, plans[width, depth], parametrization, seed, known[optimizer], lr, steps)
         rows += [place | row for row in found]
         if progress and task is not None:
-            progress.update(task, advance=1, note=f"{parametrization}, width × {width}")
+            deep = f", {depth} layers" if depths else ""
+            progress.update(task, advance=1, note=f"{parametrization}, width × {width}{deep}")
     return rows
 
 
@@ -157,63 +173,89 @@ def _run(
         loss.backward()
         norms.on_pre_optimizer_step(None, state, None, model=model)
         optimizer.step()
-    # What is folded into an output on purpose, such as a tied readout's last norm, is no deviation.
-    folds = {} if standard else {collapse(name): plan.params[name].fold for name in plan.layout.folds}
+    folds = {} if standard else _folded(plan)
     for step, kind, module, mean_abs, _ in norms.rows():
         if kind == "activation":
-            yield {"step": step, "module": module, "mean_abs": mean_abs / folds.get(f"{module}.weight", 1.0)}
+            yield {"step": step, "module": module, "mean_abs": mean_abs / folds.get(module, 1.0)}
+
+
+def _folded(plan: mupscale.Plan) -> dict[str, float]:
+    """What is folded into the output of a module on purpose, by kind of module, which is no deviation.
+
+    That is into a tied readout's last norm, and into all of a branch that writes to the residual stream.
+    """
+    found = {}
+    for name in plan.layout.folds:
+        owner, fold = collapse(name).rpartition(".")[0], plan.params[name].fold
+        found[owner] = fold
+        while plan.params[name].repeats != 1 and (owner := owner.rpartition(".")[0]).partition("*")[2]:
+            found.setdefault(owner, float(1 / plan.params[name].repeats))
+    return found
 
 
 def slopes(rows: Sequence[Row]) -> list[Slope]:
-    """Fit log₂ of the outputs over log₂ of the width, after the last step, all seeds together."""
-    last = max(row["step"] for row in rows)
-    kinds: dict[tuple[str, str], dict[int, list[float]]] = {}
+    """Fit log₂ of the outputs over log₂ of the width, after the last step, all seeds together.
+
+    Where depths differ, over log₂ of the depth, for every width by itself.
+    """
+    last, over = max(row["step"] for row in rows), followed_over(rows)
+    kinds: dict[tuple[str, int | None, str], dict[int, list[float]]] = {}
     for row in rows:
         if row["step"] == last:
-            kind = kinds.setdefault((row["parametrization"], row["module"]), {})
-            kind.setdefault(row["width"], []).append(row["mean_abs"])
+            width = row["width"] if over == "depth" else None
+            kind = kinds.setdefault((row["parametrization"], width, row["module"]), {})
+            kind.setdefault(row[over], []).append(row["mean_abs"])
     found = []
-    for (parametrization, module), sizes in kinds.items():
-        points = [
-            (width, size if 0 < size < math.inf else math.nan) for width in sizes for size in sizes[width]
-        ]
+    for (parametrization, width, module), sizes in kinds.items():
+        points = [(x, size if 0 < size < math.inf else math.nan) for x in sizes for size in sizes[x]]
         x, y = np.log2(points).T
         deviation = x - x.mean()
         slope = float(deviation @ y / (deviation @ deviation))
         residual = y - y.mean() - slope * deviation
         error = math.sqrt(residual @ residual / max(1, len(x) - 2) / (deviation @ deviation))
-        means = {width: fmean(some) for width, some in sizes.items()}
         found.append(
             Slope(
-                parametrization=parametrization, module=module, slope=slope, interval=2 * error, sizes=means
+                parametrization=parametrization,
+                module=module,
+                slope=slope,
+                interval=2 * error,
+                sizes={x: fmean(some) for x, some in sizes.items()},
+                width=width,
             )
         )
     return found
 
 
+def followed_over(rows: Sequence[Row]) -> str:
+    """What the rows follow sizes over: ``"depth"`` where that differs, else ``"width"``."""
+    return "depth" if len({row.get("depth") for row in rows}) > 1 else "width"
+
+
 def holds(found: Sequence[Slope]) -> bool:
-    """Whether no module grows with width; the standard parametrization counts only when it is alone."""
+    """Whether no module grows with width or depth; the standard parametrization counts if it is alone."""
     judged = [slope for slope in found if slope.parametrization != "standard"] or found
     return all(slope.verdict != "grows" for slope in judged)
 
 
 def verdicts(found: Sequence[Slope]) -> list[str]:
-    """One line a parametrization: which modules grow or vanish with width."""
+    """One line a parametrization, and a width, where there are depths: which modules grow or vanish."""
     lines = []
-    for parametrization, group in groupby(found, key=lambda slope: slope.parametrization):
-        mine = sorted(group, key=lambda slope: -abs(slope.slope))
-        said = f"all {len(mine)} kinds of modules keep their size at every width; largest slope: {mine[0]}"
+    for (parametrization, width), group in groupby(found, key=lambda s: (s.parametrization, s.width)):
+        mine, over = sorted(group, key=lambda slope: -abs(slope.slope)), "depth" if width else "width"
+        said = f"all {len(mine)} kinds of modules keep their size at every {over}; largest slope: {mine[0]}"
         if off := [slope for slope in mine if slope.verdict != "keeps its size"]:
-            said = f"{len(off)} of {len(mine)} kinds of modules go with width: {', '.join(map(str, off))}"
-        lines.append(f"{parametrization}: {said}")
+            said = f"{len(off)} of {len(mine)} kinds of modules go with {over}: {', '.join(map(str, off))}"
+        lines.append(f"{parametrization}{f', width × {width}' if width else ''}: {said}")
     return lines
 
 
 def picture(rows: Sequence[Row], found: Sequence[Slope]) -> Plot:
     """Mean absolute outputs after the last step over width, a panel each parametrization; seeds are averaged.
 
-    Lines that grow or vanish with width are drawn thick; the legend says the slope. Its rows are all numbers.
+    Or over depth, a panel each parametrization and width. Lines that grow or vanish are drawn thick; the
+    legend says the slope. Its rows are all numbers.
     """
+    over = followed_over(rows)
     panels: dict[str, list[Line]] = {}
     for slope in found:
         line = Line(
@@ -223,14 +265,15 @@ def picture(rows: Sequence[Row], found: Sequence[Slope]) -> Plot:
             marker="o",
             width=1.2 if slope.verdict == "keeps its size" else 2.6,
         )
-        panels.setdefault(PARAMETRIZATIONS[slope.parametrization].split(":")[0], []).append(line)
+        title = PARAMETRIZATIONS[slope.parametrization].split(":")[0]
+        panels.setdefault(title + (f", width × {slope.width}" if slope.width else ""), []).append(line)
     plot = draw(
         "coordinates",
         panels,
-        columns=("width", "mean_abs"),
-        x="width, times the narrow model",
+        columns=(over, "mean_abs"),
+        x="width, times the narrow model" if over == "width" else "layers",
         y=f"mean absolute output after {max(row['step'] for row in rows)} steps",
-        caption="Level lines: the size of what a module computes does not depend on the width.",
+        caption=f"Level lines: the size of what a module computes does not depend on the {over}.",
         colours="tab20",
         values=True,
         log_y=True,
