@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, said_as
 from mupscale.growth import grow
+from mupscale.layout.base import DEPTH
 from mupscale.models.calls import Call, result_tensors
 from mupscale.models.chance import SameChance
 from mupscale.models.contents import state_tensors, unwrapped
@@ -27,7 +28,15 @@ from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.catalogue import grown_with, operator_named
 from mupscale.proof.consistency import broken_parameters, held_otherwise
-from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
+from mupscale.proof.deviations import (
+    LayerDeviation,
+    deviation,
+    grown_call,
+    grown_outputs,
+    layer_deviations,
+    spread,
+    watch,
+)
 from mupscale.proof.lockstep import natural_loss, paired_optimizers, train_step
 from mupscale.theory.manifest import Plan
 
@@ -55,6 +64,7 @@ class Report:
         max_loss_diff: largest difference of the losses over those steps; None without steps.
         by_weight: whether the weights were checked too, which holds for all inputs; else it is these inputs
             that the outputs agree on.
+        layers: of a deeper model, how far its residual stream is from the narrow one's behind every layer.
     """
 
     equal: bool
@@ -67,6 +77,7 @@ class Report:
     steps: int = 0
     max_loss_diff: float | None = None
     by_weight: bool = True
+    layers: tuple[LayerDeviation, ...] = ()
 
     def __bool__(self) -> bool:
         return self.equal
@@ -87,13 +98,22 @@ class Report:
         lines = [f"{'equal' if self.equal else 'NOT equal'}: {self.outputs}"]
         if self.first_deviation is not None:
             lines.append(f"first module that deviates: {self.first_deviation} — {self.detail}")
-        if not self.by_weight:
+        if not self.by_weight and not self.layers:
             lines.append("compared by their outputs alone: the wide weights are not even copies")
         if self.max_loss_diff is not None:
             lines.append(
                 f"lockstep over {self.steps} AdamW steps: losses differ by at most {self.max_loss_diff:.3g}"
             )
+        if self.layers:
+            lines.append(self.depth)
         return "\n".join(lines)
+
+    @property
+    def depth(self) -> str:
+        """How far a deeper model's layers are from the narrow one's, as a table."""
+        heads = "after layer  of the narrow   of the deeper   residual streams differ by (RMS, in std)"
+        rows = (f"{'':13}{at.layer:<13}{at.deeper_layer:<16}{at.deviation:.3g}" for at in self.layers)
+        return "\n".join([heads, *rows])
 
 
 def verify(
@@ -190,6 +210,9 @@ def _verified(
             )
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
+    deeper = DEPTH in plan.growth
+    with Float64(), torch.no_grad(), SameChance(0):
+        layers = layer_deviations(narrow64, wide64, plan, call) if deeper else []
     std = max(map(spread, outputs))
     difference = max(
         (a - b).abs().max().item() if a.numel() else 0.0 for a, b in zip(expected, wide_outputs, strict=True)
@@ -210,6 +233,7 @@ def _verified(
         steps=steps,
         max_loss_diff=loss_diff,
         by_weight=by_weight,
+        layers=tuple(layers),
     )
 
 

@@ -326,14 +326,37 @@ def test_on_disk_as_in_memory(tmp_path_factory, width, layers, order, noise):
             assert torch.equal(saved["state"][index][key], carried.state[deep.get_parameter(name)][key]), name
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_verify_says_how_far_every_layer_is(width):
+    """The first layer's own error is of the order of what it adds, squared; of twice the width there is none."""
+    narrow = build("llama")
+    with torch.no_grad():
+        for name, param in narrow.named_parameters():
+            param *= 0.1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+    plan = mupscale.plan(narrow, width=width if width > 1 else None, axes={"layers": 2})
+    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan)
+    assert [(at.layer, at.deeper_layer) for at in report.layers] == [(1, 2), (2, 4)]
+    assert 0 < report.layers[0].deviation < report.layers[1].deviation < 0.1
+    assert not report.equal
+    assert "after layer" in str(report)
+    other = mupscale.plan(narrow, axes={"layers": 2}, order="cycle")
+    cycled = mupscale.verify(narrow, mupscale.grow(narrow, other), other)
+    assert [(at.layer, at.deeper_layer) for at in cycled.layers] == [(2, 4)]
+    assert cycled.layers[0].deviation > report.layers[1].deviation
+
+
 def test_the_command_line_grows_in_depth(tmp_path, capsys):
     narrow = build("llama").float()
     narrow.save_pretrained(tmp_path / "narrow")
     arguments = [str(tmp_path / "narrow"), str(tmp_path / "deep"), "--axes", "layers=2"]
     assert main(["grow", *arguments]) == 0
     assert "layers 2 → 4" in capsys.readouterr().out
-    assert main(["verify", *arguments[:2]]) == 0
-    assert "as grown" in capsys.readouterr().out
+    assert main(["verify", *arguments[:2], "--picture", str(tmp_path / "picture")]) == 0
+    said = capsys.readouterr().out
+    assert "as grown" in said
+    assert "duplicate nearly" in said
+    assert (tmp_path / "picture" / "layers.png").stat().st_size > 1000
+    assert len((tmp_path / "picture" / "layers.csv").read_text().splitlines()) == 3
     assert main(["hparams", arguments[1], "--lr", "1e-3", "--json"]) == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert {group["lr"] for group in groups} == {1e-3, 0.5e-3}

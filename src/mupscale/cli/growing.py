@@ -17,11 +17,13 @@ from tyro.conf import Positional, arg
 
 import mupscale
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
+from mupscale.cli.studying import need_extras
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries, terminable
 from mupscale.errors import GrowthError
 
 if TYPE_CHECKING:  # it imports torch
     from mupscale.checkpoint.regrowth import Regrown
+    from mupscale.verification import Report
 
 Source = Annotated[
     Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
@@ -178,6 +180,9 @@ def verify(
     files_only: Annotated[
         bool, arg(help="compare the files alone, a tensor at a time; load and run no model")
     ] = False,
+    picture: Annotated[
+        Path | None, arg(help="of a deeper DST: folder for a picture, and numbers, of how far every layer is")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Check that DST holds what growing SRC gives, and, in float64, that it computes what SRC computes.
@@ -185,9 +190,11 @@ def verify(
     Exit status 1 where one of the two does not hold. What DST holds are its weights, its config and its
     optimizer, compared to the last bit. A growth that is not to keep the function, such as by zero_pad, has
     to hold the first alone: by how much the outputs changed is said. Of DST alone the files are compared with
-    the checksums that growing left there.
+    the checksums that growing left there. Of a deeper model, which computes nearly the same, it says how far
+    the residual stream is from the narrow model's behind every layer.
 
     Example: mupscale verify narrow wide --steps 5
+    Example: mupscale verify narrow deep --picture deviations
     """
     if steps and (files_only or destination is None):
         raise GrowthError("--steps runs models: give SRC and DST, and no --files-only")
@@ -218,16 +225,36 @@ def verify(
         narrow.load(), wide.load(), made, steps=steps, operator=how.get("operator", "duplicate")
     )
     changes = again is not None and again.keeps_function is False and not report.equal
+    if picture is not None:
+        if not report.layers:
+            raise GrowthError("--picture: shows how far the layers of a deeper model are; DST is no deeper")
+        _draw_layers(report, picture)
     if json:
         print_json({**report.to_dict(), "regrown": again.to_dict() if again is not None else None})
     elif again and changes:
-        print_text(
-            f"not the same function, as {again.recipe} is not to keep it: {report.outputs}; "
-            "the operators duplicate, with balanced noise, and expand, with λ = 1, keep it"
-        )
+        keeps = "the operators duplicate, with balanced noise, and expand, with λ = 1, keep it"
+        if report.layers:
+            keeps = "in depth stack_identity keeps it, and duplicate nearly\n" + report.depth
+        print_text(f"not the same function, as {again.recipe} is not to keep it: {report.outputs}; {keeps}")
     else:
         print_text(str(report))
     return 0 if (report.equal or changes) and (again is None or again) else 1
+
+
+def _draw_layers(report: Report, folder: Path) -> None:
+    """A picture of how far a deeper model's residual stream is from the narrow one's, and its numbers."""
+    need_extras()
+    from mupscale.study.page.plots import Line, draw
+
+    curve = [(at.layer, at.deviation) for at in report.layers]
+    draw(
+        "layers",
+        {"": [Line(name="deeper model", curve=curve, marker="o")]},
+        columns=("layer", "deviation"),
+        x="layer of the narrow model",
+        y="difference of the residual streams, in standard deviations",
+        caption="How far the deeper model is from the narrow one, behind the last that each layer became.",
+    ).save(folder)
 
 
 def hparams(

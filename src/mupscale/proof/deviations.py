@@ -1,15 +1,23 @@
-"""Two models side by side, module by module: where outputs of the wide one stop being duplicates."""
+"""Two models side by side, module by module: where outputs of the wide one stop being duplicates.
+
+Or layer by layer, where the wide one is deeper, too: how far its residual stream is from the narrow one's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from mupscale.models.calls import Call
+from mupscale.layout.base import DEPTH
+from mupscale.layout.flow.stream import layers_of
+from mupscale.layout.inference.residual import STREAM
+from mupscale.models.calls import Call, result_tensors
 from mupscale.notation.axes import Axes, duplicate
 from mupscale.notation.dims import Dim
 from mupscale.theory.manifest import Plan
@@ -39,6 +47,66 @@ def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | 
     return min(
         (wide - fold * expected).abs().max().item() / (fold * expected.std().item() + 1e-30) for fold in folds
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDeviation:
+    """How far a deeper model is from the narrow one behind the last of the layers that one became.
+
+    Attributes:
+        layer, deeper_layer: after which the residual streams are compared, counted from 1.
+        deviation: root mean square of their difference, in standard deviations of the narrow one's.
+    """
+
+    layer: int
+    deeper_layer: int
+    deviation: float
+
+
+def layer_deviations(narrow: nn.Module, deeper: nn.Module, plan: Plan, call: Call) -> list[LayerDeviation]:
+    """How far the residual stream of a deeper model is from the narrow one's, wherever a turn of layers ends.
+
+    Raises:
+        GrowthError: one has no stack of layers.
+    """
+    depth = plan.layout.sizes[DEPTH]
+    factor, period = plan.growth[DEPTH], plan.period
+    own = _streams(narrow, depth, call)
+    theirs = _streams(deeper, int(depth * factor), grown_call(call, plan))
+    found = []
+    for layer in range(period, depth + 1, period):
+        place = layer * factor
+        if place.denominator != 1 or layer not in own or int(place) not in theirs:
+            continue
+        stream = own[layer]
+        axes = Axes((*(Dim((n,)) for n in stream.shape[:-1]), Dim((STREAM,))))
+        error = theirs[int(place)] - duplicate(stream, axes, plan.layout.sizes, plan.growth)
+        found.append(
+            LayerDeviation(
+                layer=layer,
+                deeper_layer=int(place),
+                deviation=error.square().mean().sqrt().item() / (spread(stream) + 1e-30),
+            )
+        )
+    return found
+
+
+def _streams(model: nn.Module, depth: int, call: Call) -> dict[int, Tensor]:
+    """The first output of every layer of a model, by its number from 1."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Any:
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            if tensors := result_tensors(output):
+                found[number] = tensors[0].detach().clone()
+
+        return after
+
+    with ExitStack() as hooks, torch.no_grad():
+        for number, layer in enumerate(layers_of(model, depth)[1], 1):
+            hooks.enter_context(layer.register_forward_hook(keep(number)))
+        call(model)
+    return found
 
 
 def grown_outputs(outputs: list[Tensor], plan: Plan) -> list[Tensor]:

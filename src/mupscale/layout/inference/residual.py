@@ -20,7 +20,7 @@ from mupscale.models.calls import Call
 from mupscale.notation.axes import Axes
 
 _SAME = 1e-9  # of float64, relative to a term
-_STREAM = "d_model"  # the axis of the residual stream
+STREAM = "d_model"  # the axis of the residual stream
 
 Writer = tuple[str, float]  # a parameter, and the constant that the model adds to it before use
 
@@ -56,7 +56,7 @@ def _candidates(model: nn.Module, axes: Mapping[str, Axes], layer: int) -> list[
         name
         for name, _ in model.named_parameters()
         if renumbered(name, 0)[1] == layer
-        and any(_STREAM in dim.names for dim in axes[name].dims if not dim.contracted)
+        and any(STREAM in dim.names for dim in axes[name].dims if not dim.contracted)
     ]
     matrices = [n for n in reversed(names) if any(dim.contracted for dim in axes[n].dims)]
     vectors = [n for n in names if n not in matrices]
