@@ -1,7 +1,7 @@
 """A study file: tables [model], [data], [training], a [sweep.NAME] for each set of runs, and [[question]]s.
 
-A sweep whose width (or tokens_per_parameter) is a list, or that grows one such, stands for one of each:
-NAME-32, NAME-64, … They are worked off row by row: the first of every list, then the second.
+A sweep whose width (or layers, or tokens_per_parameter) is a list, or that grows one such, stands for one of
+each: NAME-32, NAME-64, … They are worked off row by row: the first of every list, then the second.
 
 Knows what a file may say; what the values mean is `mupscale.study.spec.sweeps`'.
 """
@@ -60,7 +60,7 @@ _OWN = {
 }
 _FOLDERS = ("data", "runs", "transfer")  # that a study makes beside those of its sweeps
 _SEARCH = {f.name for f in fields(Search)}
-_OTHER = {"width", "lengths", "try", "take", "seeds", "search_seeds", "like"}
+_OTHER = {"width", "layers", "lengths", "try", "take", "seeds", "search_seeds", "like"}
 
 
 def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str] | None = None) -> Study:
@@ -155,6 +155,7 @@ def _one_of_each(
     sources = families.get(values.get("from", ""), [])
     for key, fits, kind in (
         ("width", is_whole, "whole numbers"),
+        ("layers", is_whole, "whole numbers"),
         ("tokens_per_parameter", is_number, "numbers"),
     ):
         each_of = values.get(key)
@@ -202,6 +203,7 @@ def _sweep(
         begin=begin,
         source=own.pop("from", None),
         width=None if "width" not in values else whole(table, "width", values["width"]),
+        layers=None if "layers" not in values else whole(table, "layers", values["layers"]),
         lengths=_lengths(table, values.get("lengths", [])),
         tried=space,
         take=take,
@@ -253,7 +255,7 @@ def _check_size(sweep: Sweep) -> None:
     def refuse(key: str, said: str) -> NoReturn:
         raise FieldError(sweep.table, key, said)
 
-    for key, least in (("width", 1), ("growth", 2), ("record", 0)):
+    for key, least in (("width", 1), ("growth", 2), ("layers", 1), ("record", 0)):
         if getattr(sweep, key) is not None:
             at_least(sweep.table, sweep, least, key)
     begin, ratio = sweep.begin, sweep.tokens_per_parameter
@@ -269,8 +271,12 @@ def _check_size(sweep: Sweep) -> None:
         refuse("tokens_per_parameter", f"{ratio}: expected more than 0")
     if ratio is not None and (sweep.steps or sweep.lengths):
         refuse("tokens_per_parameter", "given beside steps or lengths, which say as much; leave one out")
-    if begin == "grow" and len(sizes) != 1:
-        refuse("growth", "expected one of growth, width and to: how wide it becomes")
+    if sweep.layers is not None and (sweep.to or begin == "continue"):
+        refuse(
+            "layers", "a config.json and a model that is continued have a depth of their own; leave it out"
+        )
+    if begin == "grow" and len(sizes) != 1 and (sizes or not sweep.layers):
+        refuse("growth", "expected one of growth, width and to: how wide it becomes, or layers: how deep")
     if begin == "scratch" and len(sizes) > 1:
         refuse(sizes[0], f"given beside {sizes[1]}; leave one out")
     if begin == "continue" and sizes:

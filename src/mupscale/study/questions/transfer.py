@@ -1,4 +1,4 @@
-"""Does the optimum stay where it is while the width grows?"""
+"""Does the optimum stay where it is while the width grows, or the depth?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mupscale.study.page.parts import Answer, Table, table_of
 from mupscale.study.questions.knobs import knob_plots
 from mupscale.study.questions.reading import Row, point_at, sweeps_of, varied
-from mupscale.study.questions.words import show, show_loss, widths
+from mupscale.study.questions.words import several, show, show_loss, widths
 
 LARGEST_FACTOR = 2.0
 LARGEST_REGRET = 0.005
@@ -24,7 +24,7 @@ MEASURE_OF_LISTS = (
 
 
 def transfer(results: Row, *, of: Sequence[str | Sequence[str]], names: Sequence[str] = ()) -> Answer:
-    """How far the optimum moves with width, and what the narrowest one's costs at the widest.
+    """How far the optimum moves with width, or with depth, and what the narrowest one's costs at the widest.
 
     An optimum passes that moves by at most `LARGEST_FACTOR` and costs at most `LARGEST_REGRET`. Of several
     lists the last passes if its learning rate moves by no more than that, by less than that of the first,
@@ -82,7 +82,7 @@ def optima(sweeps: Sequence[Row]) -> Row | None:
         widths.
     """
     diverged = [sweep["width"] for sweep in sweeps if not sweep["best"]]
-    sweeps = sorted((s for s in sweeps if s["best"]), key=lambda sweep: sweep["width"])
+    sweeps = sorted((s for s in sweeps if s["best"]), key=lambda s: (s["width"], s.get("layers") or 0))
     if len(sweeps) < 2:
         return None
     chosen, rows = sweeps[0]["best"]["point"], []
@@ -100,6 +100,7 @@ def optima(sweeps: Sequence[Row]) -> Row | None:
         "rows": rows,
         "knobs": [knob for knob in chosen if knob in moved],
         "width_ratio": sweeps[-1]["width"] / sweeps[0]["width"],
+        "depth_ratio": (sweeps[-1].get("layers") or 1) / (sweeps[0].get("layers") or 1),
         "factor": factor,
         "regret": last["regret"],
         "diverged": diverged,
@@ -143,7 +144,9 @@ def _moves(found: Row) -> str:
     pairs = [(knob, show(first["point"][knob]), show(last["point"][knob])) for knob in found["knobs"]]
     moved = ", ".join(f"{knob} from {old} to {new}" for knob, old, new in pairs if old != new)
     kept = ", ".join(f"{knob} at {old}" for knob, old, new in pairs if old == new)
-    text = f"From {first['widths']} to {last['widths']}, {found['width_ratio']:g} times as wide, the optimum "
+    ratios = {"wide": found["width_ratio"], "deep": found["depth_ratio"]}
+    larger = [f"{ratio:g} times as {word}" for word, ratio in ratios.items() if ratio != 1]
+    text = f"From {first['widths']} to {last['widths']}, {several(larger) or 'of one size'}, the optimum "
     if moved:
         text += f"moved: {moved}" + (f"; it kept {kept}." if kept else ".")
     else:

@@ -56,9 +56,19 @@ def called(sweep: Row) -> str:
 
 
 def widths(sweep: Row) -> str:
-    """32, or 32 → 64."""
-    before = sweep["from_width"]
-    return str(sweep["width"]) if before is None else f"{before} → {sweep['width']}"
+    """32, or 32 → 64; where the study says how deep its models are, 32 with 4 layers, 32 with 4 → 8 layers.
+
+    >>> widths({"width": 64, "from_width": 32, "layers": None})
+    '32 → 64'
+    >>> widths({"width": 32, "from_width": 32, "layers": 8, "from_layers": 4})
+    '32 with 4 → 8 layers'
+    """
+    before, layers = sweep["from_width"], sweep.get("layers")
+    text = str(sweep["width"]) if before in (None, sweep["width"]) else f"{before} → {sweep['width']}"
+    if layers is None:
+        return text if before != sweep["width"] else f"{before} → {sweep['width']}"
+    shallow = sweep.get("from_layers")
+    return f"{text} with {layers if shallow in (None, layers) else f'{shallow} → {layers}'} layers"
 
 
 def loss_axis(results: Row) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mupscale.errors import GrowthError
+from mupscale.layout.depth import depth_of
 from mupscale.study.runs.history import History
 from mupscale.study.runs.models import read_config
 from mupscale.study.runs.training import seen_blocks
@@ -62,8 +63,13 @@ class Budget:
             before, width = self.size(source), sweep.width
             if width is None:
                 width = self.workload.width(before) * (sweep.growth or 1)
-            return self.workload.size(width, before)
-        return self.workload.size(sweep.width or self.workload.narrow)
+            return self.workload.size(width, before, layers=sweep.layers)
+        return self.workload.size(sweep.width or self.workload.narrow, layers=sweep.layers)
+
+    def layers(self, sweep: Sweep) -> int | None:
+        """How many layers its models have, where the study says so."""
+        said = any(each.layers is not None for each in self.study.sweeps.values())
+        return depth_of(self.size(sweep)) if said else None
 
     def width(self, sweep: Sweep) -> int:
         """That, in the family's unit."""

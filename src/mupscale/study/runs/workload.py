@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.layout.base import DEPTH
+from mupscale.layout.depth import depth_of
 from mupscale.models.skeletons import skeleton
 from mupscale.planner import from_first
 from mupscale.study.data.corpus import NAMED, text_from_hub
@@ -53,15 +56,24 @@ class Workload:
     source: PreTrainedConfig | Callable[[int], nn.Module]
     axes: tuple[str, ...] = ()
     line: Path | None = None
-    _plans: dict[tuple[int | str, int], mupscale.Plan] = field(default_factory=dict, repr=False)
+    _plans: dict[tuple[int | str, int, Fraction], mupscale.Plan] = field(default_factory=dict, repr=False)
 
-    def size(self, width: int, before: Size | None = None) -> Size:
-        """How large a model of this width is: ``before``, or else the narrowest one, grown to it."""
+    def size(self, width: int, before: Size | None = None, layers: int | None = None) -> Size:
+        """How large a model of this width and depth is: ``before``, or else the narrowest one, grown to it.
+
+        Raises:
+            FieldError: only transformers models grow in depth.
+        """
         if not isinstance(self.source, PreTrainedConfig):
+            if layers is not None:
+                raise FieldError(
+                    "model", "family", "only language models grow in depth: llama, gpt2, a config"
+                )
             return width
         before = self.source if before is None else before
         assert isinstance(before, PreTrainedConfig)
-        wide = self._grow(before, width // before.hidden_size).config
+        deeper = Fraction(layers or depth_of(before), depth_of(before))
+        wide = self._grow(before, width // before.hidden_size, deeper).config
         assert wide is not None
         return wide
 
@@ -69,7 +81,7 @@ class Workload:
         """From one size to another."""
         if isinstance(start, PreTrainedConfig) and isinstance(end, PreTrainedConfig):
             factor, rest = divmod(end.hidden_size, start.hidden_size)
-            grown = None if rest else self._grow(start, factor)
+            grown = None if rest else self._grow(start, factor, Fraction(depth_of(end), depth_of(start)))
             if grown is not None and grown.config.to_dict() == end.to_dict():  # type: ignore[union-attr]
                 return grown
             return mupscale.plan(start, to=end)
@@ -77,19 +89,20 @@ class Workload:
         assert isinstance(end, int)
         return self._grow(start, end // start)
 
-    def _grow(self, start: Size, factor: int) -> mupscale.Plan:
+    def _grow(self, start: Size, factor: int, deeper: Fraction = Fraction(1)) -> mupscale.Plan:
         """Worked out once: all runs from one size to another share a plan."""
-        key = start if isinstance(start, int) else start.to_json_string(use_diff=False), factor
+        key = start if isinstance(start, int) else start.to_json_string(use_diff=False), factor, deeper
         if key not in self._plans:
-            self._plans[key] = self._planned(start, factor)
+            self._plans[key] = self._planned(start, factor, deeper)
         return self._plans[key]
 
-    def _planned(self, start: Size, factor: int) -> mupscale.Plan:
+    def _planned(self, start: Size, factor: int, deeper: Fraction) -> mupscale.Plan:
         if not isinstance(self.source, PreTrainedConfig):
             return mupscale.plan(partial(_times, self.source, start), width=factor)
+        depth: dict[str, int | Fraction] = {DEPTH: deeper} if deeper != 1 else {}
         if self.axes:
-            return mupscale.plan(start, axes=dict.fromkeys(self.axes, factor))
-        return mupscale.plan(start, width=factor)
+            return mupscale.plan(start, axes={**dict.fromkeys(self.axes, factor), **depth})
+        return mupscale.plan(start, width=factor, axes=depth or None)
 
     def relative(self, size: Size) -> mupscale.Plan:
         """What hyperparameters become at this size."""

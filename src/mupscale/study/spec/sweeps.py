@@ -50,7 +50,8 @@ class Model:
         checkpoint: instead, a trained one: sweeps that begin with it grow or continue it.
         width: the narrowest, whose every learning rate is said; by default the narrowest of the sweeps, or
             that of the config.
-        layers: depth; a ResNet-18 has its own.
+        layers: depth, of the shallowest of the sweeps, whose every learning rate is said; a ResNet-18 has its
+            own.
         head_dim: of a transformer's attention heads, whose number grows with the width.
         heads: of a GPT-2: this many at every width, and head_dim grows.
     """
@@ -143,6 +144,7 @@ class Sweep:
             seed; or a checkpoint that is there already.
         source: the sweep whose runs it grows or continues; of several points, the best.
         width, growth, to: how wide: in the family's unit; as a multiple of the source; or as a config.json.
+        layers: how deep, where that is not as deep as the source, or as the study's models.
         steps, tokens_per_parameter: how long a run is, or (without either) as long as ``lengths`` say.
         lengths: where runs also end, each time with a cooldown of its own, from one trunk at a constant rate:
             shares of the steps (up to 1) or steps; where no steps are given, tokens per parameter.
@@ -168,6 +170,7 @@ class Sweep:
     width: int | None = None
     growth: int | None = None
     to: str | None = None
+    layers: int | None = None
     steps: int | None = None
     tokens_per_parameter: float | None = None
     lengths: tuple[float, ...] = ()

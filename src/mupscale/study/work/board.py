@@ -189,6 +189,7 @@ class Board:
             "constant": sweep.constant,
             "line": [self._settings(before) for before in list(study.line(sweep))[:1]],
             "width": budget.width(sweep),
+            **({"layers": budget.layers(sweep)} if budget.layers(sweep) is not None else {}),
             "narrow": budget.workload.narrow,
             "after": sweep.after,
             "seeds": sweep.seeds,

@@ -76,6 +76,8 @@ def _sweep(board: Board, sweep: Sweep) -> Row:
         "source": sweep.source,
         "width": budget.width(sweep),
         "from_width": source and budget.width(source),
+        "layers": budget.layers(sweep),
+        "from_layers": source and budget.layers(source),
         "parameters": budget.workload.parameters(size),
         "takes": dict(sweep.take),
         "seeds": len(sweep.seeds),
