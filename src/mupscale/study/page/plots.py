@@ -179,6 +179,7 @@ def draw(
             look: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
             if legend == "below":
                 two = max(map(len, labels)) < 6 * panel_size[0]
+                below *= 4.6 / panel_size[1]  # as far below a tall panel as below a usual one
                 look = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "ncols": 1 + two}
             axes.legend(frameon=False, fontsize=8.5, title=legend_title, title_fontsize=8.5, **look)
     all_axes[0].set_ylabel(y)
