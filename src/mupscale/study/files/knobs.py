@@ -21,6 +21,7 @@ from mupscale.study.spec.sweeps import (
     TRAINING_KNOBS,
     FieldError,
     Search,
+    Sweep,
     one_of,
     only,
 )
@@ -79,12 +80,10 @@ def _check_knob(table: str, knob: str, values: Choices | Range) -> None:
         if knob != "noise" and (knob in _WORDS) != isinstance(value, str):
             raise FieldError(table, knob, f"{value!r}: expected {'words' if knob in _WORDS else 'numbers'}")
         try:
-            if knob == "operator" and operator_named(str(value)).deepens:
-                raise FieldError(table, knob, f"{value!r} makes a model deeper; expected one that widens")
+            if knob == "operator":
+                operator_named(str(value))
             if knob == "noise_kind":
                 Noise.parse(f"{value}:1")
-        except FieldError:
-            raise
         except GrowthError as error:
             raise FieldError(table, knob, str(error)) from None
         if known := _WORDS.get(knob):
@@ -104,6 +103,18 @@ def _check_noise(table: str, space: Space) -> None:
             operator_named(operator).noise(strength if isinstance(strength, str) else f"{kind}:{strength}")
         except GrowthError as error:
             raise FieldError(table, "noise_kind" if "noise_kind" in space else "noise", str(error)) from None
+
+
+def check_depth(sweep: Sweep) -> None:
+    """What grows in depth is grown by what makes models deeper, and the other way round."""
+    for name in values_of(sweep.tried.get("operator", only(GROWTH_KNOBS["operator"]))):
+        operator, said = operator_named(str(name)), ""
+        if operator.deepens and (sweep.layers is None or sweep.width or sweep.growth):
+            said = f"{name!r} makes a model deeper and no wider; expected layers, and no width, or another"
+        if sweep.layers is not None and not (operator.deepens or operator.copies_evenly):
+            said = f"{name!r} makes a model wider and no deeper; expected duplicate, stack or stack_identity"
+        if said:
+            raise FieldError(sweep.table, "operator", said)
 
 
 def check_search(table: str, search: Search, space: Space) -> None:

@@ -20,6 +20,7 @@ from mupscale.errors import GrowthError
 from mupscale.study.files.knobs import (
     SHARED,
     TRAINING,
+    check_depth,
     check_search,
     knobs_of,
     read_space,
@@ -277,6 +278,8 @@ def _check_size(sweep: Sweep) -> None:
         )
     if begin == "grow" and len(sizes) != 1 and (sizes or not sweep.layers):
         refuse("growth", "expected one of growth, width and to: how wide it becomes, or layers: how deep")
+    if begin == "grow":
+        check_depth(sweep)
     if begin == "scratch" and len(sizes) > 1:
         refuse(sizes[0], f"given beside {sizes[1]}; leave one out")
     if begin == "continue" and sizes:
