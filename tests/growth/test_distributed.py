@@ -1,6 +1,7 @@
 """Growing in place, in one process and in several: bit for bit what `grow` gives, and training goes on alike."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ RECIPES = {
     "padded": {"operator": "zero_pad"},
     "padded less": {"operator": "zero_pad", "shrink": 0.9},
 }
+
+EVEN = [name for name in RECIPES if "copies" in name and "uneven" not in name]  # which take more layers, too
 
 
 class Block(nn.Module):
@@ -60,8 +63,8 @@ def models(kind):
         plan = mupscale.plan(block, width=2, inputs=torch.randn(4, 3))
         return block(1).eval(), plan, lambda: block(2)
     torch.manual_seed(0)
-    narrow = AutoModelForCausalLM.from_config(CONFIGS[kind]())
-    plan = mupscale.plan(narrow, width=2)
+    narrow = AutoModelForCausalLM.from_config(CONFIGS["llama_tied" if kind == "deeper" else kind]())
+    plan = mupscale.plan(narrow, width=2, axes={"layers": 2} if kind == "deeper" else None)
     return narrow, plan, lambda: transformers_model(plan.config)
 
 
@@ -75,8 +78,10 @@ def assert_same(found, expected):
     assert not [name for name in found if not torch.equal(found[name], expected[name])]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("kind", ["llama_tied", "block"])
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [*itertools.product(["llama_tied", "block"], RECIPES), *(("deeper", recipe) for recipe in EVEN)],
+)
 def test_in_place_it_is_what_grow_gives(kind, recipe):
     narrow, plan, build = models(kind)
     next(narrow.parameters()).requires_grad_(False)
@@ -230,8 +235,8 @@ def _worker(rank, processes, folder):
         "gloo", init_method=f"file://{folder}/rendezvous-{processes}", rank=rank, world_size=processes
     )
     try:
-        for kind, shard in (("llama_tied", fsdp), ("block", fsdp), ("block", by_tensors)):
-            for recipe in RECIPES.values():
+        for kind, shard in (("llama_tied", fsdp), ("deeper", fsdp), ("block", fsdp), ("block", by_tensors)):
+            for recipe in (RECIPES[name] for name in (EVEN if kind == "deeper" else RECIPES)):
                 narrow, plan, build = models(kind)
                 expected = mupscale.grow(narrow, plan, **recipe)
                 narrow, wide = shard(narrow), shard(build())
