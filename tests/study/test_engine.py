@@ -17,6 +17,7 @@ from transformers import Trainer
 from mupscale import GrowthError
 from mupscale.cli import main
 from mupscale.study.files import locating
+from mupscale.study.questions.transfer import transfer
 from mupscale.study.runs.history import History
 from mupscale.study.runs.lab import Lab
 from mupscale.study.runs.models import small_llama
@@ -446,6 +447,81 @@ def test_all_seeds_may_grow_one_model(line):
     chosen = next(row for row in grown["points"] if len(row["seeds"]) == 3)
     assert len(set(chosen["losses"])) == 3
     assert (grown["done"], grown["total"]) == (6, 6)
+
+
+DEEPER = """\
+seeds = 1
+[model]
+family = "llama"
+width = 32
+layers = 1
+[data]
+vocab_size = 300
+max_bytes = 200000
+[training]
+batch_size = 4
+block_size = 32
+warmup_steps = 2
+eval_every = 8
+eval_blocks = 8
+[sweep.scratch]
+layers = [2, 1]
+steps = 8
+try = { lr = [0.004, 0.008, 0.016] }
+[sweep.grown]
+from = "scratch"
+layers = 4
+steps = 8
+lr = 0.008
+operator = ["duplicate", "stack", "stack_identity"]
+verify = true
+[[question]]
+ask = "transfer"
+of = ["scratch"]
+"""
+
+
+def test_depth_is_swept_as_width_is(study):
+    """Every size from scratch is of the shallowest's hyperparameters, and each grows; in words, too."""
+    job = study(DEEPER.replace('from = "scratch"', 'from = "scratch-2"'))
+    results = work(job)
+    assert [(s["name"], s["layers"], s["from_layers"]) for s in results["sweeps"]] == [
+        ("scratch-2", 2, None),
+        ("grown", 4, 2),
+        ("scratch-1", 1, None),
+    ]
+    assert len(sweep(results, "grown")["points"]) == 3
+    with locating(job.file):
+        board = job.open()
+    sizes = {name: board.budget.size(each) for name, each in board.study.sweeps.items()}
+    assert {name: size.num_hidden_layers for name, size in sizes.items()} == {
+        "scratch-2": 2,
+        "scratch-1": 1,
+        "grown": 4,
+    }
+    plan = board.budget.workload.relative(sizes["grown"])
+    assert plan["model.layers.3.mlp.down_proj.weight"].weight_scale == 1 / 4
+    found = transfer(results, of=["scratch-2", "scratch-1"]).headline
+    assert found.startswith("From 32 with 1 layers to 32 with 2 layers, 2 times as deep, the optimum")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("layers = 4", "growth = 2", r"\[sweep.grown\] operator: 'stack' makes a model deeper and no wider"),
+        ('"stack_identity"', '"expand"', r"operator: 'expand' makes a model wider and no deeper"),
+        ("layers = [2, 1]", "layers = [2, 2]", r"\[sweep.scratch\] layers: \[2, 2\]: expected different"),
+        ("layers = [2, 1]", "layers = 0", r"\[sweep.scratch\] layers: 0: expected a whole number of at least 1"),
+        ('"llama"\nwidth = 32\nlayers = 1', '"mlp"\nwidth = 32\nlayers = 3', "only language models grow in"),
+        ("layers = 1\n[data]", "layers = 2\n[data]", "cannot grow by 1/2"),
+    ],
+)
+def test_a_depth_that_cannot_be_is_said(study, old, new, message):
+    text = DEEPER.replace(old, new)
+    if '"mlp"' in new:
+        text = text.replace("vocab_size = 300\nmax_bytes = 200000", 'source = "digits"')
+    with pytest.raises(GrowthError, match=message):
+        work(study(text))
 
 
 WIDER = """\

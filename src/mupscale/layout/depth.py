@@ -131,7 +131,7 @@ def _layer_lists(config: PreTrainedConfig) -> dict[str, Any]:
     return {
         k: v
         for k, v in config.to_dict().items()
-        if isinstance(v, list | tuple) and len(v) == depth and k not in numbers
+        if isinstance(v, list | tuple) and len(v) == depth and k not in {*numbers, "architectures"}
         # Few layers may be as many as some other list is long: a range of time steps, sections of a rotation.
         if all(isinstance(each, str | bool) for each in v) or re.search("layer|heads|intermediate", k)
     }
