@@ -192,7 +192,7 @@ def grow_checkpoint(
         prove_operator(plan, grower.operator.name)
     wanted = grower.operator.copies_evenly if optimizer is None else optimizer
     # Asked for by name it has to go with the operator, also where that leaves the optimizer behind.
-    way = way_of(grower.operator.name, state) if wanted or state != "carried" else None
+    way = way_of(grower.operator.name, state, plan) if wanted or state != "carried" else None
     training = WideTrainingState.of(checkpoint.path, plan, way) if wanted and way else None
 
     def spec(name: str) -> TensorSpec:

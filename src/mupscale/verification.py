@@ -174,6 +174,10 @@ def _verified(
     kinds = (p.dtype.to_real() for p in wide.parameters() if p.is_floating_point() or p.is_complex())
     dtype = next(kinds, torch.float64)
     by_weight = operator_named(operator).copies_evenly and plan.keeps_function
+    if steps and DEPTH in plan.growth:
+        raise GrowthError(
+            "a deeper model does not train in lockstep with the narrow one; verify without steps"
+        )
     if steps and not by_weight:
         raise GrowthError(f"operator {operator!r}: only even copies train in lockstep; verify without steps")
     broken = broken_parameters(model, wide, plan) if by_weight else {}

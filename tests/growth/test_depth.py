@@ -326,6 +326,17 @@ def test_on_disk_as_in_memory(tmp_path_factory, width, layers, order, noise):
             assert torch.equal(saved["state"][index][key], carried.state[deep.get_parameter(name)][key]), name
 
 
+def test_what_goes_with_widths_alone_is_refused():
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, axes={"layers": 2})
+    deep = mupscale.grow(narrow, plan)
+    optimizer = torch.optim.AdamW(narrow.parameters())
+    with pytest.raises(GrowthError, match="'asymmetric' is of copies within a layer"):
+        mupscale.carry_optimizer(optimizer, narrow, deep, plan, state="asymmetric")
+    with pytest.raises(GrowthError, match="does not train in lockstep"):
+        mupscale.verify(narrow, deep, plan, steps=2)
+
+
 @pytest.mark.parametrize("width", [1, 2])
 def test_verify_says_how_far_every_layer_is(width):
     """The first layer's own error is of the order of what it adds, squared; of twice the width there is none."""

@@ -511,7 +511,11 @@ def test_depth_is_swept_as_width_is(study):
         ("layers = 4", "growth = 2", r"\[sweep.grown\] operator: 'stack' makes a model deeper and no wider"),
         ('"stack_identity"', '"expand"', r"operator: 'expand' makes a model wider and no deeper"),
         ("layers = [2, 1]", "layers = [2, 2]", r"\[sweep.scratch\] layers: \[2, 2\]: expected different"),
-        ("layers = [2, 1]", "layers = 0", r"\[sweep.scratch\] layers: 0: expected a whole number of at least 1"),
+        (
+            "layers = [2, 1]",
+            "layers = 0",
+            r"\[sweep.scratch\] layers: 0: expected a whole number of at least 1",
+        ),
         ('"llama"\nwidth = 32\nlayers = 1', '"mlp"\nwidth = 32\nlayers = 3', "only language models grow in"),
         ("layers = 1\n[data]", "layers = 2\n[data]", "cannot grow by 1/2"),
     ],

@@ -99,7 +99,7 @@ def regrow(
     )
     training = None
     if manifest.get("optimizer"):
-        way = way_of(manifest["operator"], manifest.get("optimizer_state", "carried"))
+        way = way_of(manifest["operator"], manifest.get("optimizer_state", "carried"), plan)
         training = WideTrainingState.of(narrow.path, plan, way)
         if training is None:
             raise GrowthError(f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
+from mupscale.layout.base import DEPTH
 from mupscale.models.sharding import held_by_this_rank, is_sharded, reshard_, whole, with_shard
 from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
@@ -74,7 +75,7 @@ def carry_optimizer(
             carry_optimizer(part, narrow, wide, plan, operator=operator, state=state)
             for part in optimizer.parts
         )
-    way = way_of(operator, state)
+    way = way_of(operator, state, plan)
     reshard_(narrow, wide)
     names = {id(p): plan.own_name(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.own_name(n): p for n, p in wide.named_parameters()}
@@ -148,11 +149,12 @@ class Way(Enum):
     PADDED = "padded"
 
 
-def way_of(operator: str, state: str = "carried") -> Way:
+def way_of(operator: str, state: str = "carried", plan: Plan | None = None) -> Way:
     """How the optimizer state goes with an operator.
 
     Args:
         state: of `STATES`, but for fresh, for which nothing is carried.
+        plan: of the growth, where it is known.
 
     Raises:
         GrowthError: the operator is unknown, or no such optimizer state goes with it.
@@ -167,6 +169,10 @@ def way_of(operator: str, state: str = "carried") -> Way:
         )
     if state == "asymmetric" and not found.copies_evenly:
         raise GrowthError(f"operator {operator!r} makes no copies: its optimizer state cannot be asymmetric")
+    if state == "asymmetric" and plan is not None and DEPTH in plan.growth:
+        raise GrowthError(
+            "optimizer state 'asymmetric' is of copies within a layer; where layers grow, carry it"
+        )
     return Way.FIRST if state == "asymmetric" else Way.COPIED if found.copies_evenly else Way.PADDED
 
 
