@@ -243,6 +243,17 @@ def test_the_first_layers_of_a_kind_stay_first():
     assert plan.config.first_k_dense_replace == 2 * config.first_k_dense_replace
 
 
+def test_a_count_that_a_list_says_already_may_stay():
+    """Qwen2's max_window_layers is what its layer_types are made from, where none are given."""
+    narrow = build("qwen2").config
+    deeper = copy.deepcopy(narrow)
+    deeper.num_hidden_layers, deeper.layer_types = 4, narrow.layer_types * 2
+    assert deeper.max_window_layers == narrow.max_window_layers
+    plan = mupscale.plan(narrow, to=deeper)
+    assert plan.proved
+    assert mupscale.plan(narrow, axes={"layers": 2}).config.to_dict() == plan.config.to_dict()
+
+
 def test_a_deeper_config_tells_its_order():
     config = CONFIG_MAPPING["gemma2"](
         num_hidden_layers=2,

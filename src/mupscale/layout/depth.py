@@ -79,8 +79,8 @@ def deeper_fields(config: PreTrainedConfig, factor: Fraction, period: int) -> di
     found: dict[Path, Any] = {(own,): int(deeper)}
     found |= {(k,): [v[i] for i in sources] for k, v in _layer_lists(config).items()}
     if period == 1:  # what is counted from an end grows; under turns there can be none
-        counts = _matching(config, f"{FIRST_LAYERS}|{LAST_LAYERS}")
-        found |= {(k,): int(v * factor) for k, v in counts.items() if is_positive(v)}
+        counts = {k: v for k, v in _counts(config).items() if is_positive(v)}
+        found |= {(k,): int(v * factor) if v <= depth else max(v, int(deeper)) for k, v in counts.items()}
     numbers = _matching(config, LAYER_NUMBERS)
     found |= {(k,): [i for i, s in enumerate(sources) if s in v] for k, v in numbers.items() if v}
     return found
@@ -120,8 +120,15 @@ def layer_fields(config: PreTrainedConfig) -> dict[Path, Any]:
     if getattr(config, "num_hidden_layers", None) is None:
         return {}
     found: dict[Path, Any] = {(own,): config.num_hidden_layers}
-    said = _matching(config, f"{FIRST_LAYERS}|{LAST_LAYERS}|{LAYER_NUMBERS}")
-    return found | {(k,): v for k, v in (_layer_lists(config) | said).items()}
+    said = _layer_lists(config) | _counts(config) | _matching(config, LAYER_NUMBERS)
+    return found | {(k,): v for k, v in said.items()}
+
+
+def _counts(config: PreTrainedConfig) -> dict[str, Any]:
+    """How many of the first or last layers are of some kind; but for what a list of kinds says already."""
+    found = _matching(config, f"{FIRST_LAYERS}|{LAST_LAYERS}")
+    said = {"max_window_layers"} if "layer_types" in _layer_lists(config) else set()
+    return {k: v for k, v in found.items() if k not in said}
 
 
 def _layer_lists(config: PreTrainedConfig) -> dict[str, Any]:

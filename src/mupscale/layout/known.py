@@ -99,13 +99,15 @@ def with_writers(family: Family, layout: Layout) -> Layout:
     found = remembered("writers", key, lambda: _writers(family), keep=is_stock(family.small))
     if (reason := found["refused"]) is not None:
         return layout.without_depth(reason)
-    # In every layer alike; of experts that are stored one by one there may be more than the tiny model has.
-    ranks = {of(name): found["offsets"].get(name) for of in (part_of, _in_layer) for name in family.axes}
-    if odd := next((n for n in family.axes if found["offsets"].get(n) != ranks[_in_layer(n)]), None):
+    offsets: dict[str, float] = found["offsets"]
+    kinds = {_in_layer(name): offsets.get(name) for name in family.axes}
+    if odd := next((n for n in family.axes if offsets.get(n) != kinds[_in_layer(n)]), None):
         return layout.without_depth(f"{odd} writes to the residual stream in some layers alone")
+    # Of experts that are stored one by one a real model may have more than the tiny one.
+    parts = {part_of(name): offsets.get(name) for name in family.axes}
     folds = dict(layout.folds)
     for name in layout.params:
-        offset = ranks.get(_in_layer(name), ranks.get(part_of(name)))
+        offset = kinds.get(_in_layer(name), parts.get(part_of(name)))
         if offset is not None:
             folds[name] = (*folds.get(name, ()), Fold(DEPTH, Fraction(-1), offset))
     return replace(layout, folds=folds)
