@@ -214,9 +214,10 @@ def _verified(
             )
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
-    deeper = DEPTH in plan.growth
-    with Float64(), torch.no_grad(), SameChance(0):
-        layers = layer_deviations(narrow64, wide64, plan, call) if deeper else []
+    layers = list[LayerDeviation]()
+    if DEPTH in plan.growth:
+        with Float64(), torch.no_grad(), SameChance(0):
+            layers = layer_deviations(narrow64, wide64, operator_named(operator).own_plan(plan), call)
     std = max(map(spread, outputs))
     difference = max(
         (a - b).abs().max().item() if a.numel() else 0.0 for a, b in zip(expected, wide_outputs, strict=True)

@@ -94,19 +94,18 @@ def period_between(
     Raises:
         GrowthError: the deeper one says something else of some layer.
     """
-    given, differs = wide.to_dict(), ""
-    for each in ORDERS if order is None else (order,):
-        period = period_of(narrow, each)
-        made = deeper_fields(narrow, factor, period) if (depth_of(wide) % period) == 0 else {}
-        other = [(k, v) for (k,), v in made.items() if _plain(given.get(k)) != v]
-        if made and not other:
+    given, differing = wide.to_dict(), []
+    for period in (period_of(narrow, each) for each in (ORDERS if order is None else (order,))):
+        if depth_of(wide) % period:
+            continue
+        made = deeper_fields(narrow, factor, period)
+        other = next((k for (k,), v in made.items() if _plain(given.get(k)) != v), None)
+        if other is None:
             return period
-        differs = differs or (
-            f"{other[0][0]!r} says {given.get(other[0][0])!r}, not {other[0][1]!r}" if other else ""
-        )
+        differing.append(f": its field {other!r} says {given.get(other)!r}, not {made[other,]!r}")
     raise GrowthError(
         f"{DEPTH}: the {depth_of(wide)} layers of the deeper config are not those of the narrow one in "
-        f"order {order or ' or '.join(ORDERS)}" + f": its field {differs}" * bool(differs)
+        f"order {order or ' or '.join(ORDERS)}{differing[0] if differing else ''}"
     )
 
 

@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -87,9 +86,7 @@ class Grower:
         # With λ below 1 expand changes the function, as zero_pad does, and asks nothing of the norms.
         expands = self.operator.expands and self.shrink == Shrink(1.0)
         self.keeps_function_if_proved = self.operator.adds_identity or expands
-        if self.operator.deepens:  # the whole stack again
-            plan = replace(plan, period=plan.layout.sizes[DEPTH])
-        self.plan = with_smaller_eps(plan) if expands else plan
+        self.plan = with_smaller_eps(plan) if expands else self.operator.own_plan(plan)
         self.seed = seed
         self._read = read
         # Asked where something fresh is added only, and then once.
@@ -135,6 +132,7 @@ class Grower:
             rows: those to give, with a start and a stop; None for all. They are the same whichever are asked.
             check: called with every block, by the thread that has made it.
         """
+        name = self.plan.own_name(name)  # by which random numbers go
         if (made := self._makes_rows(name, dtype)) is None:
             whole = self._whole(name, dtype)
             check(whole)
@@ -167,7 +165,7 @@ class Grower:
         """A tensor that is not made of blocks."""
         narrow = self._narrow(name)
         if self.operator.deepens:
-            is_new = self.operator.adds_identity and self.plan.canonical(name) != self.plan.own_name(name)
+            is_new = self.operator.adds_identity and self.plan.canonical(name) != name
             silent = is_new and self._writes_residual(self.plan.canonical(name))
             wide = torch.zeros_like(narrow) if silent else narrow.clone()
         elif self.operator.shrink is not None:
@@ -185,11 +183,7 @@ class Grower:
             return None
         if self.operator.copies_evenly and (noise is None or noise.is_local):
             return self._copied_rows(name, dtype, noise)
-        if (
-            self.operator.shrink is not None
-            and self._is_param(name)
-            and self.plan.own_name(name) in self._fresh()
-        ):
+        if self.operator.shrink is not None and self._is_param(name) and name in self._fresh():
             narrow = self._narrow(name)
             return self._rows_beside_fresh(name, narrow, dtype) if narrow.is_floating_point() else None
         return None
@@ -202,7 +196,6 @@ class Grower:
         runs = pieces(blocks)
         if noise is not None:
             add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
-        own = self.plan.own_name(name)
 
         def make(run: int) -> Tensor:
             rows, scale, offset = rows_of(blocks, runs[run]), scaling.weight_scale, scaling.offset
@@ -210,13 +203,12 @@ class Grower:
             wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast)
             if add is not None:
                 for i, place in each_of(blocks, runs[run]):
-                    add(wide[place], generator_of(self.seed, own, i))
+                    add(wide[place], generator_of(self.seed, name, i))
             return wide.to(dtype or narrow.dtype)
 
         return [rows_of(blocks, run) for run in runs], make
 
     def _rows_beside_fresh(self, name: str, narrow: Tensor, dtype: torch.dtype | None) -> MadeByRows | None:
-        name = self.plan.own_name(name)
         first, law = self.from_first[name], self._fresh()[name]
         if self.operator.expands:
             norms, axes = self._norms(), self.plan[name].axes
@@ -295,14 +287,13 @@ class Grower:
             scaling.axes.expand_copies(layout.sizes, growth) if evenly else None,
             noise,
             seed=self.seed,
-            name=self.plan.own_name(name),
+            name=name,
             fresh_std=self._fresh_std(name),
         )
 
     def _fresh_std(self, name: str) -> Callable[[], float]:
         """The standard deviation of a fresh narrow parameter, as μP gives it from the first of the line."""
         fan_in, first = self.plan[name].fan_in, self.from_first
-        name = self.plan.own_name(name)
         return lambda: law_of(self._fresh(), name, self.plan).std * math.sqrt(fan_in / first[name].fan_in)
 
     @property
@@ -312,7 +303,6 @@ class Grower:
 
     def _fresh_wide(self, name: str, narrow: Tensor) -> tuple[Tensor, float | Tensor]:
         """A fresh wide tensor, and what a fresh narrow one is: its mean, or all of it where that is known."""
-        name = self.plan.own_name(name)
         if name not in self._fresh() or name in self.plan.layout.buffers:
             exact = torch.promote_types(narrow.dtype, torch.float32)
             if (own := self._own().get(name)) is not None:
@@ -338,7 +328,6 @@ class Grower:
         self, name: str, narrow: Tensor, fresh: Tensor, mean: float | Tensor, rows: slice | None = None
     ) -> Tensor:
         """Both together; of some rows where ``fresh`` has them alone."""
-        name = self.plan.own_name(name)
         scaling, λ = self.plan[name], self.shrink.of(name)
         sizes, growth = self.plan.layout.sizes, self.plan.growth
         if self.operator.expands:

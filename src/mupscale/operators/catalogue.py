@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -57,6 +57,10 @@ class Operator:
                 f"{', '.join(self.noises)}, or another operator"
             )
         return noise
+
+    def own_plan(self, plan: Plan) -> Plan:
+        """The plan in the order in which this operator takes layers: what stacks, stacks the whole again."""
+        return replace(plan, period=plan.layout.sizes[DEPTH]) if self.deepens else plan
 
     def check(self, plan: Plan) -> None:
         """Refuse a plan with axes that this operator cannot grow.

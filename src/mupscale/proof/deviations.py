@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
+from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
 from mupscale.layout.flow.stream import layers_of
 from mupscale.layout.inference.residual import STREAM
@@ -66,19 +67,23 @@ class LayerDeviation:
 def layer_deviations(narrow: nn.Module, deeper: nn.Module, plan: Plan, call: Call) -> list[LayerDeviation]:
     """How far the residual stream of a deeper model is from the narrow one's, wherever a turn of layers ends.
 
-    Raises:
-        GrowthError: one has no stack of layers.
+    None where no stream can be seen, as there is no one list of layers.
     """
     depth = plan.layout.sizes[DEPTH]
     factor, period = plan.growth[DEPTH], plan.period
-    own = _streams(narrow, depth, call)
-    theirs = _streams(deeper, int(depth * factor), grown_call(call, plan))
+    try:
+        own = _streams(narrow, depth, call)
+        theirs = _streams(deeper, int(depth * factor), grown_call(call, plan))
+    except GrowthError:
+        return []
     found = []
     for layer in range(period, depth + 1, period):
         place = layer * factor
         if place.denominator != 1 or layer not in own or int(place) not in theirs:
             continue
         stream = own[layer]
+        if stream.shape[-1] != plan.layout.sizes.get(STREAM):
+            return []
         axes = Axes((*(Dim((n,)) for n in stream.shape[:-1]), Dim((STREAM,))))
         error = theirs[int(place)] - duplicate(stream, axes, plan.layout.sizes, plan.growth)
         found.append(

@@ -136,9 +136,8 @@ def _muon(group: Mapping[str, Any]) -> Rule:
         state={"momentum_buffer": 1},
         decoupled=True,
         lr=lr,
-        values={
-            "eps": lambda p: p.grad_scale * math.sqrt(p.own_copies)
-        },  # beside the norm of the whole matrix
+        # It stands beside the norm of the whole matrix.
+        values={"eps": lambda p: p.grad_scale * math.sqrt(p.own_copies)},
     )
 
 

@@ -63,12 +63,15 @@ def widths(sweep: Row) -> str:
     >>> widths({"width": 32, "from_width": 32, "layers": 8, "from_layers": 4})
     '32 with 4 → 8 layers'
     """
-    before, layers = sweep["from_width"], sweep.get("layers")
-    text = str(sweep["width"]) if before in (None, sweep["width"]) else f"{before} → {sweep['width']}"
-    if layers is None:
-        return text if before != sweep["width"] else f"{before} → {sweep['width']}"
-    shallow = sweep.get("from_layers")
-    return f"{text} with {layers if shallow in (None, layers) else f'{shallow} → {layers}'} layers"
+    width, layers = ((sweep.get(f"from_{key}"), sweep.get(key)) for key in ("width", "layers"))
+    if layers[1] is None:
+        return _from_to(*width)
+    return f"{_from_to(*width, once=True)} with {_from_to(*layers, once=True)} layers"
+
+
+def _from_to(before: Any, after: Any, *, once: bool = False) -> str:
+    """Both; or the latter, where there is no other, or ``once`` where they are the same."""
+    return str(after) if before is None or (once and before == after) else f"{before} → {after}"
 
 
 def loss_axis(results: Row) -> str:
