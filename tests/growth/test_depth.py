@@ -365,6 +365,10 @@ def test_verify_says_how_far_every_layer_is(width):
     cycled = mupscale.verify(narrow, mupscale.grow(narrow, other), other)
     assert [(at.layer, at.deeper_layer) for at in cycled.layers] == [(2, 4)]
     assert cycled.layers[0].deviation > report.layers[1].deviation
+    if width == 1:  # a stack has no layer that one became before its end, whatever the plan's order
+        same = mupscale.verify(narrow, mupscale.grow(narrow, plan, operator="stack_identity"), plan)
+        assert same.equal
+        assert [(at.layer, at.deeper_layer) for at in same.layers] == [(2, 4)]
 
 
 def test_the_command_line_grows_in_depth(tmp_path, capsys):
