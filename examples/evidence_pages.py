@@ -18,16 +18,18 @@ from claims import Claim
 from mupscale.study.files import read_study
 from mupscale.study.page import Answer, Table, markdown_table
 from mupscale.study.page.parts import table_of
-from mupscale.study.page.plots import Plot
+from mupscale.study.page.plots import BLUE, ORANGE, Line, Plot, draw
 from mupscale.study.questions import answers
-from mupscale.study.questions.words import several
+from mupscale.study.questions.words import several, widths
 from mupscale.theory.tables import count
 
 if TYPE_CHECKING:
     from evidence import Study
 
 GROWING, RESULTS = "growing-pays.md", "results.md"
-MAPS = ("growing_pays", "growing_pays_by4")  # the studies of the table; its best start is the first one's
+# The studies of the table, of widths and of layers; its best start is that of the first one.
+MAPS = {"width": ("growing_pays", "growing_pays_by4"), "layers": ("depth_growing_pays",)}
+SHOWN = (20, 320)  # tokens per parameter of the narrow models in the picture of loss over compute
 RANKED_FROM = 5.0  # tokens per parameter of the wide model, from which on recipes are ranked
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ def write_pages(
     """Both pages, the pictures and numbers that they show, and the table, from the results alone.
 
     They are those of where the studies ran, or else what was kept beside the pages. Of a study without any,
-    what the page on when growing pays tells stays; and the table, until the first of `MAPS` is finished.
+    what the page on when growing pays tells stays; and the table, until the first of `MAPS` has cells.
     """
     docs.mkdir(parents=True, exist_ok=True)
     known = {study: _better(study.results(out), study.kept(docs)) for study in studies}
@@ -85,24 +87,86 @@ def write_pages(
     growing = [study for study in studies if study.page == GROWING]
     (docs / GROWING).write_text(_growing_page(growing, known, told, docs), encoding="utf-8")
     (docs / RESULTS).write_text(_results_page(known, told, claims, docs), encoding="utf-8")
+    tables = {along: _table(names, known, told) for along, names in MAPS.items()}
+    if tables["width"]:
+        found = {**tables["width"], **({"layers": tables["layers"]} if tables["layers"] else {})}
+        table.write_text(f"{json.dumps(found, indent=1, allow_nan=False)}\n", encoding="utf-8")
+    if table.exists() and (plot := _over_compute(json.loads(table.read_text(encoding="utf-8")))):
+        plot.save(docs)
+
+
+def _over_compute(table: Row) -> Plot | None:
+    """Loss over compute: the table's best start against from scratch and the narrow model, continued.
+
+    None where none of the narrow models to show is in it.
+    """
+    longest = max(cell["tokens_per_parameter"] for cell in table["cells"])
+
+    def line(cells: Sequence[Row], loss: str, name: str, *, counted: bool = False, **look: Any) -> Line:
+        """Of losses; with the FLOPs of the narrow model's own training before, where these are counted."""
+        curve = []
+        for cell in cells:
+            before = cell["with_narrow"] - cell["share"] if counted else 0.0
+            mean, spread = cell[f"{loss}loss"], cell[f"{loss or 'loss_'}spread"]
+            flops = cell["tokens_per_parameter"] / longest * (1 + before)
+            curve.append([flops, mean, mean - spread, mean + spread])
+        return Line(name=name, curve=curve, marker="o", **look)
+
+    panels = {}
+    for narrow in SHOWN:
+        here = [cell for cell in table["cells"] if cell["narrow_tokens_per_parameter"] == narrow]
+        grown = [cell for cell in here if cell["start"] == table["best"]]
+        continued = [cell for cell in here if cell["begin"] == "continue"]
+        if not grown or not continued:
+            continue
+        panels[f"narrow model trained on {narrow:g} tokens per parameter"] = [
+            line(grown, "scratch_", "from scratch under μP", colour="#7F7F7F"),
+            line(grown, "", f"grown ({grown[0]['recipe']})", colour=BLUE),
+            line(
+                grown,
+                "",
+                "the same, narrow model's training counted in",
+                counted=True,
+                colour=BLUE,
+                style="--",
+            ),
+            line(continued, "", "narrow model, simply continued", colour=ORANGE),
+        ]
+    if not panels:
+        return None
+    plot = draw(
+        "loss_over_compute",
+        panels,
+        columns=("flops", "loss"),
+        x=f"FLOPs, over those of {longest:g} tokens per parameter from scratch",
+        y="held-out loss (nats per token)",
+        caption="",
+        values=True,
+        same_scale=True,
+        panel_size=(5.4, 4.6),
+    )
+    for axes in plot.figure.axes:
+        axes.set_xticks([0.125, 0.25, 0.5, 1, 2])
+    return plot
+
+
+def _table(names: Sequence[str], known: Mapping[Study, Row | None], told: Mapping[str, Told]) -> Row:
+    """What was measured of growing, as `mupscale.study.growing_pays` reads it; nothing until it has cells."""
     maps = {
-        name: answer.data for name in MAPS if name in told and (answer := told[name].answer({"ask": "map"}))
+        name: answer.data for name in names if name in told and (answer := told[name].answer({"ask": "map"}))
     }
-    if maps.get(MAPS[0], {}).get("cells"):
-        text = json.dumps(_table([told[name].study for name in maps], known, maps), indent=1, allow_nan=False)
-        table.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _table(studies: Sequence[Study], known: Mapping[Study, Row | None], maps: Mapping[str, Row]) -> Row:
-    """What was measured of growing, as `mupscale.study.growing_pays` reads it."""
+    if not maps.get(names[0], {}).get("cells"):
+        return {}
+    studies = [told[name].study for name in maps]
     sweeps = [sweep for study in studies for sweep in (known[study] or {})["sweeps"]]
-    sizes = sorted({(sweep["parameters"], sweep["width"]) for sweep in sweeps})
-    said = several([f"{count(size)} (d_model {width})" for size, width in sizes])
+    alone = {"from_width": None, "from_layers": None}
+    sizes = sorted({(sweep["parameters"], widths(sweep | alone)) for sweep in sweeps})
+    said = several([f"{count(size)} (d_model {size_said})" for size, size_said in sizes])
     return {
         "about": "Measured by this project, seeds and bands in docs/growing-pays.md:",
         "model": f"Llamas of {said} parameters",
         "command": "; ".join(f"`{study.command}`" for study in studies),
-        "best": maps[MAPS[0]]["best"],
+        "best": maps[names[0]]["best"],
         "cells": [cell for data in maps.values() for cell in data["cells"]],
     }
 

@@ -286,6 +286,23 @@ def test_the_map_that_comes_with_the_package_is_whole() -> None:
             assert found[cell["start"]].share == pytest.approx(cell["share"])
 
 
+def test_layers_have_a_map_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    table = packaged("layers")
+    assert table["cells"] != packaged()["cells"]
+    best = [cell for cell in table["cells"] if cell["start"] == table["best"]]
+    for cell in best:
+        assert cell["recipe"].startswith("--axes layers=2 ")
+        asked = ["--params", "1M", "--to", f"{cell['factor']}M", "--along", "layers"]
+        ratios = cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]
+        tokens = ["--narrow-tokens", f"{ratios[0]}M", "--tokens", f"{ratios[1] * cell['factor']}M"]
+        assert main(["advise", *asked, *tokens, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["went_by"], said["shares"][0]["start"]) == ("map", cell["start"])
+        assert said["shares"][0]["share"] == pytest.approx(cell["share"])
+    assert main(["advise", "--params", "1M", "--to", "2M", "--tokens", "9M", "--along", "heads"]) == 2
+    assert capsys.readouterr().err == "mupscale: along 'heads': expected width or layers\n"
+
+
 def packaged_case(narrow: float, wide: float, factor: float = 1.0) -> tuple[dict[str, Any], Advice]:
     """The cell of the map's best start at a place, and what is advised there, at so much more in parameters."""
     table = packaged()

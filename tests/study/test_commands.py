@@ -17,7 +17,7 @@ from mupscale.cli.growing import parse_axes
 from mupscale.cli.training import train
 from mupscale.growth import grow_checkpoint
 from mupscale.planner import plan
-from mupscale.study.files import DEMO
+from mupscale.study.files import DEMOS, read_study
 from mupscale.study.files.toml import read_toml
 
 SHORT = [
@@ -310,7 +310,7 @@ def test_the_demo_tells_the_whole_story(
     tmp_path: Path, text_file: Path, mupscale: Callable[..., tuple[int, Any]]
 ) -> None:
     """The file that `mupscale demo` runs, on less."""
-    text = DEMO.read_text()
+    text = DEMOS["width"].read_text()
     for old, new in {
         '"stdlib"': f'"{text_file}"\nvocab_size = 300',
         "layers = 3": "layers = 1\nhead_dim = 8",
@@ -344,17 +344,21 @@ def test_the_demo_tells_the_whole_story(
     assert mupscale("study", tmp_path / "demo.toml", "--jobs", "1", "--json")[1] == result
 
 
+@pytest.mark.parametrize("along", DEMOS)
 def test_demo_runs_the_study_in_the_box(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mupscale: Callable[..., tuple[int, Any]]
+    along: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mupscale: Callable[..., tuple[int, Any]]
 ) -> None:
-    ran = {}
+    ran: dict[str, Any] = {}
     monkeypatch.setattr(
         "mupscale.cli.studying.run_study", lambda *args, **more: ran.update(more, args=args) or 0
     )
-    assert mupscale("demo", "--out", tmp_path / "demo", "--threads", "1")[0] == 0
+    assert mupscale("demo", "--out", tmp_path / "demo", "--along", along, "--threads", "1")[0] == 0
     assert ran["args"] == (tmp_path / "demo/study.toml", tmp_path / "demo")
     assert (ran["jobs"], ran["threads"]) == (1, 1)
-    assert read_toml(tmp_path / "demo/study.toml") == read_toml(DEMO)
+    assert read_toml(tmp_path / "demo/study.toml") == read_toml(DEMOS[along])
+    study = read_study(tmp_path / "demo/study.toml")
+    assert study.sweeps["grown"].growth == (2 if along == "width" else None)
+    assert study.sweeps["grown"].layers == (None if along == "width" else 2 * study.model.layers)
 
 
 def test_axes_are_parsed() -> None:

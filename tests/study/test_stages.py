@@ -150,6 +150,20 @@ def test_a_file_says_more_about_each_stage(words: list[str], tmp_path: Path) -> 
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out/stage2").config.hidden_size == 24
 
 
+def test_a_line_grows_in_depth_and_in_width(words: list[str], tmp_path: Path) -> None:
+    """Layers are repeated, and all rates stay the first model's: widths and depth multiply."""
+    assert main(["train", str(tmp_path), *words, "1:8", "1x2:8", "2x2:8"]) == 0
+    assert [stage["layers"] for stage in sweeps(tmp_path)] == [1, 2, 4]
+    plan = mupscale.Plan.load(tmp_path / "stage3")
+    assert plan.growth == {"d_model": 2, "d_ff": 2, "kv_heads": 2, "layers": 4}
+    deepest = AutoModelForCausalLM.from_pretrained(tmp_path / "stage3").config
+    assert (deepest.hidden_size, deepest.num_hidden_layers) == (32, 4)
+    rows = history(tmp_path)
+    before = [next(r["loss"] for r in reversed(rows) if r["stage"] == n) for n in (1, 2)]
+    after = [next(r["loss"] for r in rows if r["stage"] == n) for n in (2, 3)]
+    assert after == pytest.approx(before, abs=0.2)  # nearly, in depth: not exact
+
+
 def test_another_stage_two_is_refused_or_grows_anew(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,9 +239,12 @@ def test_a_later_stage_is_checked_before_the_first_step(
     ("given", "message"),
     [
         (["2:10"], "stage 1: the first has nothing to grow from"),
-        (["1:10", "1:5"], "stage 2: expected a width above 1"),
+        (["1x2:10"], "stage 1: the first has nothing to grow from"),
+        (["1:10", "1:5"], "stage 2: expected a width or layers above 1"),
         (["1:10", "2x5"], "stage '2x5': expected WIDTH:STEPS"),
-        (["[[stages]]\nsteps = 1.5"], r"steps \(and width\) must be whole"),
+        (["1:10", "2x:5"], "stage '2x:5': expected WIDTH:STEPS"),
+        (["[[stages]]\nsteps = 1.5"], r"steps \(and width, layers\) must be whole"),
+        (["[[stages]]\nsteps = 1\nlayers = 'two'"], r"steps \(and width, layers\) must be whole"),
         (["x = 1"], r"no \[\[stages\]\] to read there"),
     ],
 )

@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 import mupscale
-from mupscale.cli import comparing, growing, studying, training
+from mupscale.cli import comparing, examining, growing, studying, training
 from mupscale.cli.terminal import quiet_libraries
 from mupscale.errors import GrowthError, Terminated
 
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "grow": growing.grow,
     "verify": growing.verify,
     "hparams": growing.hparams,
+    "doctor": examining.doctor,
     "train": _quietly(training.train),
     "study": _quietly(studying.study),
     "tune": _quietly(studying.tune),

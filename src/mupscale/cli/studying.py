@@ -123,23 +123,29 @@ def tune(
 def demo(
     *,
     out: Annotated[Path, arg(help="folder for everything that it makes")] = Path("demo"),
+    along: Annotated[str, arg(help="what grows: width or layers")] = "width",
     threads: Annotated[int | None, arg(help="CPU threads; default: half of torch's choice")] = None,
     json: Json = False,
 ) -> int:
-    """Train a small language model, grow it to twice the width, and show what that saved. About four minutes.
+    """Train a small language model, grow it to twice the width (or depth), and show what that saved.
+
+    About four minutes.
 
     Needs no network: the text is the source of Python's standard library. Stopped, it goes on when given
     again. The study that it runs is copied to OUT/study.toml.
 
     Example: mupscale demo --out demo
+    Example: mupscale demo --out deeper --along layers
     """
     need_extras()
     import torch
 
-    from mupscale.study.files import DEMO
+    from mupscale.study.files import DEMOS
 
+    if along not in DEMOS:
+        raise GrowthError(f"--along {along}: expected {' or '.join(DEMOS)}")
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(DEMO, out / "study.toml")
+    shutil.copy(DEMOS[along], out / "study.toml")
     # With small matrices and anything else running, more threads mostly wait for each other.
     threads = threads or max(1, torch.get_num_threads() // 2)
     return run_study(out / "study.toml", out, jobs=1, threads=threads, as_json=json)
@@ -241,6 +247,7 @@ def advise(
     narrow_tokens: Annotated[
         str | None, arg(metavar="D", help="what the narrow model saw; default: as many a parameter")
     ] = None,
+    along: Annotated[str, arg(help="what is to grow: width or layers")] = "width",
     compare: Annotated[
         Path | None, arg(help="results.json that `mupscale compare` wrote, to go by your own runs")
     ] = None,
@@ -251,6 +258,7 @@ def advise(
     It goes by what was measured where that holds the case, else by a published law, and says which.
 
     Example: mupscale advise --params 5M --to 70M --tokens 1.4B
+    Example: mupscale advise --params 65K --to 119K --tokens 2.4M --along layers
     """
     from mupscale.study.advice import advise as judge
     from mupscale.study.advice import parse_count
@@ -260,6 +268,7 @@ def advise(
         parse_count(to, "--to"),
         parse_count(tokens, "--tokens"),
         narrow_tokens=None if narrow_tokens is None else parse_count(narrow_tokens, "--narrow-tokens"),
+        along=along,
         comparison=compare,
     )
     tell(json, advice.to_dict(), str(advice))

@@ -47,7 +47,10 @@ def train(
     steps: Annotated[int, arg(help="optimizer steps")] = 500,
     stages: Annotated[
         tuple[str, ...],
-        arg(help="instead of --steps: WIDTH:STEPS of each stage, the first of width 1; or one TOML file"),
+        arg(
+            help="instead of --steps: WIDTH:STEPS or WIDTHxLAYERS:STEPS of each stage, factors over the one "
+            "before, the first 1; or one TOML file"
+        ),
     ] = (),
     lr: Annotated[
         float, arg(help="learning rate; of the narrow model where the start is a grown one")
@@ -81,6 +84,7 @@ def train(
 
     Example: mupscale train narrow --config llama-tiny --data texts/ --steps 500 --lr 4e-3
     Example: mupscale train line --config llama-tiny --stages 1:300 2:200 2:100
+    Example: mupscale train deeper --config llama-tiny --stages 1:300 1x2:200 2x1:100
     """
     need_extras()
     from mupscale.study.runs.models import PRESETS, read_config
@@ -202,24 +206,26 @@ def _train_stages(
     as_json: bool,
 ) -> int:
     """Write a study of all stages to OUT/study.toml, and run it."""
+    from mupscale.layout.depth import depth_of
     from mupscale.study.files.stages import line, read_stages
     from mupscale.study.files.sweeps import read_sweeps
     from mupscale.study.files.toml import read_toml, write_toml
-    from mupscale.study.runs.models import PRESETS
+    from mupscale.study.runs.models import PRESETS, read_config
     from mupscale.study.spec.sweeps import FieldError
 
     first: dict[str, Any] = {"begin": "scratch", "parametrization": "standard"}
     if start is not None:
         state = "fresh" if fresh_optimizer or not (start / "optimizer.pt").is_file() else "carried"
         first = {"begin": "continue", "from": "start", "optimizer_state": state}
+    preset = PRESETS.get(config) if start is None else None
+    depth = preset[1] if preset else depth_of(read_config(start or Path(config)))
     read = read_stages(words)
-    stages, file = line(read, first, settings.lr), out / "study.toml"
+    stages, file = line(read, first, settings.lr, depth), out / "study.toml"
     if start is not None:
         model: dict[str, Any] = {"checkpoint": str(start.absolute())}
         stages["sweep"] = {"start": {"begin": "checkpoint"}, **stages["sweep"]}
-    elif config in PRESETS:
-        width, layers = PRESETS[config]
-        model = {"family": "llama", "width": width, "layers": layers}
+    elif preset:
+        model = {"family": "llama", "width": preset[0], "layers": preset[1]}
     else:
         model = {"config": str(Path(config).absolute())}
     tables = {

@@ -143,6 +143,7 @@ def advise(
     tokens: float,
     *,
     narrow_tokens: float | None = None,
+    along: str = "width",
     comparison: Path | None = None,
     table: Map | None = None,
 ) -> Advice:
@@ -152,12 +153,14 @@ def advise(
         narrow, wide: numbers of parameters.
         tokens: the wide model's training budget.
         narrow_tokens: what the narrow model was trained on; None takes as many a parameter as the wide one.
+        along: what is to grow, ``"width"`` or ``"layers"``; of each there is a map. The law knows numbers of
+            parameters alone.
         comparison: `results.json` of the user's own `mupscale compare`, or of another study that asks about
             starts or savings.
         table: the map of what was measured; by default the one that comes with the package.
 
     Raises:
-        GrowthError: the wide model is not larger, or the comparison cannot be read.
+        GrowthError: the wide model is not larger, the comparison cannot be read, or nothing grows so.
 
     >>> advise(100e6, 200e6, 1e9).verdict
     'grow'
@@ -165,7 +168,7 @@ def advise(
     if wide <= narrow:
         raise GrowthError(f"from {count(narrow)} to {count(wide)} parameters: growing needs a larger target")
     case = _Case(narrow, wide, tokens, narrow_tokens or tokens / wide * narrow)
-    table = packaged() if table is None else table
+    table = packaged(along) if table is None else table
     asked = {"factor": case.factor, "narrow_ratio": case.narrow_tokens / narrow, "ratio": case.ratio}
     found: list[Found] = []
     sources, unknown = SOURCES, list(UNKNOWN)

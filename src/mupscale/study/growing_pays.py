@@ -1,7 +1,8 @@
 """What growing was measured to take: looked up in a map, that of `growing_pays.json` or one like it.
 
 A map has ``cells``, as a study's question `map` gives them; ``best``, the start that is best by its rule; and
-in words ``about``, ``model`` and ``command``: what it is, of which models, and how to make it again.
+in words ``about``, ``model`` and ``command``: what it is, of which models, and how to make it again. Beside
+that of widths, ``layers`` may be another one, of growing in depth.
 
 Between its cells shares are interpolated, beyond them nothing is said. Knows plain data only.
 """
@@ -15,6 +16,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from mupscale.errors import GrowthError
+
+ALONG = ("width", "layers")
 LARGEST_STEP = 1.25  # from the factor in parameters that was measured to the one asked about
 NEAR = 1.02  # ratios that differ by less are one
 Map = Mapping[str, Any]
@@ -52,10 +56,17 @@ class Found:
     at_edge: tuple[str, ...]
 
 
-def packaged() -> Map:
-    """The map that comes with the package; empty where none does."""
+def packaged(along: str = "width") -> Map:
+    """The map that comes with the package, of growing along width or layers; empty where none does.
+
+    Raises:
+        GrowthError: neither of them.
+    """
+    if along not in ALONG:
+        raise GrowthError(f"along {along!r}: expected {' or '.join(ALONG)}")
     file = files("mupscale.study") / "growing_pays.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    table: Map = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return table if along == "width" else table.get(along, {})
 
 
 def look_up(table: Map, *, factor: float, narrow_ratio: float, ratio: float) -> list[Found]:

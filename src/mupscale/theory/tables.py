@@ -16,6 +16,10 @@ from mupscale.theory.scaling import Scaling
 
 # Columns of text that a plan's table takes with its axes.
 FULL_WIDTH = 152
+COLUMNS = (
+    "m: copies of each entry; s, c: what weights and gradients are multiplied by; lr ×, wd ×: over the "
+    "narrow model's (documentation: How it works)"
+)
 
 
 def scaling_rows(params: Mapping[str, Scaling]) -> list[dict[str, Any]]:
@@ -48,7 +52,7 @@ def scaling_rows(params: Mapping[str, Scaling]) -> list[dict[str, Any]]:
 def scaling_table(
     params: Mapping[str, Scaling], *, title: str, notes: Iterable[str], axes: bool = True
 ) -> Table:
-    """The rows as a `rich` table, with or without the axes, and notes below it."""
+    """The rows as a `rich` table, with or without the axes; below it what its columns mean, and notes."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     table.add_column("parameter", no_wrap=True)
     if axes:
@@ -62,9 +66,8 @@ def scaling_table(
         times = f"  ({row['count']}×)" if row["count"] > 1 else ""
         notation = [row["axes"].replace("[", r"\[")] if axes else []
         table.add_row(row["parameter"] + times, *notation, *(f"{v:.4g}" for v in values))
-    if caption := "\n".join(notes):
-        table.caption = caption
-        table.caption_justify = "left"
+    table.caption = "\n".join([COLUMNS, *notes])
+    table.caption_justify = "left"
     return table
 
 

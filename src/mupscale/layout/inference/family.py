@@ -56,6 +56,13 @@ class Law:
             size *= Fraction(value) ** power
         return int(size) if size.denominator == 1 else None
 
+    def __str__(self) -> str:
+        """``hidden_size ÷ num_attention_heads``, times a factor, where there is one."""
+        times = [str(self.factor)] if self.factor != 1 else []
+        above = [".".join(path) for path, power in self.powers.items() for _ in range(power)]
+        below = [".".join(path) for path, power in self.powers.items() for _ in range(-power)]
+        return " × ".join([*times, *above] or ["1"]) + "".join(f" ÷ {path}" for path in below)
+
     def by_stage(self, config: PreTrainedConfig) -> Sequence[int]:
         """The size in every stage, where it is the entry of a list in the config; else none."""
         path = next(iter(self.powers), ())
@@ -317,7 +324,7 @@ class Family:
         if any(made[axis] != growth.get(axis, 1) for axis in self.laws):
             asked = {axis for axis, g in growth.items() if g != 1}
             fields = {path for axis in asked if axis in self.laws for path in self.laws[axis].powers}
-            bound = [f"{a} = {_law_text(law)}" for a, law in self.laws.items() if fields & law.powers.keys()]
+            bound = [f"{a} = {law}" for a, law in self.laws.items() if fields & law.powers.keys()]
             wish = ", ".join(f"{axis} by {growth[axis]}" for axis in sorted(asked))
             raise GrowthError(
                 f"no config of {self.model_type} grows {wish} and nothing else: {', '.join(bound)}; "
@@ -371,12 +378,6 @@ def _of_stage(dim: Dim, n: int, here: Mapping[str, int], sized: Callable[[str, i
 # What checkpoints of old hold and models of today compute, and what they call what has another name now.
 _COMPUTED = (r"masked_bias$", r"rotary_emb\.inv_freq$")
 _OLD_NAMES = {"embed_out.weight": "lm_head.weight"}
-
-
-def _law_text(law: Law) -> str:
-    above = [".".join(p) for p, e in law.powers.items() if e > 0]
-    below = [".".join(p) for p, e in law.powers.items() if e < 0]
-    return " × ".join(above or ["1"]) + ("".join(f" ÷ {b}" for b in below))
 
 
 def part_of(name: str) -> str:

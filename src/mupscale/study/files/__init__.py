@@ -13,9 +13,13 @@ from mupscale.study.files.toml import locating, read_toml
 from mupscale.study.files.tuning import as_sweeps
 from mupscale.study.spec.sweeps import FieldError, Study
 
-__all__ = ["DEMO", "locating", "read_study"]
+__all__ = ["DEMOS", "locating", "read_study"]
 
-DEMO = Path(__file__).with_name("demo.toml")  # what `mupscale demo` runs
+# What `mupscale demo` runs, by what grows.
+DEMOS = {
+    "width": Path(__file__).with_name("demo.toml"),
+    "layers": Path(__file__).with_name("demo_along_layers.toml"),
+}
 
 
 def read_study(path: Path, *, check_transfer: bool = False) -> Study:

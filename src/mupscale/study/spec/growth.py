@@ -32,15 +32,18 @@ def noise_of(knobs: Mapping[str, Any]) -> str:
     return f"{kind}:{strength:g}" if strength else "none"
 
 
-def recipe_of(knobs: Mapping[str, Any]) -> str:
-    """The same growth as options of `mupscale grow`.
+def recipe_of(knobs: Mapping[str, Any], deeper: float = 1) -> str:
+    """The same growth as options of `mupscale grow`; of layers, how many times as many.
 
     >>> recipe_of({"operator": "zero_pad", "shrink": 0.4, "lr": 0.01}), recipe_of({"noise": 2})
     ('--operator zero_pad --shrink 0.4', '--operator duplicate --noise balanced:2')
+    >>> recipe_of({"operator": "stack"}, deeper=2)
+    '--axes layers=2 --operator stack'
     """
     states = {"fresh": " --no-optimizer", "carried": " --carry-optimizer"}
     states["asymmetric"] = " --optimizer-state asymmetric"
-    words = {"operator": knobs.get("operator", GROWTH_KNOBS["operator"])}
+    words = {"axes": f"layers={deeper:g}"} if deeper != 1 else {}
+    words |= {"operator": knobs.get("operator", GROWTH_KNOBS["operator"])}
     words |= {"noise": noise_of(knobs)} if noise_of(knobs) != "default" else {}
     words |= {"shrink": f"{knobs['shrink']:g}"} if "shrink" in knobs else {}
     said = " ".join(f"--{option} {value}" for option, value in words.items())

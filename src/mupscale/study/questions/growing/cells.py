@@ -232,8 +232,11 @@ def _cells(results: Row, sweep: Row, scratch: Row) -> Iterator[Cell]:
     mine, theirs = (Ends.of(each, step_flops) for each in (sweep, scratch))
     seeds = [seed for seed in mine.losses if seed in theirs.losses]
     narrow, *_ = line = [*line_of(results, sweep)]
-    seen = sum(each["steps"] * each["items_per_step"] for each in line if each["width"] == narrow["width"])
+    seen = sum(
+        each["steps"] * each["items_per_step"] for each in line if each["parameters"] == narrow["parameters"]
+    )
     flops, best = flops_before(results, sweep), best_row(sweep)
+    deeper = (sweep.get("layers") or 1) / (sweep.get("from_layers") or 1)
     before = None if flops is None else flops / step_flops
     others = sum(row["steps"] for row in sweep["points"] if row is not best)
     tuning = (tuning_of(results, [sweep]) + others * sweep["flops_per_step"]) / step_flops
@@ -251,7 +254,7 @@ def _cells(results: Row, sweep: Row, scratch: Row) -> Iterator[Cell]:
         yield Cell(
             start=start_of(sweep),
             begin=sweep["begin"],
-            recipe=recipe_of(best["point"]) if best is not None and sweep["begin"] == "grow" else "",
+            recipe=recipe_of(best["point"], deeper) if best and sweep["begin"] == "grow" else "",
             narrow_ratio=_rounded(seen / narrow["parameters"]),
             ratio=_rounded(budget * scratch["items_per_step"] / scratch["parameters"]),
             factor=scratch["parameters"] / narrow["parameters"],

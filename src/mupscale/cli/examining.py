@@ -1,0 +1,201 @@
+"""`mupscale doctor`: everything that is found out about a model, for people whose model is refused.
+
+Knows what the command takes and prints; what is heavy is imported when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from rich import box, progress
+from rich.console import Console
+from rich.table import Table
+
+import mupscale
+from mupscale.cli.growing import Json, Source
+from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
+from mupscale.errors import GrowthError
+
+if TYPE_CHECKING:  # it imports torch
+    from mupscale.layout.inference.family import Family
+    from mupscale.models.skeletons import PreTrainedConfig
+    from mupscale.theory.manifest import Plan
+
+Row = dict[str, Any]
+WIDTH = "width"  # of all axes together, as --width 2 grows them
+COLUMNS = {"copies": "by even copies", "fresh": "by fresh units", "exact": "by expand to the same function"}
+
+
+def doctor(source: Source, /, *, json: Json = False) -> int:
+    """Say what was found out about a model: its axes, what they follow, what can grow, and if not, why.
+
+    SRC may be a checkpoint, a config.json or its folder. Every axis is tried by 2, by itself, and all widths
+    together; no weight is read. Exit status 1 where nothing can grow.
+
+    Example: mupscale doctor narrow
+    """
+    quiet_libraries()
+    from mupscale.checkpoint.reader import Checkpoint
+    from mupscale.layout.known import family_of
+    from mupscale.models.skeletons import class_name, skeleton
+
+    config = Checkpoint.read_config(source)
+    model = skeleton(config)
+    said: Row = {"model": class_name(type(model)), "model_type": config.model_type}
+    try:
+        family = family_of(config)
+        layout = family.layout(model, config)
+    except GrowthError as error:
+        said |= {"refused": str(error)}
+        if json:
+            print_json(said)
+        else:
+            print_text(f"{said['model']} ({said['model_type']}) is refused: {error}")
+        return 1
+    growths = _growths(config, family)
+    said |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "axes": [_axis(axis, size, family) for axis, size in layout.sizes.items()],
+        "tensors": list(_tensors(layout, family)),
+        "ties": dict(layout.ties),
+        "growths": growths,
+    }
+    if json:
+        print_json(said)
+    else:
+        _tell(said)
+    return 0 if any(one["copies"] is None or one["fresh"] is None for one in growths) else 1
+
+
+# ---- what is found -----------------------------------------------------------------------------------------
+
+
+def _axis(axis: str, size: int, family: Family) -> Row:
+    """An axis: how large it is, and the fields of the config that it follows."""
+    from mupscale.layout.base import DEPTH
+    from mupscale.layout.inference.fields import NO_WIDTH
+
+    if axis == DEPTH:
+        return {"axis": axis, "size": size, "follows": "num_hidden_layers"}
+    law = family.laws.get(axis)
+    return {
+        "axis": axis,
+        "size": size,
+        "follows": str(law) if law and law.powers else NO_WIDTH.get(axis, "no field"),
+    }
+
+
+def _tensors(layout: Any, family: Family) -> Iterator[Row]:
+    """Parameters and buffers, and what is known of them; those that are alike in all layers together."""
+    from mupscale.theory.tables import collapse
+
+    rows: dict[tuple[str, str, str], int] = {}
+    for name, axes in (*layout.params.items(), *layout.buffers.items()):
+        notes = {
+            "buffer": name in layout.buffers,
+            "readout: gets no noise": name in layout.readouts,
+            "not reached by the tiny run: cannot grow": family.twin(name, len(axes.dims)) in family.unused,
+        }
+        key = collapse(name), str(axes), "; ".join(note for note, holds in notes.items() if holds)
+        rows[key] = rows.get(key, 0) + 1
+    for (name, axes, note), count in rows.items():
+        yield {"tensor": name, "count": count, "axes": axes, "note": note}
+
+
+def _growths(config: PreTrainedConfig, family: Family) -> list[Row]:
+    """All widths by 2, and every axis by itself: whether it can, by copies and by fresh units, or why not."""
+    from mupscale.layout.base import DEPTH
+    from mupscale.layout.inference.fields import NO_WIDTH
+
+    asked: dict[str, Row] = {WIDTH: {"width": 2}}
+    asked |= {
+        axis: {"axes": {axis: 2}} for axis in (*family.laws, DEPTH) if axis == DEPTH or axis not in NO_WIDTH
+    }
+    with progress.Progress(console=Console(stderr=True), transient=True) as bar:
+        return [
+            _growth(config, what, how) for what, how in bar.track(asked.items(), description="trying growths")
+        ]
+
+
+def _growth(config: PreTrainedConfig, what: str, how: Mapping[str, Any]) -> Row:
+    """One growth: the reasons against copies and against fresh units, None where there is none; its folds."""
+    row: Row = {"growth": what, **dict.fromkeys(COLUMNS), "folds": [], "grows": {}}
+    try:
+        plan = mupscale.plan(config, **how)
+    except GrowthError as error:
+        return row | dict.fromkeys(COLUMNS, str(error))
+    row["grows"] = {axis: str(factor) for axis, factor in plan.growth.items()}
+    row["folds"] = list(_folds(plan))
+    return row | {
+        key: _against(plan, op) for key, op in zip(COLUMNS, ("duplicate", "zero_pad", "expand"), strict=True)
+    }
+
+
+def _against(plan: Plan, operator: str) -> str | None:
+    """Why an operator cannot grow so; None where it can. Of `expand`: why it does not keep the function."""
+    from mupscale.operators.catalogue import operator_named
+    from mupscale.planner import prove_operator
+
+    try:
+        operator_named(operator).check(plan)
+        if operator == "expand":
+            prove_operator(plan, operator)
+    except GrowthError as error:
+        return str(error)
+    return None
+
+
+def _folds(plan: Plan) -> Iterator[Row]:
+    """What is scaled to make up for a constant of the architecture, layers together."""
+    from mupscale.theory.tables import collapse
+
+    seen = set()
+    for name, scaling in plan.params.items():
+        by = [f"{fold.axis}^{Fraction(fold.power)}" for fold in plan.layout.folds.get(name, ())]
+        key = collapse(name), scaling.fold
+        if scaling.fold != 1 and key not in seen:
+            seen.add(key)
+            yield {"tensor": key[0], "times": scaling.fold, "by": by}
+
+
+# ---- what is printed ---------------------------------------------------------------------------------------
+
+
+def _tell(said: Row) -> None:
+    from mupscale.theory.tables import count
+
+    print_text(f"{said['model']} ({said['model_type']}), {count(said['parameters'])} parameters")
+    axes = _table("Axes", "axis", "size", "follows")
+    for row in said["axes"]:
+        axes.add_row(row["axis"], str(row["size"]), row["follows"])
+    tensors = _table("Tensors; in brackets what the forward pass sums over", "tensor", "axes", "")
+    for row in said["tensors"]:
+        times = f"  ({row['count']}×)" if row["count"] > 1 else ""
+        tensors.add_row(row["tensor"] + times, row["axes"].replace("[", r"\["), row["note"])
+    growths = _table("What can grow, by 2", "growth", *(f"{head}?" for head in COLUMNS.values()))
+    for row in said["growths"]:
+        beside = f" ({', '.join(row['grows'])})" if row["growth"] == WIDTH and row["grows"] else ""
+        growths.add_row(row["growth"] + beside, *("yes" if row[key] is None else "no" for key in COLUMNS))
+    print_table(lambda roomy: axes)
+    print_table(lambda roomy: tensors)
+    print_table(lambda roomy: growths)
+    for row in said["growths"]:
+        for fold in row["folds"]:
+            by = ", ".join(fold["by"])
+            print_text(f"{row['growth']}: {fold['tensor']} is scaled by {fold['times']:.4g} ({by})")
+    for row in said["growths"]:
+        reasons: dict[str, list[str]] = {}
+        for key, head in COLUMNS.items():
+            if row[key] is not None:
+                reasons.setdefault(row[key], []).append(head)
+        for reason, heads in reasons.items():
+            print_text(f"{row['growth']}, not {' nor '.join(heads)}: {reason}")
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for head in heads:
+        table.add_column(head, no_wrap=head == "tensor", overflow="fold")
+    return table
