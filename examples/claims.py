@@ -16,6 +16,7 @@ from mupscale.study.page import Answer
 MA = "Ma et al. 2026, *μpscaling small models* (arXiv 2602.10545)"
 MALLIK = "Mallik et al. 2024, *Warmstarting for Scaling Language Models* (arXiv 2411.07340)"
 MLODOZENIEC = "Mlodozeniec et al. 2025, *Completed Hyperparameter Transfer* (arXiv 2512.22382)"
+DEY = "Dey et al. 2025, *Don't be lazy: CompleteP …* (arXiv 2505.01618)"
 MOST_CHANGE = 2.0  # of activations, over 4 times the width, that still counts as level
 Verdict = tuple[str, bool | None]  # what was measured, and whether it agrees; None: that is not known
 Question = Mapping[str, Any]
@@ -26,7 +27,7 @@ class Claim:
     """A row.
 
     Attributes:
-        paper: `MA`, `MALLIK` or `MLODOZENIEC`.
+        paper: `MA`, `MALLIK`, `MLODOZENIEC` or `DEY`.
         title: the claim or figure.
         says: what the paper says, in our words.
         study: the name of its study in `evidence.STUDIES`.
@@ -357,6 +358,16 @@ CLAIMS = (
         study="budget",
         asks=({"ask": "tuned"},),
         judge=goes_by_rule("narrow", {"4B by rule": 2.0, "4D by rule": 0.5, "4B and 4D": 1.0}),
+        picture="loss_over_lr",
+    ),
+    Claim(
+        paper=DEY,
+        title="Rates over depth",
+        says="With 1/L before each residual branch the best rate stays from 2 to 128 layers; under μP for "
+        "widths alone it does not.",
+        study="depth_transfer",
+        asks=_TRANSFER,
+        judge=transfers,
         picture="loss_over_lr",
     ),
 )

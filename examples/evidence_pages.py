@@ -87,12 +87,13 @@ def write_pages(
     growing = [study for study in studies if study.page == GROWING]
     (docs / GROWING).write_text(_growing_page(growing, known, told, docs), encoding="utf-8")
     (docs / RESULTS).write_text(_results_page(known, told, claims, docs), encoding="utf-8")
+    found = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
     tables = {along: _table(names, known, told) for along, names in MAPS.items()}
-    if tables["width"]:
-        found = {**tables["width"], **({"layers": tables["layers"]} if tables["layers"] else {})}
+    found |= tables["width"] | ({"layers": tables["layers"]} if tables["layers"] else {})
+    if "cells" in found:
         table.write_text(f"{json.dumps(found, indent=1, allow_nan=False)}\n", encoding="utf-8")
-    if table.exists() and (plot := _over_compute(json.loads(table.read_text(encoding="utf-8")))):
-        plot.save(docs)
+        if plot := _over_compute(found):
+            plot.save(docs)
 
 
 def _over_compute(table: Row) -> Plot | None:

@@ -1,0 +1,96 @@
+"""Numbers that pages tell in words of their own are those that were measured; and the README is short."""
+
+import gzip
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from mupscale.operators.catalogue import DEFAULT
+from mupscale.study.growing_pays import packaged
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_the_default_is_what_is_best_on_the_map():
+    best = next(cell for cell in packaged()["cells"] if cell["start"] == packaged()["best"])
+    assert best["recipe"] == "--operator {} --shrink {}".format(*DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("shown", "start"),
+    [
+        ("the default: `--operator expand --shrink 0.7`", "expand_shrunk"),
+        ("`--operator zero_pad` (λ = 0.4)", "padded"),
+        ("`--operator expand` (λ = 1)", "expand"),
+        ("`--operator zero_pad --shrink 1`", "padded_whole"),
+        ("`--operator duplicate`", "copied"),
+        ("the narrow model continued, as many FLOPs", "continued"),
+    ],
+)
+def test_the_shares_that_are_told_are_those_of_the_map(shown, start):
+    page = (ROOT / "docs/guide/does-it-pay.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| {shown} |"))
+    columns = [column.strip() for column in row.replace("*", "").split("|")[2:-2]]
+    cells = {
+        (cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]): cell
+        for cell in packaged()["cells"]
+        if cell["start"] == start
+    }
+    for narrow, column in zip((5, 20, 80, 320), columns, strict=False):
+        cell = cells[narrow, 20]
+        spread = "" if cell["share_spread"] is None else f" ± {100 * cell['share_spread']:.0f} %"
+        said = f"{cell['sign']}{100 * cell['share']:.0f} %{spread}"
+        with_narrow = f" ({cell['sign']}{100 * cell['with_narrow']:.0f} %)"
+        assert column == said + (with_narrow if narrow < 320 else "")
+    short = cells[320, 5]
+    assert columns[4] == f"{short['loss']:.3f} ± {short['loss_spread']:.3f}"
+    assert f"(from scratch {short['scratch_loss']:.3f})" in page
+
+
+# ---- depth -------------------------------------------------------------------------------------------------
+
+DEPTH = (ROOT / "docs/depth.md").read_text()
+
+
+def measured(study):
+    kept = ROOT / f"docs/evidence/{study}/results.json.gz"
+    return {sweep["name"]: sweep for sweep in json.loads(gzip.decompress(kept.read_bytes()))["sweeps"]}
+
+
+def columns(start):
+    """Of the row of depth.md that begins so."""
+    row = next(line for line in DEPTH.splitlines() if line.startswith(f"| {start} |"))
+    return [column.strip() for column in row.replace("*", "").split("|")[2:-1]]
+
+
+@pytest.mark.parametrize(
+    ("start", "sweep"),
+    [
+        ("eight layers from scratch, depth-μP", "scratch"),
+        ("repeated, half each, optimizer carried", "repeated"),
+        ("the same, optimizer fresh", "repeated_fresh"),
+        ("the whole stack again (`stack`)", "stacked"),
+        ("new layers that are the identity (`stack_identity`)", "identity"),
+        ("the four layers, continued", "continued"),
+    ],
+)
+def test_what_growing_in_depth_came_to(start, sweep):
+    ends = measured("depth_growing_pays")[sweep]["best_ends"]
+    assert columns(start) == [f"{fmean(e['losses']):.3f} ± {stdev(e['losses']):.3f}" for e in ends]
+    assert not any(end["at_edge"] for end in ends)
+
+
+def test_the_rates_over_depth():
+    sweeps = measured("depth_transfer")
+    for start, name in (("μP for widths alone", "width-alone"), ("depth as one more axis", "depth")):
+        best = [sweeps[f"{name}-{layers}"]["best"] for layers in (2, 4, 8, 16, 32)]
+        assert columns(f"{start}: best rate") == [f"{one['point']['lr']:g}" for one in best]
+        losses = next(line for line in DEPTH[DEPTH.index(f"| {start}: best rate") :].splitlines()[1:])
+        told = [column.strip() for column in losses.replace("*", "").split("|")[2:-1]]
+        assert told == [f"{one['loss']:.3f}" for one in best]
