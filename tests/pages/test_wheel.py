@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import tiny_llama
-from mupscale.models.skeletons import model_class
+from models import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,8 +34,7 @@ def installed(tmp_path_factory):
 
 
 def test_it_grows_and_verifies_without_the_extras(installed, tmp_path):
-    config = tiny_llama()
-    model_class(config)(config).save_pretrained(tmp_path / "narrow")
+    build("llama").float().save_pretrained(tmp_path / "narrow")
     assert "grow" in said(installed, "--help")
     assert "d_model" in said(installed, "plan", "narrow", "--width", "2", cwd=tmp_path)
     said(installed, "grow", "narrow", "wide", "--width", "2", "--operator", "duplicate", cwd=tmp_path)

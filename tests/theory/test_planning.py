@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, XLNetConfig
+from transformers import Dinov2Config, LlamaConfig, XLNetConfig
 
 import mupscale
 from models import CONFIGS, NAMES, PLAIN, build, make_mlp, plan_source
@@ -116,6 +116,14 @@ def test_plan_prints_as_a_table():
 def test_impossible_plans_are_refused_with_a_reason(make, message):
     with pytest.raises(GrowthError, match=message):
         make()
+
+
+def test_one_axis_grows_where_a_ratio_of_fields_has_to_shrink():
+    """d_ff is hidden_size × mlp_ratio: it stays as the one doubles where the other is halved."""
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    plan = mupscale.plan(config, axes={"d_model": 2})
+    assert (plan.config.hidden_size, plan.config.mlp_ratio) == (64, config.mlp_ratio / 2)
+    assert plan.proved
 
 
 class Flatten(nn.Module):

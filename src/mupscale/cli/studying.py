@@ -258,7 +258,7 @@ def advise(
     It goes by what was measured where that holds the case, else by a published law, and says which.
 
     Example: mupscale advise --params 5M --to 70M --tokens 1.4B
-    Example: mupscale advise --params 65K --to 119K --tokens 2.4M --along layers
+    Example: mupscale advise --params 76K --to 119K --tokens 2.4M --along layers
     """
     from mupscale.study.advice import advise as judge
     from mupscale.study.advice import parse_count

@@ -74,8 +74,8 @@ def folds_for(family: Family, layout: Layout, growth: Mapping[str, Fraction]) ->
     whole = all(g.denominator == 1 and g > 1 and axis not in layout.inexact for axis, g in asked.items())
     # Of a growth that is not made of whole copies, the plainest of those that are shows the same laws.
     stand_in = family.shown_by(asked) if whole else family.width(Fraction(2))
-    factors = {path: int(f) for path, f in family.factors_for(stand_in).items()}
-    key = [_key(family.small), sorted((".".join(p), f) for p, f in factors.items())]
+    factors = family.factors_for(stand_in)  # below 1 where another field grows: a ratio of two that stays
+    key = [_key(family.small), sorted((".".join(p), str(f)) for p, f in factors.items())]
     data = remembered(
         "folds",
         key,

@@ -19,7 +19,9 @@ from mupscale.notation.axes import Axes
 POWERS = [Fraction(n, 8) for n in range(-16, 17) if n]
 
 
-def folds_of(family: Family, factors: Mapping[Path, int], growth: Mapping[str, Fraction]) -> dict[str, Fold]:
+def folds_of(
+    family: Family, factors: Mapping[Path, Fraction], growth: Mapping[str, Fraction]
+) -> dict[str, Fold]:
     """By name, the folds of the tiny model's parameters when its fields grow by ``factors``.
 
     Args:
