@@ -4,6 +4,7 @@ A page's blocks run in their order, in one folder that holds ``narrow``, a small
 ``texts``. What stands behind ``<!-- slow -->`` takes minutes. Blocks of `text` are output, or no command of ours.
 """
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from sybil import Example, Sybil
 from sybil.example import SybilFailure
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+import mupscale
 from mupscale.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +113,13 @@ def test_how_much_is_shown(capsys):
         print(f"\n{len(WITH_BLOCKS)} pages show {len(python)} blocks of Python and {len(commands)} commands.")
     assert len(python) >= 15
     assert len(commands) >= 30
+
+
+def test_the_reference_has_every_public_name():
+    named = re.findall(
+        r"^::: mupscale\.(\w+)$", (ROOT / "docs/reference/python.md").read_text(), re.MULTILINE
+    )
+    assert {*mupscale.__all__} == {*named}
 
 
 def test_no_block_is_of_a_kind_that_does_not_run():
