@@ -20,7 +20,7 @@ from mupscale.study.page import Answer, Table, markdown_table
 from mupscale.study.page.parts import table_of
 from mupscale.study.page.plots import BLUE, ORANGE, Line, Plot, draw
 from mupscale.study.questions import answers
-from mupscale.study.questions.words import several, widths
+from mupscale.study.questions.words import several, size
 from mupscale.theory.tables import count
 
 if TYPE_CHECKING:
@@ -160,9 +160,8 @@ def _table(names: Sequence[str], known: Mapping[Study, Row | None], told: Mappin
         return {}
     studies = [told[name].study for name in maps]
     sweeps = [sweep for study in studies for sweep in (known[study] or {})["sweeps"]]
-    alone = {"from_width": None, "from_layers": None}
-    sizes = sorted({(sweep["parameters"], widths(sweep | alone)) for sweep in sweeps})
-    said = several([f"{count(size)} (d_model {size_said})" for size, size_said in sizes])
+    sizes = sorted({(sweep["parameters"], size(sweep)) for sweep in sweeps})
+    said = several([f"{count(parameters)} (d_model {shape})" for parameters, shape in sizes])
     return {
         "about": "Measured by this project, seeds and bands in docs/growing-pays.md:",
         "model": f"Llamas of {said} parameters",

@@ -158,6 +158,7 @@ def test_a_line_grows_in_depth_and_in_width(words: list[str], tmp_path: Path) ->
     assert plan.growth == {"d_model": 2, "d_ff": 2, "kv_heads": 2, "layers": 4}
     deepest = AutoModelForCausalLM.from_pretrained(tmp_path / "stage3").config
     assert (deepest.hidden_size, deepest.num_hidden_layers) == (32, 4)
+    assert "| 16 with 2 layers |" in " ".join((tmp_path / "report.md").read_text().split())
     rows = history(tmp_path)
     before = [next(r["loss"] for r in reversed(rows) if r["stage"] == n) for n in (1, 2)]
     after = [next(r["loss"] for r in rows if r["stage"] == n) for n in (2, 3)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mupscale.study.page.parts import Answer, Part, Table, table_of
 from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
-from mupscale.study.questions.words import loss_axis, loss_over_flops, show, show_flops, show_loss
+from mupscale.study.questions.words import loss_axis, loss_over_flops, show, show_flops, show_loss, size
 from mupscale.theory.tables import count
 
 # By which two models that compute the same may part in training: float32 rounds, and training magnifies that.
@@ -21,7 +21,7 @@ def line(results: Row, *, of: Names) -> Answer:
     lines = []
     steps = items = flops = 0
     for sweep in sweeps_of(results, of):
-        row, size = best_row(sweep), count(sweep["parameters"])
+        row, parameters = best_row(sweep), count(sweep["parameters"])
         if row is None:
             break
         at, stage = [step for step, *_ in row["curve"]], f"stage {len(cells) + 1}"
@@ -29,7 +29,7 @@ def line(results: Row, *, of: Names) -> Answer:
             Line(
                 name=stage,
                 curve=[[flops + step * sweep["flops_per_step"], *losses] for step, *losses in row["curve"]],
-                label=f"{stage}: {size} parameters, {row['loss']:.3f}",
+                label=f"{stage}: {parameters} parameters, {row['loss']:.3f}",
                 more={
                     "step": [steps + step for step in at],
                     "items": [items + step * sweep["items_per_step"] for step in at],
@@ -39,7 +39,7 @@ def line(results: Row, *, of: Names) -> Answer:
         steps, items = steps + sweep["steps"], items + sweep["steps"] * sweep["items_per_step"]
         flops += sweep["steps"] * sweep["flops_per_step"]
         final, loss = row["loss"], show_loss(row["loss"], row["spread"])
-        cells.append((sweep["name"], str(sweep["width"]), size, str(steps), show_flops(flops), loss))
+        cells.append((sweep["name"], size(sweep), parameters, str(steps), show_flops(flops), loss))
     if not cells:
         return Answer(title="All stages", parts=("No stage has ended yet.",))
     said = f"After {len(cells)} stages, {steps} steps and {show_flops(flops)} FLOPs the loss is {loss}."

@@ -69,6 +69,15 @@ def widths(sweep: Row) -> str:
     return f"{_from_to(*width, once=True)} with {_from_to(*layers, once=True)} layers"
 
 
+def size(sweep: Row) -> str:
+    """The same without what it comes from.
+
+    >>> size({"width": 32, "from_width": 32, "layers": 8, "from_layers": 4})
+    '32 with 8 layers'
+    """
+    return widths(sweep | {"from_width": None, "from_layers": None})
+
+
 def _from_to(before: Any, after: Any, *, once: bool = False) -> str:
     """Both; or the latter, where there is no other, or ``once`` where they are the same."""
     return str(after) if before is None or (once and before == after) else f"{before} → {after}"
