@@ -100,7 +100,8 @@ def grow_(
             tensor, source = given[name], own[plan.canonical(name)]
             if tuple(tensor.shape) != plan.wide_shape(name):
                 raise GrowthError(
-                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(tensor.shape)}"
+                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(tensor.shape)}; "
+                    "build the wide model in the sizes of the plan"
                 )
             if isinstance(tensor, nn.Parameter) or is_sharded(tensor):
                 dtype = tensor.dtype if tensor.is_floating_point() else None
@@ -120,13 +121,13 @@ def grow_(
 def _check(found: dict[str, Tensor], expected: Iterable[str], side: str) -> None:
     if name := next((n for n, t in found.items() if t.is_meta), None):
         raise GrowthError(
-            f"{name}: of the {side} model is on the meta device; give it memory first (to_empty)"
+            f"{name}: is on the meta device in the {side} model; give it memory first (to_empty)"
         )
     if differing := found.keys() ^ {*expected}:
         name = min(differing)
         raise GrowthError(
             f"{name}: {f'in the {side} model only' if name in found else f'not in the {side} model'}; build "
-            "it as the plan's, with the same tensors tied (to_empty unties: call tie_weights after it)"
+            "it as the plan does, with the same tensors tied (to_empty unties: call tie_weights after it)"
         )
 
 

@@ -44,7 +44,8 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
             scaling = plan[name]
             if tuple(param.shape) != plan.wide_shape(name):
                 raise GrowthError(
-                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}"
+                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}; "
+                    "build the model in the sizes of the plan"
                 )
             rows = rows_held(param)
             if (place := plan.own_name(name)) in own:

@@ -104,7 +104,7 @@ def _planned(
     if (config := transformers_config(model)) is not None:
         config = own_config(config) if model is config else config
         if hints:
-            raise GrowthError("hints are for plain modules; the axes of a transformers model are measured")
+            raise GrowthError("hints are for plain modules; leave them out for a transformers model")
         wide_config = transformers_config(to)
         if to is not None and wide_config is None:
             raise GrowthError("to: expected a transformers config or model, as the narrow one is")
@@ -125,7 +125,7 @@ def _planned(
         check_memory(wide)
         return _plan_modules(lambda: copied(narrow), lambda: copied(wide), hints, inputs, made=False)
     if width is None or axes or to is not None:
-        raise GrowthError("plan(make, width=2): a function that builds modules is planned with width alone")
+        raise GrowthError("plan(make, width=2): a function is grown by width alone; leave axes and to out")
     if growth_factor("width", width).denominator != 1 or not isinstance(width, int):
         raise GrowthError(f"width: {width!r} is what make(width) is called with; give a whole number, an int")
     return _plan_modules(_maker(model, 1), _maker(model, width), hints, inputs, made=True)
@@ -194,9 +194,7 @@ def _plan_modules(
             and shapes alone are kept.
     """
     if hints and inputs is not None:
-        raise GrowthError(
-            "hints: what they say is read from a run where there are inputs; give one or the other"
-        )
+        raise GrowthError("hints and inputs: a run on inputs shows all that hints say; give one or the other")
     with float64(), Float64():  # constants that a constructor computes are not rounded either
         narrow, wide = build_narrow(), build_wide()
     tie_(wide, tie_names(narrow))
@@ -261,7 +259,7 @@ def _plan_transformers(
         wide_config = widen(config, family, layout, growth, period)
     growth = {axis: g for axis, g in growth.items() if g != 1}
     if order is not None and DEPTH not in growth:
-        raise GrowthError(f"order {order!r} is of layers, whose number does not grow")
+        raise GrowthError(f"order {order!r} is for layers, and these do not grow; leave it out")
     made = _between(family, layout, config, wide_config, growth, period)
     own = {axis: g for axis, g in growth.items() if axis in family.laws}
     if own and not made.inexact.keys() & own.keys():
@@ -340,8 +338,8 @@ def _between(
     params = shapes(wide_config, buffers=False)
     if odd := [n for n in (*params, *made.wide_names) if n not in made.wide_names or n not in wide]:
         raise GrowthError(
-            f"{odd[0]}: only in one of the two models, layer by layer; layers of several kinds do not stand "
-            "in the same order in both, and this growth is not understood"
+            f"{odd[0]}: only in one of the two models, as kinds of layers stand in another order there; "
+            "try the other order (order, --order), or grow widths alone"
         )
     _check_shapes(made, wide)
     return made
@@ -353,7 +351,7 @@ def _check_shapes(plan: Plan, wide: Mapping[str, tuple[int, ...]]) -> None:
         if wide[name] != plan.wide_shape(name):
             raise GrowthError(
                 f"{name}: grows from {plan[name].shape} to {wide[name]} in the wide model, but to "
-                f"{plan.wide_shape(name)} by its axes '{plan[name].axes}'; this growth is not understood"
+                f"{plan.wide_shape(name)} by its axes '{plan[name].axes}'; choose other factors or axes"
             )
 
 

@@ -204,7 +204,8 @@ def _verified(
             wide_outputs = _run("wide", wide64, grown_call(call, plan))
     if len(expected) != len(wide_outputs):
         raise GrowthError(
-            f"the narrow model returns {len(expected)} tensors, the wide one {len(wide_outputs)}"
+            f"outputs are {len(expected)} tensors of the narrow model, {len(wide_outputs)} of the wide one; "
+            "build both alike"
         )
     for narrow_output, wide_output in zip(expected, wide_outputs, strict=True):
         if narrow_output.shape != wide_output.shape:
@@ -249,10 +250,10 @@ def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:
         GrowthError: the model does not run, or returns nothing to compare.
     """
     name = f"the {side} model, {type(model).__name__},"
-    with said_as(f"{name} does not run on these inputs"), SameChance(0):
+    with said_as(f"{name} does not run on these inputs", "; give others"), SameChance(0):
         outputs = result_tensors(call(model))
     if not outputs:
-        raise GrowthError(f"{name} returns no floating-point tensor; nothing to compare")
+        raise GrowthError(f"{name} returns no floating-point tensor to compare; let it return its outputs")
     return outputs
 
 
@@ -275,7 +276,7 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -
 
 def _example(model: nn.Module) -> dict[str, Any]:
     if transformers_config(model) is None:
-        raise GrowthError("verify: a plain module needs inputs=..., what to call it with")
+        raise GrowthError("verify: a plain module needs inputs=x, what to call it with")
     device = next(model.parameters()).device
     return {
         k: v.to(device) if isinstance(v, Tensor) else v for k, v in example_inputs(model, length=16).items()

@@ -208,11 +208,15 @@ BAD = {
         [],
         "config.json: not valid JSON (maximum",
     ),
-    "list of families": (lambda p: edit_config(p, model_type=["llama"]), [], "model_type ['llama'] is not"),
+    "list of families": (
+        lambda p: edit_config(p, model_type=["llama"]),
+        [],
+        "model_type ['llama'] is unknown to transformers",
+    ),
     "a class that is no model": (
         lambda p: edit_config(p, architectures=["pipeline"]),
         [],
-        "'pipeline' is no model class of transformers",
+        "'pipeline' is no model of transformers",
     ),
     "a number for classes": (
         lambda p: edit_config(p, architectures=-1),
@@ -224,7 +228,11 @@ BAD = {
         [],
         "architectures: is [None], expected a list of names",
     ),
-    "a class that is a number": (lambda p: edit_config(p, architectures=[3]), [], "3 is no model class"),
+    "a class that is a number": (
+        lambda p: edit_config(p, architectures=[3]),
+        [],
+        "3 is no model of transformers",
+    ),
     "a class of another config": (
         lambda p: edit_config(p, architectures=["GPT2LMHeadModel"]),
         [],
@@ -238,32 +246,32 @@ BAD = {
     "more layers than tensors": (
         lambda p: edit_config(p, num_hidden_layers=100_000),
         [],
-        "num_hidden_layers is 100000, but the weights are 21 tensors",
+        "num_hidden_layers is 100000, but the weights are 21 tensors; correct it",
     ),
-    "shard that is a number": (lambda p: shard(p, 3), [], "3 in its weight_map is not a file beside it"),
+    "shard that is a number": (lambda p: shard(p, 3), [], "files beside it in weight_map, found 3"),
     "shard elsewhere": (
         lambda p: shard(p, "/etc/passwd"),
         [],
-        "'/etc/passwd' in its weight_map is not a file",
+        "expected names of files beside it in weight_map, found '/etc/passwd'",
     ),
     "shard above": (
         lambda p: shard(p, "../model.safetensors"),
         [],
-        "in its weight_map is not a file beside it",
+        "expected names of files beside it in weight_map, found '../model.safetensors'",
     ),
     "endless shards": (None, ["--max-shard-size", "1e400GB"], "max-shard-size '1e400GB': expected a size"),
     "axis given twice": (None, ["--axes", "d_ff=2", "d_ff=3"], "--axes d_ff=3: d_ff is given twice"),
     "too large for the dtype": (
         lambda p: edit_weights(p, lambda t: t["model.norm.weight"].fill_(1e6)),
         ["--dtype", "float16"],
-        "model.norm.weight: grown it holds numbers beyond torch.float16",
+        "model.norm.weight: grown, it holds numbers too large for torch.float16",
     ),
     "no config": (lambda p: (p / "config.json").unlink(), [], "config.json: not found"),
     "config is not JSON": (lambda p: (p / "config.json").write_text("{"), [], "config.json: not valid JSON"),
     "unknown family": (
         lambda p: edit_config(p, model_type="bart2"),
         [],
-        "model_type 'bart2' is not one that transformers",
+        "model_type 'bart2' is unknown to transformers",
     ),
     "truncated weights": (truncate, [], "model.safetensors: truncated or corrupt"),
     "corrupt weights": (
@@ -274,7 +282,7 @@ BAD = {
     "no weights": (
         lambda p: [(p / name).unlink() for name in ("model.safetensors", "pytorch_model.bin")],
         [],
-        "model.safetensors: not found; expected the weights in it, or in pytorch_model.bin",
+        "model.safetensors: not found; expected the weights here, or in pytorch_model.bin",
     ),
     "corrupt pickle": (
         lambda p: (p / "model.safetensors").unlink(),  # beside it lies what is none
@@ -302,12 +310,12 @@ BAD = {
     "unknown tensor": (
         lambda p: edit_weights(p, lambda t: t.update(extra=torch.ones(2))),
         [],
-        "tensor 'extra' is unknown to the layout",
+        "tensor 'extra' is not in the model of config.json",
     ),
     "wrong shape": (
         lambda p: edit_config(p, intermediate_size=49),
         [],
-        "'model.layers.0.mlp.down_proj.weight' has shape (32, 48), the config says (32, 49)",
+        "'model.layers.0.mlp.down_proj.weight' has shape (32, 48), config.json says (32, 49)",
     ),
     "nan": (
         lambda p: edit_weights(p, poison),
@@ -422,7 +430,7 @@ def test_a_sentence_transformers_folder_keeps_its_pooling(source, tmp_path, caps
     (source / "2_Dense" / "config.json").write_text("{}")
     (source / "2_Dense" / "model.safetensors").write_bytes(b"")
     assert main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"]) == 2
-    assert "2_Dense: weights behind the model, which are not grown" in capsys.readouterr().err
+    assert "2_Dense: holds weights of a module after the model" in capsys.readouterr().err
     assert not (tmp_path / "wider").exists()
 
 
@@ -604,7 +612,7 @@ def test_a_source_that_is_cut_short_while_it_is_read_ends_in_one_line(source, tm
     monkeypatch.setattr(Checkpoint, "checksums", cut)
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 2
     said = capsys.readouterr().err
-    assert "model.safetensors: has been cut short; the tensor at byte" in said
+    assert "model.safetensors: has been cut short, in a tensor of" in said
     assert said.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["narrow"]
 

@@ -165,16 +165,16 @@ def test_other_arguments_do_not_go_on_with_it(narrow, whole, tmp_path):
     with pytest.raises(Stopped):
         grow_checkpoint(source, tmp_path / "wide", **HOW, progress=after(50))
     for other, said in (
-        ({"seed": 1}, "of other seed 0; give its command again"),
-        ({"width": 3}, "of other growth d_model"),
-        ({"noise": None}, "of other noise balanced:1; give"),
-        ({"max_shard_size": "5GB"}, "of other max_shard_size 60KB; give"),
-        ({"dtype": torch.bfloat16}, "of other dtype None; give"),
+        ({"seed": 1}, r"other settings \(seed 0\) was stopped here; give its command again"),
+        ({"width": 3}, r"other settings \(growth d_model"),
+        ({"noise": None}, r"other settings \(noise balanced:1\) was"),
+        ({"max_shard_size": "5GB"}, r"other settings \(max_shard_size 60KB\) was"),
+        ({"dtype": torch.bfloat16}, r"other settings \(dtype None\) was"),
     ):
         with pytest.raises(GrowthError, match=said):
             grow_checkpoint(source, tmp_path / "wide", **{**HOW, **other})
     os.utime(source / "model.safetensors")
-    with pytest.raises(GrowthError, match="of other source; give its command again"):
+    with pytest.raises(GrowthError, match=r"other settings \(source\) was stopped here; give its command"):
         grow_checkpoint(source, tmp_path / "wide", **HOW)
     shutil.rmtree(tmp_path / ".wide.partial")
     grow_checkpoint(source, tmp_path / "wide", **HOW)

@@ -199,7 +199,7 @@ def test_the_optimizer_goes_on_as_that_of_explicit_multipliers(factor, width):
     [
         ("bert", "norm of the sum"),
         ("openai-gpt", "norm of the sum"),
-        ("minicpm3", "constants in it go by its place"),
+        ("minicpm3", "its source, in constants that go by the number of the layer"),
     ],
 )
 def test_without_a_residual_stream_there_is_no_rule_and_no_growth(model_type, reason):
@@ -209,9 +209,9 @@ def test_without_a_residual_stream_there_is_no_rule_and_no_growth(model_type, re
     with pytest.raises(GrowthError, match=reason):
         mupscale.grow(narrow, plan)
     deep = mupscale.grow(narrow, plan, operator="stack")
-    with pytest.raises(GrowthError, match="what becomes of hyperparameters"):
+    with pytest.raises(GrowthError, match="no rule in depth is known for its hyperparameters"):
         mupscale.param_groups(deep, plan, torch.optim.AdamW, lr=1e-3)
-    with pytest.raises(GrowthError, match="what becomes of hyperparameters"):
+    with pytest.raises(GrowthError, match="no rule in depth is known for its hyperparameters"):
         mupscale.init_(deep, plan)
 
 
@@ -221,7 +221,7 @@ def test_constants_that_go_by_the_number_of_a_layer_are_seen(scaled):
     config = tiny(CONFIG_MAPPING["gpt2"](scale_attn_by_inverse_layer_idx=scaled))
     plan = mupscale.plan(config, axes={"layers": 2})
     assert plan.proved is not scaled
-    assert ("constants in it go by its place" in str(plan.inexact)) is scaled
+    assert ("in constants that go by the number of the layer" in str(plan.inexact)) is scaled
 
 
 def test_kinds_of_layers_that_alternate_are_repeated_by_whole_turns():
@@ -276,7 +276,7 @@ def test_a_deeper_config_tells_its_order():
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"width": 2, "order": "cycle"}, "order 'cycle' is of layers, whose number does not grow"),
+        ({"width": 2, "order": "cycle"}, "order 'cycle' is for layers, and these do not grow; leave it out"),
         ({"axes": {"layers": 2}, "order": "backwards"}, "order 'backwards': expected repeat or cycle"),
         ({"axes": {"layers": Fraction(5, 4)}}, "layers: 2 × 5/4 is not a whole number"),
     ],
@@ -342,7 +342,7 @@ def test_what_goes_with_widths_alone_is_refused():
     plan = mupscale.plan(narrow, axes={"layers": 2})
     deep = mupscale.grow(narrow, plan)
     optimizer = torch.optim.AdamW(narrow.parameters())
-    with pytest.raises(GrowthError, match="'asymmetric' is of copies within a layer"):
+    with pytest.raises(GrowthError, match="'asymmetric' is for copies within a layer"):
         mupscale.carry_optimizer(optimizer, narrow, deep, plan, state="asymmetric")
     with pytest.raises(GrowthError, match="does not train in lockstep"):
         mupscale.verify(narrow, deep, plan, steps=2)

@@ -159,7 +159,9 @@ def test_a_wide_model_without_the_tie_or_without_memory_is_refused():
         mupscale.GrowthError, match=r"lm_head.weight: in the wide model only; .*call tie_weights after it"
     ):
         grow_(narrow, wide, plan)
-    with pytest.raises(mupscale.GrowthError, match=r"on the meta device; give it memory first"):
+    with pytest.raises(
+        mupscale.GrowthError, match=r"on the meta device in the wide model; give it memory first"
+    ):
         grow_(narrow, build().to("meta"), plan)
 
 

@@ -130,7 +130,7 @@ def test_a_bias_of_each_head_grows_with_the_heads(width):
 
 
 def test_slopes_of_each_head_are_no_copies():
-    with pytest.raises(GrowthError, match="constants in the model tell its indices apart"):
+    with pytest.raises(GrowthError, match="constants in the model differ along it"):
         mupscale.grow(
             Biased(1, slopes=True),
             mupscale.plan(lambda w: Biased(w, slopes=True), width=2, inputs=X),
@@ -196,7 +196,9 @@ def test_one_key_head_of_a_fused_projection_becomes_several(width):
 def test_a_projection_of_which_only_the_queries_grow_is_refused_by_name():
     """Their gradients are of another size than those of the keys, so that no one eps is right for both."""
     narrow, wide = (Fused(1, "segments", heads=heads, one=True, dim=4) for heads in (1, 2))
-    with pytest.raises(GrowthError, match="qkv.weight: .*segments grow by 1, 2.*parameters of their own"):
+    with pytest.raises(
+        GrowthError, match="qkv.weight: .*parts of a dim grow by 1, 2.*parameters of their own"
+    ):
         mupscale.plan(narrow, to=wide, inputs=X)
 
 

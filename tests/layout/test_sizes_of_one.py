@@ -123,6 +123,7 @@ def test_structures_that_do_not_go_together_are_said():
         )
 
     with pytest.raises(
-        GrowthError, match="0.weight: a dim of 12 is made of 4 × 3, and in the wide module one of 24 of 24"
+        GrowthError,
+        match="0.weight: a dim of 12 is 4 × 3 in the narrow module, and one of 24 is 24 in the wide",
     ):
         mupscale.plan(make, width=2, inputs=IMAGES)

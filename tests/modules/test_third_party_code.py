@@ -466,7 +466,9 @@ class OwnModel(PreTrainedModel):
 
 def test_a_class_and_config_of_ones_own_are_planned_by_running_them():
     narrow = OwnModel(OwnConfig()).double()
-    with pytest.raises(GrowthError, match=r"its config says no vocab_size.*to=wide_config, inputs="):
+    with pytest.raises(
+        GrowthError, match=r"vocab_size: not in its config; expected it.*to=wide_config, inputs="
+    ):
         mupscale.plan(narrow, width=2)
     plan = mupscale.plan(narrow, to=OwnConfig(breadth=48), inputs=torch.zeros_like(TOKENS))
     plan = mupscale.Plan.from_json(plan.to_json())

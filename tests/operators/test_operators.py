@@ -174,7 +174,9 @@ def test_what_does_not_go_together_is_refused(operator, noise, message):
 
 def test_shrink_is_for_what_adds_something_fresh():
     narrow = build("llama")
-    with pytest.raises(GrowthError, match=r"shrink 0\.2 is for the operators zero_pad and expand, not"):
+    with pytest.raises(
+        GrowthError, match=r"shrink 0\.2 is for zero_pad and expand, not for duplicate; leave"
+    ):
         mupscale.grow(narrow, mupscale.plan(narrow, width=2), shrink=0.2, operator="duplicate")
 
 
@@ -255,7 +257,7 @@ def test_muon_takes_the_matrices_of_new_layers_too():
 def test_fractions_of_a_head_are_not_copied_under_rotary_positions():
     narrow = build("llama")
     config = narrow.config.from_dict({**narrow.config.to_dict(), "head_dim": 12})
-    with pytest.raises(GrowthError, match="constants in model.rotary_emb tell its indices apart"):
+    with pytest.raises(GrowthError, match="constants in model.rotary_emb differ along it"):
         mupscale.grow(narrow, mupscale.plan(narrow, to=config), operator="net2net")
 
 
@@ -266,7 +268,9 @@ def test_stack_identity_is_refused_where_its_layers_are_none(model_type):
     narrow = AutoModelForCausalLM.from_config(config)
     plan = mupscale.plan(narrow, axes={"layers": 2})
     mupscale.grow(narrow, plan, operator="stack")
-    with pytest.raises(GrowthError, match=r"growing layers by 2 with stack_identity is not exact"):
+    with pytest.raises(
+        GrowthError, match=r"growing layers by 2 with stack_identity is not exact.*another operator"
+    ):
         mupscale.grow(narrow, plan, operator="stack_identity")
 
 

@@ -265,7 +265,9 @@ def test_a_table_is_that_of_the_wide_model_and_what_was_learned_in_buffers_is_sh
 def test_where_it_is_not_known_what_a_fresh_buffer_holds_only_one_that_does_not_grow_stays():
     narrow, wide = Tables(1), Tables(2)
     plan = mupscale.plan(narrow, to=wide, inputs=torch.ones(2, 4))
-    with pytest.raises(GrowthError, match=r"waves: cannot tell what a fresh one holds; plan from a function"):
+    with pytest.raises(
+        GrowthError, match=r"waves: cannot tell how a fresh one is initialized; plan from a function"
+    ):
         mupscale.grow(narrow, plan, operator="zero_pad")
     for module in (narrow, wide):
         del module.waves, module.drawn, module.numbers, module.average

@@ -122,7 +122,9 @@ def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
     wide = mupscale.grow(narrow, plan, operator="duplicate")
     with pytest.raises(GrowthError, match="'LBFGS' has no scaling rule: its steps come from inner products"):
         mupscale.param_groups(wide, plan, torch.optim.LBFGS, lr=1.0)
-    with pytest.raises(GrowthError, match=r"shape \(3,\) that is not in the model"):
+    with pytest.raises(
+        GrowthError, match=r"shape \(3,\), which is not in the narrow model; give the model that it trains"
+    ):
         mupscale.carry_optimizer(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=1.0), narrow, wide, plan)
     optimizer = torch.optim.SGD(narrow.parameters(), lr=1.0)
     optimizer.state[narrow[0].weight]["curvature"] = torch.ones_like(narrow[0].weight)

@@ -214,7 +214,7 @@ def test_every_wrong_layout_that_changes_the_function_is_refused(name):
             if apart(own, wide, plan, call) > 1e-6:
                 assert "outputs differ by" in (proof.failure or ""), f"{mutate.__doc__} {part}: {proof}"
                 # Of a wrong fold only what lies between two modules may be off, and the output of none.
-                assert mutate is wrong_folds or "is the first that is no duplicate" in proof.failure
+                assert mutate is wrong_folds or "the first module whose output is no copy" in proof.failure
                 refused[mutate] += 1
             else:
                 assert proof.failure is None, f"{mutate.__doc__} {part}: {proof}"
@@ -528,12 +528,15 @@ def test_a_table_that_is_computed_when_loaded_is_no_parameter_to_copy():
     config = tiny(MarianConfig())
     config.architectures = ["MarianMTModel"]
     with pytest.raises(
-        GrowthError, match="'d_model' of marian cannot grow: .*embed_positions.weight is not stored"
+        GrowthError,
+        match="'d_model' of marian cannot grow: .*embed_positions.weight is not learned but computed",
     ):
         mupscale.plan(config, width=2)
 
 
 def test_a_tower_that_the_proof_does_not_reach_is_not_grown():
     """Of a model that takes its images and sounds otherwise than others, the text alone is run."""
-    with pytest.raises(GrowthError, match="would grow, but the run of a tiny phi4_multimodal does not use"):
+    with pytest.raises(
+        GrowthError, match="would grow, but a tiny phi4_multimodal on example inputs does not use"
+    ):
         mupscale.plan(tiny(CONFIG_MAPPING["phi4_multimodal"]()), width=2)

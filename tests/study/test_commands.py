@@ -189,13 +189,13 @@ def test_compare_names_bad_input(
     for words, message in (
         ([tmp_path], "no config.json"),
         ([narrow, "--starts", "copy"], "start 'copy': expected scratch or one of duplicate"),
-        ([narrow, "--starts", "stack"], "start 'stack': widths are compared here"),
+        ([narrow, "--starts", "stack"], "start 'stack': stack grows layers, and widths are compared"),
         ([narrow, "--starts", "scratch,noise=none"], "scratch has no options"),
         ([narrow, "--starts", "zero_pad,shrink=x"], "shrink is 'x', expected a number"),
         ([narrow, "--starts", "duplicate,shrink=1"], "shrink is for zero_pad"),
         ([narrow, "--starts", "duplicate,nois=none"], "unknown option 'nois'"),
         ([narrow, "--widths", "1"], "expected whole factors of at least 2"),
-        ([narrow, "--lrs", "1", "1"], "--lrs: 1.0, 1.0: the same one twice"),
+        ([narrow, "--lrs", "1", "1"], "--lrs: 1.0, 1.0; give each once"),
     ):
         status, said = mupscale("compare", words[0], tmp_path / "out", *words[1:])
         assert status == 2
@@ -252,7 +252,7 @@ def test_some_sweeps_and_one_more_worker(
 ) -> None:
     status, said = mupscale("study", study_file, "--sweeps", "second", "--jobs", "1")
     assert status == 2
-    assert "second needs first, which is not finished" in said
+    assert "second needs first, which is not finished; run that" in said
     status, said = mupscale("study", study_file, "--sweeps", "first", "--jobs", "1")
     assert status == 0
     assert "Not finished: second (0 of 1 trials)." in said

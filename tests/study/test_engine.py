@@ -320,7 +320,7 @@ steps = 20
 
 def test_a_stage_alone_needs_those_before(study):
     job = study()
-    with pytest.raises(GrowthError, match="base-32 needs scratch-32, which is not finished: run it, too"):
+    with pytest.raises(GrowthError, match="base-32 needs scratch-32, which is not finished; run that, too"):
         work(some(job, "base-32", "base-64"))
     with pytest.raises(GrowthError, match="sweep 'groww': expected some of scratch-32, base-32"):
         work(some(job, "groww"))

@@ -199,7 +199,7 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
         ),
         ("growth = 2\n", "", "[sweep.grown] growth", "how wide it becomes"),
         ("lengths = [0.02, 0.05]", "", "[sweep.grown] steps", "missing"),
-        ("seeds = 2", "seeds = 4", "[sweep.grown] seeds", "seed 3 has no run in narrow, which has 3"),
+        ("seeds = 2", "seeds = 4", "[sweep.grown] seeds", "seed 3 has no run in narrow, which has 3;"),
         (
             "growth = 2",
             "growth = 2\nbegin = 'shrink'",
@@ -216,7 +216,7 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
         ('take = { lr = "narrow" }', 'take = { eps = "narrow" }', "[sweep.scratch] lr", "missing"),
         ("try = { noise", "try = { nois", "[sweep.grown] nois", "did you mean noise?"),
         ("lr = 0.002", "", "[sweep.grown] lr", "missing"),
-        ("lengths = [0.5, 40]", "lengths = [0.5, -1]", "[sweep.scratch] lengths", "expected shares"),
+        ("lengths = [0.5, 40]", "lengths = [0.5, -1]", "[sweep.scratch] lengths", "or shares of steps"),
         (
             "steps = 40",
             "steps = 40\ntokens_per_parameter = 1",
@@ -410,7 +410,7 @@ def test_a_resnet_looks_at_images(tmp_path):
     text = GOOD.replace('family = "llama"', 'family = "resnet18"').replace(
         "[data]", '[data]\nsource = "letter"'
     )
-    with pytest.raises(GrowthError, match=r"\[data\] source: letter: a table; a ResNet looks at images"):
+    with pytest.raises(GrowthError, match=r"\[data\] source: letter: a table; expected images, for a ResNet"):
         loaded(written(tmp_path, text))
 
 

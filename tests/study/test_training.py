@@ -216,7 +216,7 @@ def test_carried_optimizer_starts_a_fresh_phase(
 def test_bad_input_is_named(
     model: PreTrainedModel, tokens: Tokens, training: TrainConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(GrowthError, match="only 64 positions"):
+    with pytest.raises(GrowthError, match="expected at most the model's 64 positions"):
         train(model, tokens, tmp_path / "a", replace(training, block_size=128))
     with pytest.raises(GrowthError, match="do not fit into 3 steps"):
         replace(training, steps=3, warmup_steps=3)

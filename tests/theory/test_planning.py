@@ -93,22 +93,22 @@ def test_plan_prints_as_a_table():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mupscale.plan(XLNetConfig(), width=2), "'d_model' of xlnet cannot grow: it is counted by arange"),
-        (lambda: mupscale.plan(CONFIGS["llama"]()), "how much to grow"),
+        (lambda: mupscale.plan(XLNetConfig(), width=2), "'d_model' of xlnet cannot grow: arange in transformer counts along it; choose axes without it"),
+        (lambda: mupscale.plan(CONFIGS["llama"]()), "nothing says how much to grow; give a width"),
         (lambda: mupscale.plan(CONFIGS["llama"](), width=0), "width: cannot grow by 0"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"d_ff": Fraction(1, 2)}), "d_ff: cannot grow by 1/2"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"dff": 2}), "unknown axis 'dff': llama has d_model, kv_heads"),
-        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"head_dim": 2}), "head_dim.*model.rotary_emb tell its indices apart; grow kv_heads or q_per_kv instead"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"head_dim": 2}), "head_dim.*model.rotary_emb differ along it; grow kv_heads or q_per_kv instead"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"vocab": 2}), "'vocab' of llama cannot grow"),
-        (lambda: mupscale.plan(CONFIGS["gpt2"](), axes={"heads": 2}), "no config of gpt2 grows heads by 2 and nothing else: .*head_dim = n_embd ÷ n_head"),
-        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"q_per_kv": 3}), "llama cannot be this wide: .*multiple"),
-        (lambda: mupscale.plan(CONFIGS["llama"](), to=CONFIGS["gpt2"]()), "narrow model is 'llama', the wide 'gpt2'"),
+        (lambda: mupscale.plan(CONFIGS["gpt2"](), axes={"heads": 2}), "no config of gpt2 grows heads by 2 and nothing else, since .*head_dim = n_embd ÷ n_head"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"q_per_kv": 3}), "llama: transformers takes no such sizes .*multiple"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), to=CONFIGS["gpt2"]()), "'llama' in the narrow model, 'gpt2' in the wide"),
         (
             lambda: mupscale.plan(CONFIGS["llama"](), to=LlamaConfig(**{**CONFIGS["llama"]().to_dict(), "rms_norm_eps": 0.1})),
             "rms_norm_eps.*1e-06.*0.1.*only widths",
         ),
         (lambda: mupscale.plan(make_mlp(1)), "plan\\(narrow, to=wide\\)"),
-        (lambda: mupscale.plan(make_mlp), "with width alone"),
+        (lambda: mupscale.plan(make_mlp), "by width alone"),
         (lambda: mupscale.plan(make_mlp(1), to=nn.Linear(2, 2)), "not in the (narrow|wide) module"),
         (lambda: Plan.load("/nonexistent"), "mupscale.json: not found"),
     ],
@@ -153,7 +153,7 @@ def test_hints_say_what_shapes_cannot():
     for hint in ("5 [channels 5]", "5", "4 [channels 4]", "5 [channels pixels]"):
         with pytest.raises(GrowthError, match="hint for 'head.weight'"):
             mupscale.plan(narrow, to=Flatten(2), hints=hints | {"head.weight": hint})
-    with pytest.raises(GrowthError, match="no such parameter"):
+    with pytest.raises(GrowthError, match="hint for 'haed': expected the name of a parameter"):
         mupscale.plan(narrow, to=Flatten(2), hints=hints | {"haed": "5"})
 
 

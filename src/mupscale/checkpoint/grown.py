@@ -58,7 +58,8 @@ class GrownCheckpoint:
     def _check(self, name: str, wide: Tensor) -> None:
         if not self._nonfinite and not is_finite(wide):
             raise GrowthError(
-                f"{name}: grown it holds numbers beyond {wide.dtype}; choose another dtype, or less noise"
+                f"{name}: grown, it holds numbers too large for {wide.dtype}; choose another dtype, "
+                "or less noise"
             )
 
     def dtype(self, name: str) -> torch.dtype:

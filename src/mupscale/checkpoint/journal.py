@@ -41,8 +41,8 @@ class Journal:
             theirs = {key: lines[0].get(key) for key, value in making.items() if lines[0].get(key) != value}
             said = [key if key == "source" else f"{key} {value}" for key, value in theirs.items()]
             raise GrowthError(
-                f"{folder}: another run was stopped here, of other {', '.join(said)}; give its command again "
-                "to go on with it, or remove the folder"
+                f"{folder}: a run with other settings ({', '.join(said)}) was stopped here; "
+                "give its command again to finish it, or remove the folder"
             )
         self.sums: dict[str, str] = {}
         self._before: dict[str, str] = {line["name"]: line["sha256"] for line in lines[1:]}

@@ -73,10 +73,10 @@ class Checkpoint:
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise GrowthError(
-                f"{path}: model_type {model_type!r} is not one that transformers {version('transformers')} "
-                "knows; expected one such as llama"
+                f"{path}: model_type {model_type!r} is unknown to transformers {version('transformers')}; "
+                "expected one such as llama: correct it, or install a transformers that has it"
             )
-        with said_as(f"{path}: not a valid {model_type} config"):
+        with said_as(f"{path}: not a valid {model_type} config", "; correct it"):
             return CONFIG_MAPPING[model_type].from_dict(data)
 
     def check_layers(self) -> None:
@@ -90,7 +90,7 @@ class Checkpoint:
         if has_weights and isinstance(layers, int) and layers > max(MOST_LAYERS, len(self._files)):
             raise GrowthError(
                 f"{self.path / 'config.json'}: num_hidden_layers is {layers}, but the weights are "
-                f"{len(self._files)} tensors"
+                f"{len(self._files)} tensors; correct it, or copy all files of the weights there"
             )
 
     @cached_property
@@ -99,7 +99,8 @@ class Checkpoint:
         path = next((self.path / name for name in FILES if (self.path / name).is_file()), None)
         if path is None:
             raise GrowthError(
-                f"{self.path / WEIGHTS}: not found; expected the weights in it, or in pytorch_model.bin"
+                f"{self.path / WEIGHTS}: not found; expected the weights here, or in pytorch_model.bin: "
+                "copy them there"
             )
         if path.suffix != ".json":
             return [path]
@@ -108,7 +109,10 @@ class Checkpoint:
             raise GrowthError(f"{path}: no weight_map in it; save the checkpoint again")
         names = index["weight_map"].values()
         if odd := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise GrowthError(f"{path}: {odd[0]!r} in its weight_map is not a file beside it")
+            raise GrowthError(
+                f"{path}: expected names of files beside it in weight_map, found {odd[0]!r}; "
+                "save the checkpoint again"
+            )
         for name in names:
             if not (self.path / name).is_file():
                 raise GrowthError(f"{self.path / name}: not found, but {path.name} lists it; copy it there")
@@ -165,7 +169,7 @@ class Checkpoint:
                 if any(re.search(pattern, stored) for pattern in layout.ignored):
                     continue
                 raise GrowthError(
-                    f"{self.file_of(stored)}: tensor {stored!r} is unknown to the layout of this model; "
+                    f"{self.file_of(stored)}: tensor {stored!r} is not in the model of config.json; "
                     "remove it, or correct the config"
                 )
             canonical = layout.ties.get(name, name)
@@ -179,18 +183,20 @@ class Checkpoint:
             raise GrowthError(
                 f"{self.path}: tensor {missing[0]!r} is missing"
                 + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-                + "; the layout of this model needs it"
+                + ", which the model in config.json has; copy all of the weights there, or correct the config"
             )
         own = state_tensors(model)
         for name, stored in found.items():
             expected, (dtype, shape) = layout.axes_of(name).shape(layout.sizes), self.spec(stored)
             if not dtype.is_floating_point and name in own and own[name].is_floating_point():
                 raise GrowthError(
-                    f"{self.file_of(stored)}: {stored!r} holds {dtype}; expected floating point numbers"
+                    f"{self.file_of(stored)}: {stored!r} holds {dtype}; expected floating point numbers: "
+                    "grow the checkpoint that is not quantized"
                 )
             if shape != expected:
                 raise GrowthError(
-                    f"{self.file_of(stored)}: {stored!r} has shape {shape}, the config says {expected}"
+                    f"{self.file_of(stored)}: {stored!r} has shape {shape}, config.json says {expected}; "
+                    "correct the config, or take the weights that belong to it"
                 )
         return {name: found[name] for name in (*layout.params, *layout.buffers)}
 
@@ -290,7 +296,7 @@ def _read_json(path: Path, role: str) -> dict[str, Any]:
     except OSError:
         raise GrowthError(f"{path}: not found; {role}") from None
     except (ValueError, RecursionError) as error:
-        raise GrowthError(f"{path}: not valid JSON ({error})") from None
+        raise GrowthError(f"{path}: not valid JSON ({error}); save it again") from None
     if not isinstance(data, dict):
-        raise GrowthError(f"{path}: expected a JSON object")
+        raise GrowthError(f"{path}: expected a JSON object, with names and values; save it again")
     return data

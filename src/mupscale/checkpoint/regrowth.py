@@ -102,7 +102,9 @@ def regrow(
         way = way_of(manifest["operator"], manifest.get("optimizer_state", "carried"), plan)
         training = WideTrainingState.of(narrow.path, plan, way)
         if training is None:
-            raise GrowthError(f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it")
+            raise GrowthError(
+                f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it; put it back"
+            )
     held, rounded = _tensors(wide), manifest.get("machine") != kind_of_machine()
 
     def findings() -> Findings:
@@ -117,7 +119,10 @@ def regrow(
     found = _summed_up(findings(), wide, manifest, grown.grower.keeps_function, progress)
     sums = manifest.get("source", {}).get("sha256")
     if not found and sums and narrow.checksums() != sums:
-        raise GrowthError(f"{narrow.path}: its weights are not those that {wide.path} was grown from")
+        raise GrowthError(
+            f"{narrow.path}: its weights are not those that {wide.path} was grown from; "
+            "give the checkpoint that it was grown from"
+        )
     return found
 
 

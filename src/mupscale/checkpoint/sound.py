@@ -36,7 +36,7 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
             if not isinstance(entries, list) or not all(type(entry) is kind for entry in entries):
                 raise GrowthError(f"{place}: {key} should be a list of {kind.__name__}")
         if len({*group["params"]} - seen) < len(group["params"]):
-            raise GrowthError(f"{place}: holds a parameter twice, or one of another group")
+            raise GrowthError(f"{place}: expected every parameter once, in one group")
         seen |= {*group["params"]}
         for key in ("lr", "initial_lr", "lr_scale", "weight_decay"):
             value = group.get(key, 0.0)
@@ -47,7 +47,7 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
             if key not in ("params", "param_names") and not all(map(_is_value, few)):
                 raise GrowthError(f"{place}: {key} should be a number, or a few")
             if odd := [n for n in _numbers(value) if not math.isfinite(n)]:
-                raise GrowthError(f"{place}: {key} is {odd[0]}")
+                raise GrowthError(f"{place}: {key} is {odd[0]}, expected a finite number")
     return groups
 
 
@@ -77,7 +77,7 @@ def own_state(group: Mapping[str, Any], number: int, ndim: int) -> dict[str, Any
     except Exception as error:  # of many kinds, for values that are not what they should be
         reason = " ".join(str(error).split())[:160]
         raise GrowthError(
-            f"group {number}: {optimizer_class.__name__} does not take its values ({reason})"
+            f"group {number}: {optimizer_class.__name__} refuses its values ({reason})"
         ) from None
     return dict(optimizer.state[param])
 
@@ -104,7 +104,8 @@ def check_entries(name: str, state: Any, own: Mapping[str, Any]) -> None:
                 or not math.isfinite(numbers[0])
                 or (key == "step" and numbers[0] < 0)
             ):
-                raise GrowthError(f"{name}: optimizer state {key!r} is {numbers[0] if numbers else found!r}")
+                shown = numbers[0] if numbers else repr(found)
+                raise GrowthError(f"{name}: optimizer state {key!r} is {shown}, expected a finite number")
         elif not isinstance(found, Tensor) or not found.is_floating_point() or found.layout != torch.strided:
             raise GrowthError(f"{name}: optimizer state {key!r} should be a tensor of floating point numbers")
         elif found.ndim != value.ndim:
@@ -120,9 +121,9 @@ def check_values(name: str, key: str, value: Tensor, degree: object) -> Tensor:
     if value.numel():
         least, largest = (float(extreme) for extreme in torch.aminmax(value))
         if not math.isfinite(least) or not math.isfinite(largest):
-            raise GrowthError(f"{name}: optimizer state {key!r} holds NaN or infinity")
+            raise GrowthError(f"{name}: optimizer state {key!r} holds NaN or infinity, expected numbers")
         if degree == 2 and least < 0:
-            raise GrowthError(f"{name}: optimizer state {key!r}, a mean of squares, holds {least:.3g}")
+            raise GrowthError(f"{name}: optimizer state {key!r} is {least:.3g}, expected a mean of squares")
     return value
 
 

@@ -106,7 +106,10 @@ def _check_free(destination: Path, source: Path, overwrite: bool) -> None:
         raise GrowthError(f"{destination}: exists; choose another destination or add --overwrite")
     entries = list(destination.iterdir()) if destination.is_dir() and not destination.is_symlink() else None
     if entries is None or (entries and not (destination / "config.json").is_file()):
-        raise GrowthError(f"{destination}: not a checkpoint directory, so --overwrite will not remove it")
+        raise GrowthError(
+            f"{destination}: not a checkpoint directory, so --overwrite will not remove it; "
+            "choose another destination"
+        )
     if strange := sorted(path for path in entries if not _is_ours(path, source)):
         raise GrowthError(
             f"{strange[0]}: not part of a checkpoint, and --overwrite would remove it; move it away first"
@@ -277,8 +280,8 @@ def copy_pooling(source: Path, destination: Path, narrow: int, wide: int) -> Non
         folder = path.parent
         if any(file.name.endswith((*_WEIGHT_SUFFIXES, ".bin")) for file in folder.iterdir()):
             raise GrowthError(
-                f"{folder}: weights behind the model, which are not grown; grow a copy of the checkpoint "
-                "without this folder and modules.json"
+                f"{folder}: holds weights of a module after the model (sentence-transformers), which cannot "
+                "grow; grow a copy of the checkpoint without this folder and modules.json"
             )
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("word_embedding_dimension") == narrow:

@@ -63,7 +63,8 @@ class Stored:
         flat = torch.empty(count, dtype=self.dtype)
         if count and _fill(memoryview(raw(flat)), self.path, self.offset) < flat.nbytes:
             raise GrowthError(
-                f"{self.path}: has been cut short; the tensor at byte {self.offset} has {self.nbytes} bytes"
+                f"{self.path}: has been cut short, in a tensor of {self.nbytes} bytes at byte {self.offset}; "
+                "copy or download the file again"
             )
         return flat.as_strided(self.shape, self.stride) if self.stride else flat.view(self.shape)
 
@@ -89,7 +90,8 @@ def stored_safetensors(path: Path) -> dict[str, Stored]:
     if odd := [name for name, entry in header.items() if entry["dtype"] not in DTYPES]:
         expected = ", ".join(DTYPES)
         raise GrowthError(
-            f"{path}: {odd[0]}: stored as {header[odd[0]]['dtype']}; expected one of {expected}"
+            f"{path}: {odd[0]}: stored as {header[odd[0]]['dtype']}, expected one of {expected}; "
+            "save the checkpoint in one of these"
         )
     return {
         name: Stored(path, 8 + length + e["data_offsets"][0], DTYPES[e["dtype"]], tuple(e["shape"]))
@@ -106,7 +108,7 @@ def stored_pickle(path: Path) -> dict[str, Stored]:
     """
     found = torch_file(path, read_small=False)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise GrowthError(f"{path}: expected a state dict, tensors by name; save it as one")
+        raise GrowthError(f"{path}: expected a state dict, tensors by name; save model.state_dict()")
     return {name: stored(path, value) for name, value in found.items() if isinstance(value, Tensor)}
 
 
@@ -135,9 +137,12 @@ def stored(path: Path, tensor: Tensor) -> Stored:
     storage = tensor.untyped_storage()
     offset: int | None = getattr(storage, "_checkpoint_offset", None)
     if offset is None:
-        raise GrowthError(f"{path}: is in torch's old format; load it, and save it again")
+        raise GrowthError(f"{path}: is in torch's old format; load it, and save it again with torch.save")
     if tensor.nbytes > path.stat().st_size:  # an expanded one, which would fill the memory
-        raise GrowthError(f"{path}: holds a tensor of {tensor.nbytes} bytes, more than the file has")
+        raise GrowthError(
+            f"{path}: has been cut short, before the end of a tensor of {tensor.nbytes} bytes; "
+            "copy or download the file again"
+        )
     start = offset + int(tensor.storage_offset()) * tensor.itemsize
     return Stored(
         path, start, tensor.dtype, tuple(tensor.shape), None if tensor.is_contiguous() else tensor.stride()

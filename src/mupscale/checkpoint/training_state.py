@@ -283,8 +283,8 @@ def _names(groups: list[dict[str, Any]], skeleton: nn.Module) -> dict[int, str]:
         expected = [[n for n in names if n in decaying], [n for n in names if n not in decaying]]
     if [len(g["params"]) for g in groups] != [len(e) for e in expected]:
         raise GrowthError(
-            f"its groups hold {[len(g['params']) for g in groups]} parameters, but the weights have "
-            f"{[len(e) for e in expected]}; it is not of this model"
+            f"its groups hold {[len(g['params']) for g in groups]} parameters, expected "
+            f"{[len(e) for e in expected]} of this model; put the optimizer there that trained it"
         )
     return {i: n for g, e in zip(groups, expected, strict=True) for i, n in zip(g["params"], e, strict=True)}
 

@@ -100,7 +100,7 @@ def compare(
     names = [name for name, _ in sides]
     for several, values in (("--starts", starts), ("--widths", widths), ("--lrs", lrs)):
         if len(set(values)) < len(values):
-            raise GrowthError(f"{several}: {', '.join(map(str, values))}: the same one twice")
+            raise GrowthError(f"{several}: {', '.join(map(str, values))}; give each once")
     if min(widths, default=0) < 2:
         raise GrowthError(f"--widths {widths}: expected whole factors of at least 2")
     tables = {
@@ -134,24 +134,24 @@ def _start(text: str) -> dict[str, Any]:
     operator, *options = text.split(",")
     if operator == "scratch":
         if options:
-            raise GrowthError(f"start {text!r}: scratch has no options")
+            raise GrowthError(f"start {text!r}: scratch has no options; leave them out")
         return {"begin": "scratch", "after": "narrow"}
     if operator not in OPERATORS:
         raise GrowthError(f"start {text!r}: expected scratch or one of {', '.join(OPERATORS)}")
     given = dict(option.partition("=")[::2] for option in options)
     if unknown := given.keys() - {"noise", "shrink", "optimizer"}:
         raise GrowthError(
-            f"start {text!r}: unknown option {min(unknown)!r}; there are noise, shrink, optimizer"
+            f"start {text!r}: unknown option {min(unknown)!r}; expected noise, shrink or optimizer"
         )
     if given.get("optimizer", "fresh") not in ("carried", "fresh"):
-        raise GrowthError(f"start {text!r}: optimizer is carried or fresh")
+        raise GrowthError(f"start {text!r}: expected optimizer=carried or optimizer=fresh")
     noise = operator_named(operator).noise(given.get("noise", "default"))
     found: dict[str, Any] = {"from": "narrow", "operator": operator, "noise": str(noise or "none")}
     if OPERATORS[operator].deepens:
-        raise GrowthError(f"start {text!r}: widths are compared here, and it makes a model deeper")
+        raise GrowthError(f"start {text!r}: {operator} grows layers, and widths are compared; leave it out")
     found["optimizer_state"] = given.get("optimizer", "carried" if operator == "duplicate" else "fresh")
     if "shrink" in given and OPERATORS[operator].shrink is None:
-        raise GrowthError(f"start {text!r}: shrink is for zero_pad and expand")
+        raise GrowthError(f"start {text!r}: shrink is for zero_pad and expand; leave it out")
     if (own := OPERATORS[operator].shrink) is not None:
         try:
             found["shrink"] = float(given.get("shrink", own))

@@ -227,7 +227,7 @@ def verify(
     changes = again is not None and again.keeps_function is False and not report.equal
     if picture is not None:
         if not report.layers:
-            raise GrowthError("--picture: shows how far the layers of a deeper model are; DST is no deeper")
+            raise GrowthError("--picture: is for a DST with more layers, which this is not; leave it out")
         _draw_layers(report, picture)
     if json:
         print_json({**report.to_dict(), "regrown": again.to_dict() if again is not None else None})
@@ -290,7 +290,7 @@ def hparams(
     if optimizer not in OPTIMIZERS:
         raise GrowthError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     if not 0 < lr < float("inf") or not 0 <= weight_decay < float("inf"):
-        raise GrowthError(f"lr {lr} and weight decay {weight_decay}: expected positive numbers")
+        raise GrowthError(f"--lr {lr}, --weight-decay {weight_decay}: expected above 0 (a decay may be 0)")
     quiet_libraries()
     from transformers import Trainer
 
@@ -369,7 +369,7 @@ def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
         if not (name and factor.isdecimal()):
             raise GrowthError(f"--axes {pair}: expected NAME=FACTOR with a whole factor, such as d_ff=3")
         if name in axes:
-            raise GrowthError(f"--axes {pair}: {name} is given twice")
+            raise GrowthError(f"--axes {pair}: {name} is given twice; give it once")
         axes[name] = int(factor)
     return axes or None
 

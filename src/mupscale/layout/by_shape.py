@@ -52,14 +52,15 @@ def layout_by_shape(
     if differing := narrow_tensors.keys() ^ wide_tensors.keys():
         name = min(differing)
         where = "narrow" if name in wide_tensors else "wide"
-        raise GrowthError(f"{name}: not in the {where} module; both must be of the same architecture")
+        raise GrowthError(f"{name}: not in the {where} module; build both alike but for their widths")
     params = dict(narrow.named_parameters())
     buffers = persistent_buffers(narrow)
     for name, tensor in {**params, **buffers}.items():
         wide_shape = tuple(wide_tensors[name].shape)
         if len(wide_shape) != tensor.ndim:
             raise GrowthError(
-                f"{name}: {tensor.ndim} dims in the narrow module, {len(wide_shape)} in the wide"
+                f"{name}: {tensor.ndim} dims in the narrow module, {len(wide_shape)} in the wide; "
+                "build both alike but for their widths"
             )
         hint = hints.pop(name, None)
         if hint is not None:
@@ -83,7 +84,7 @@ def layout_by_shape(
                     )
         tensors[name] = axes
     if hints:
-        raise GrowthError(f"hint for {next(iter(hints))!r}: the module has no such parameter")
+        raise GrowthError(f"hint for {next(iter(hints))!r}: expected the name of a parameter of the module")
     weights = {n: tensors[n] for n in params}
     return (
         Layout(
@@ -111,7 +112,7 @@ def _contracted_dim(
     if kind is None and shape != wide_shape:
         raise GrowthError(
             f"{name}: grows from {shape} to {wide_shape} in a {type(module.get_submodule(owner)).__name__}, "
-            f"whose use of it shapes do not show; give inputs=..., or hints={{{name!r}: 'out [in]'}}"
+            f"and shapes do not show which dim is fan_in; give inputs=x, or hints={{{name!r}: 'out [in]'}}"
         )
     return _CONTRACTED[kind] if kind is not None and attribute == "weight" else None
 
@@ -124,7 +125,9 @@ def _read_hint(name: str, hint: str, shape: tuple[int, ...]) -> Axes:
         )
     for dim, size in zip(axes.dims, shape, strict=True):
         if size % dim.size(dict.fromkeys(dim.names, 1)) or (not dim.names and dim.size({}) != size):
-            raise GrowthError(f"hint for {name!r}: '{dim}' does not fit a dim of size {size}")
+            raise GrowthError(
+                f"hint for {name!r}: '{dim}' does not fit a dim of size {size}; give divisors of it"
+            )
     return axes
 
 

@@ -35,7 +35,10 @@ def growth_asked(
         GrowthError: an axis is unknown or cannot grow.
     """
     if width is None and not axes:
-        raise GrowthError("how much to grow? give a width, factors by axis, or a wide config to reach")
+        raise GrowthError(
+            "nothing says how much to grow; give a width (--width 2), factors by axis (--axes d_ff=3), "
+            "or a wide config to reach (--to)"
+        )
     growth = family.width(growth_factor("width", width if width is not None else 1))
     for axis, factor in (axes or {}).items():
         if axis not in layout.sizes:
@@ -48,8 +51,9 @@ def growth_asked(
         reason = NO_WIDTH.get(axis) if axis != DEPTH else None
         if reason := reason or (law.fixed if law else None):
             instead = [a for a in family.laws if "heads" in a or a == "q_per_kv"]
-            more = f"; grow {' or '.join(instead)} instead" if axis == "head_dim" and instead else ""
-            raise GrowthError(f"axis {axis!r} of {family.model_type} cannot grow: {reason}{more}")
+            other = f"grow {' or '.join(instead)} instead" if axis == "head_dim" and instead else ""
+            mend = other or "choose axes without it, of those that mupscale doctor SRC lists"
+            raise GrowthError(f"axis {axis!r} of {family.model_type} cannot grow: {reason}; {mend}")
     return growth
 
 
@@ -70,7 +74,8 @@ def widen(
     """
     for axis, factor in growth.items():
         if (layout.sizes[axis] * factor).denominator != 1:
-            raise GrowthError(f"{axis}: {layout.sizes[axis]} × {factor} is not a whole number")
+            said = f"{axis}: {layout.sizes[axis]} × {factor} is not a whole number; choose another factor"
+            raise GrowthError(said)
     values: dict[Path, Any] = {}
     left_out: set[Path] = set()
     factors = family.factors_for(growth)
@@ -84,8 +89,8 @@ def widen(
                 values[path] = times(value, factors.get(path, 1))
             except ValueError as error:
                 raise GrowthError(
-                    f"{'.'.join(path)}: {error}, so that no {config.model_type} is this wide; "
-                    "ask for another growth"
+                    f"{'.'.join(path)}: {error}, so that no config of {config.model_type} has this width; "
+                    "choose other factors"
                 ) from None
     deeper = deeper_fields(config, growth.get(DEPTH, Fraction(1)), period)
     try:
@@ -96,7 +101,9 @@ def widen(
         return derived if left_out and _has_shapes(derived, made) else wide
     except Exception as error:  # each config class has errors of its own for what it cannot express
         reason = " ".join(str(error.__cause__ or error).split())
-        raise GrowthError(f"{config.model_type} cannot be this wide: {reason}") from None
+        raise GrowthError(
+            f"{config.model_type}: transformers takes no such sizes ({reason}); choose other factors or axes"
+        ) from None
 
 
 def _has_shapes(config: PreTrainedConfig, wanted: Mapping[str, tuple[int, ...]]) -> bool:
@@ -124,7 +131,8 @@ def growth_between(
     """
     if narrow.model_type != wide.model_type:
         raise GrowthError(
-            f"model_type: the narrow model is {narrow.model_type!r}, the wide {wide.model_type!r}"
+            f"model_type: {narrow.model_type!r} in the narrow model, {wide.model_type!r} in the wide; "
+            "give a wide config of the same type"
         )
     # With the narrow sizes put into both, nothing may differ.
     paths = {*(p for law in family.laws.values() for p in law.powers), *family.along}
@@ -134,10 +142,12 @@ def growth_between(
         if key not in NOTES | {"architectures"} and back.get(key) != value:
             raise GrowthError(
                 f"config field {key!r}: {value!r} in the narrow model, "
-                f"{back.get(key)!r} in the wide; only widths may grow"
+                f"{back.get(key)!r} in the wide; only widths and layers may differ: give both the same"
             )
     wide_sizes = family.layout(skeleton(wide), wide).sizes
     for axis in layout.sizes.keys() ^ wide_sizes.keys():
-        raise GrowthError(f"axis {axis!r}: only in one of the two models; expected the same architecture")
+        raise GrowthError(
+            f"axis {axis!r}: only in one of the two models; give configs that differ in sizes alone"
+        )
     # One may shrink where a dim that it is part of does not: 2 heads of 24 become 6 of 16.
     return {axis: Fraction(wide_sizes[axis], size) for axis, size in layout.sizes.items()}

@@ -49,8 +49,8 @@ def period_of(config: PreTrainedConfig, order: str = "repeat") -> int:
     turn = math.lcm(*(v for v in _matching(config, LAYER_PERIODS).values() if is_positive(v)))
     if depth % turn:
         raise GrowthError(
-            f"{DEPTH}: kinds of layers alternate by {turn}, of which the {depth} layers are no whole number "
-            "of turns, so that none can be repeated in place"
+            f"{DEPTH}: kinds of layers alternate every {turn}, and {depth} layers are no multiple of that, "
+            "so that none can be repeated in place; grow widths alone"
         )
     return turn
 
@@ -69,11 +69,14 @@ def deeper_fields(config: PreTrainedConfig, factor: Fraction, period: int) -> di
     if factor == 1:
         return {}
     if (depth := getattr(config, "num_hidden_layers", None)) is None:
-        raise GrowthError(f"{DEPTH}: a config of {config.model_type} names no one number of layers")
+        raise GrowthError(
+            f"{DEPTH}: a config of {config.model_type} has no num_hidden_layers of its own to grow by; "
+            "grow widths alone"
+        )
     deeper = depth * factor
     if deeper.denominator != 1 or int(deeper) % period:
-        turns = f" in whole turns of {period}" * (period > 1)
-        raise GrowthError(f"{DEPTH}: {depth} × {factor} is not a whole number{turns}")
+        whole = f"a multiple of {period} layers, repeated together" if period > 1 else "a whole number"
+        raise GrowthError(f"{DEPTH}: {depth} × {factor} is not {whole}; choose another factor")
     sources = [source_of(i, depth, int(deeper), period) for i in range(int(deeper))]
     own = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     found: dict[Path, Any] = {(own,): int(deeper)}
@@ -102,10 +105,10 @@ def period_between(
         other = next((k for (k,), v in made.items() if _plain(given.get(k)) != v), None)
         if other is None:
             return period
-        differing.append(f": its field {other!r} says {given.get(other)!r}, not {made[other,]!r}")
+        differing.append(f": its field {other!r} says {given.get(other)!r}; set it to {made[other,]!r}")
     raise GrowthError(
         f"{DEPTH}: the {depth_of(wide)} layers of the deeper config are not those of the narrow one in "
-        f"order {order or ' or '.join(ORDERS)}{differing[0] if differing else ''}"
+        f"order {order or ' or '.join(ORDERS)}{differing[0] if differing else '; give it a multiple of them'}"
     )
 
 

@@ -102,7 +102,7 @@ def with_writers(family: Family, layout: Layout) -> Layout:
     offsets: dict[str, float] = found["offsets"]
     kinds = {_in_layer(name): offsets.get(name) for name in family.axes}
     if odd := next((n for n in family.axes if offsets.get(n) != kinds[_in_layer(n)]), None):
-        return layout.without_depth(f"{odd} writes to the residual stream in some layers alone")
+        return layout.without_depth(f"{odd} adds to the residual stream in some layers alone")
     # Of experts that are stored one by one a real model may have more than the tiny one.
     parts = {part_of(name): offsets.get(name) for name in family.axes}
     folds = dict(layout.folds)
@@ -145,5 +145,6 @@ def _same_place(name: str, small: Iterable[str], large: Iterable[str], folded: I
     if mine == own[:1]:
         return ours[:1]
     raise GrowthError(
-        f"{name}: of the layers of this kind, some need another scale than others; cannot tell which"
+        f"{name}: needs different scales in different layers, and a tiny model does not show which; "
+        "run the model itself, plan(model, to=wide_config, inputs=x)"
     )

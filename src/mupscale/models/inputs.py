@@ -100,7 +100,7 @@ def _ids(config: Any, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
     named = (getattr(of, table, None) for of in (text, config) for table in tables)
     vocabulary = min((size for size in named if isinstance(size, int) and size > 0), default=None)
     if vocabulary is None:
-        raise GrowthError("its config says no vocab_size, so that there are no token ids to call it with")
+        raise GrowthError("vocab_size: not in its config; expected it, for the range of token ids")
     plain = sorted(set(range(vocabulary)) - _special(config)) or [0]
     return torch.tensor(plain)[torch.randint(len(plain), shape, generator=draw)]
 
@@ -124,4 +124,7 @@ def _shape(config: Any, name: str, batch: int, length: int) -> tuple[int, ...]:
     if name == "input_values":
         strides = getattr(config, "conv_stride", [1])
         return batch, math.prod(strides) * (length + 1) + sum(getattr(config, "conv_kernel", [0]))
-    raise GrowthError(f"{type(config).__name__}: no example of the input {name!r} is known")
+    raise GrowthError(
+        f"{type(config).__name__}: no example of the input {name!r} can be made; give your own, "
+        "plan(model, to=wide_config, inputs=x)"
+    )

@@ -49,7 +49,9 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named
         if named is not None:
-            raise GrowthError(f"architectures: {name!r} is no model class of transformers")
+            raise GrowthError(
+                f"architectures: {name!r} is no model of transformers; give one such as LlamaForCausalLM"
+            )
         if name in _own_classes:
             return _own_classes[name]
         if "." in name:
@@ -62,7 +64,9 @@ def model_class(config: PreTrainedConfig) -> type[nn.Module]:
             found = mapping[type(config)]
             first: type[nn.Module] = found[0] if isinstance(found, tuple) else found
             return first
-    raise GrowthError(f"model_type {config.model_type!r}: transformers has no model class for it")
+    raise GrowthError(
+        f"model_type {config.model_type!r}: transformers has no model class for it; name one in architectures"
+    )
 
 
 def config_class(data: Mapping[str, Any]) -> type[PreTrainedConfig]:
@@ -144,7 +148,9 @@ def skeleton(config: PreTrainedConfig) -> nn.Module:
     found = model_class(config)
     with (
         torch.device("meta"),
-        said_as(f"no {found.__name__} can be built of this {config.model_type} config"),
+        said_as(
+            f"no {found.__name__} can be built of this {config.model_type} config", "; correct the config"
+        ),
     ):
         return found(config)
 

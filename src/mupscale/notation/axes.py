@@ -97,7 +97,8 @@ class Axes:
             if any(Fraction(growth.get(axis, 1)).denominator != 1 for axis in dim.names):
                 uneven = next(a for a in dim.names if Fraction(growth.get(a, 1)).denominator != 1)
                 raise GrowthError(
-                    f"axis {uneven!r} grows by {growth[uneven]}: duplication needs a whole number"
+                    f"axis {uneven!r} grows by {growth[uneven]}, and copies need a whole number; "
+                    "choose a whole factor, or the operator zero_pad"
                 )
             shape.append(1)
             if dim.has_segments:

@@ -72,8 +72,8 @@ def _growth(factors: tuple[Factor, ...], growth: Growth) -> Fraction:
             each = {_growth(segment, growth) for segment in factor.segments}
             if len(each) > 1:
                 raise GrowthError(
-                    f"axes '{factor}': its segments grow by {', '.join(map(str, sorted(each)))}; the parts "
-                    "of one parameter have to grow alike, so that one learning rate fits all of it"
+                    f"axes '{factor}': the parts of a dim grow by {', '.join(map(str, sorted(each)))}, but "
+                    "one learning rate has to fit all of it; grow them all alike, or none"
                 )
             total *= each.pop()
         elif isinstance(factor, str):

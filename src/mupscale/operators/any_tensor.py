@@ -80,7 +80,7 @@ class Grower:
         self.noise = self.operator.noise(noise)
         own = self.operator.shrink if own is None else own
         if shrink is not None and own is None:
-            raise GrowthError(f"shrink {shrink} is for the operators zero_pad and expand, not for {operator}")
+            raise GrowthError(f"shrink {shrink} is for zero_pad and expand, not for {operator}; leave it out")
         self.shrink = Shrink.parse(shrink if shrink is not None else own or 0.0, own or 0.0)
         self.shrink.check_patterns(tuple(plan.layout.params))
         # With λ below 1 expand changes the function, as zero_pad does, and asks nothing of the norms.
@@ -253,7 +253,7 @@ class Grower:
         if tuple(narrow.shape) != scaling.shape:
             raise GrowthError(
                 f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
-                f"found {tuple(narrow.shape)}"
+                f"found {tuple(narrow.shape)}; make the plan from this model"
             )
         return narrow
 

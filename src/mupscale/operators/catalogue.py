@@ -75,7 +75,9 @@ class Operator:
                     f"axes={{{DEPTH!r}: 2}} or --axes {DEPTH}=2, and the widths in a step of their own"
                 )
             if plan.growth[DEPTH].denominator != 1:
-                raise GrowthError(f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor")
+                raise GrowthError(
+                    f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor, such as 2"
+                )
             return
         if DEPTH in plan.growth and not self.copies_evenly:
             raise GrowthError(
@@ -86,7 +88,7 @@ class Operator:
         for axis, reason in (plan.inexact if self.copies_evenly else plan.not_copied).items():
             if axis == DEPTH:
                 raise GrowthError(
-                    f"axis {axis!r}: {reason}; the operators stack and stack_identity need no such thing"
+                    f"axis {axis!r}: {reason}; choose the operator stack or stack_identity, which can grow it"
                 )
             if self.name != "zero_pad":
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")

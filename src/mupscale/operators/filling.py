@@ -123,8 +123,8 @@ def check_memory(model: nn.Module) -> None:
     """
     if (pair := one_memory(model)) is not None:
         raise GrowthError(
-            f"{pair[0]} and {pair[1]}: two tensors in one memory, so that one changes as the other trains, "
-            "which no copy does; make them one parameter (head.weight = embedding.weight), or two (.clone())"
+            f"{pair[0]} and {pair[1]}: two tensors share one memory, so that training one changes the other; "
+            "make them one parameter (head.weight = embedding.weight), or two (.clone())"
         )
 
 

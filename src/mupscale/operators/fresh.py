@@ -146,12 +146,12 @@ def law_of(laws: Mapping[str, Law], name: str, plan: Plan) -> Law:
     """
     if (law := laws.get(name)) is None:
         mend = (
-            "its model type fills it in a way that shows no law; the operator duplicate needs none"
+            "choose the operator duplicate, which needs no fresh values"
             if plan.config is not None
             else "plan from a function make(width), give the module that owns it a reset_parameters() method "
             "that fills it, or grow by the operator duplicate"
         )
-        raise GrowthError(f"{name}: cannot tell what a fresh one holds; {mend}")
+        raise GrowthError(f"{name}: cannot tell how a fresh one is initialized; {mend}")
     return law
 
 

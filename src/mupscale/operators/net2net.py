@@ -62,7 +62,7 @@ def random_copies(
     if missing := powers.keys() - set(axes.names):
         raise GrowthError(
             f"axis {min(missing)!r}: growing it changes a constant of the architecture, for which unequal "
-            "copies cannot make up; choose another operator, or other axes"
+            "copies cannot make up; choose the operator duplicate, or other axes"
         )
     offset = max((fold.offset for fold in folds), default=0.0)
     tensors = [tensor] if above is None else [tensor, above]

@@ -79,7 +79,7 @@ class Noise:
                 "and a strength of at least 0, such as balanced:1"
             )
         if kind == "interpolate" and value > 1:
-            raise GrowthError(f"noise {text!r}: interpolate takes a share of noise, from 0 to 1")
+            raise GrowthError(f"noise {text!r}: expected a share from 0 to 1, such as interpolate:0.1")
         return cls(kind, value)
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ class Shrink:
         if not isinstance(given, Mapping):
             patterns = [word.rpartition("=")[0] for word in given]
             if len(set(patterns)) != len(patterns):
-                raise GrowthError(f"shrink {' '.join(given)}: two values for the same parameters")
+                raise GrowthError(f"shrink {' '.join(given)}: two values for the same parameters; give one")
             given = {pattern or "*": value for pattern, _, value in (word.rpartition("=") for word in given)}  # type: ignore[misc]
         values = {pattern: _checked(value) for pattern, value in given.items()}
         return cls(values.pop("*", default), values)
@@ -67,7 +67,9 @@ class Shrink:
         """Refuse a pattern that no name matches."""
         for pattern in self.patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise GrowthError(f"shrink pattern {pattern!r} matches no parameter, such as {names[0]}")
+                raise GrowthError(
+                    f"shrink pattern {pattern!r} matches no parameter; expected names such as {names[0]}"
+                )
 
     def __str__(self) -> str:
         return " ".join([f"{self.value:g}", *(f"{p}={v:g}" for p, v in self.patterns.items())])

@@ -97,7 +97,8 @@ def carry_optimizer(
         for param in group["params"]:
             if id(param) not in names:
                 raise GrowthError(
-                    f"the optimizer holds a parameter of shape {tuple(param.shape)} that is not in the model"
+                    f"optimizer: holds a parameter of shape {tuple(param.shape)}, which is not in the narrow "
+                    "model; give the model that it trains"
                 )
             name = names[id(param)]
             carried.append((name, param, rule))
@@ -168,10 +169,12 @@ def way_of(operator: str, state: str = "carried", plan: Plan | None = None) -> W
             "start with a fresh optimizer"
         )
     if state == "asymmetric" and not found.copies_evenly:
-        raise GrowthError(f"operator {operator!r} makes no copies: its optimizer state cannot be asymmetric")
+        raise GrowthError(
+            f"optimizer state {state!r} needs copies, which {operator} makes none of; choose carried"
+        )
     if state == "asymmetric" and plan is not None and DEPTH in plan.growth:
         raise GrowthError(
-            "optimizer state 'asymmetric' is of copies within a layer; where layers grow, carry it"
+            "optimizer state 'asymmetric' is for copies within a layer; where layers grow, choose carried"
         )
     return Way.FIRST if state == "asymmetric" else Way.COPIED if found.copies_evenly else Way.PADDED
 

@@ -149,7 +149,9 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         }
         names = [name for group in optimizer.param_groups for name in group["param_names"]]
         if differing := index.keys() ^ set(names):
-            raise GrowthError(f"{min(differing)}: only in one of the saved optimizer and this one")
+            raise GrowthError(
+                f"{min(differing)}: only in one of the saved optimizer and this one; load one of this model"
+            )
         for group in optimizer.param_groups:
             mine = group["param_names"]
             values = [

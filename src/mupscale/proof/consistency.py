@@ -43,7 +43,8 @@ def broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[str
     for name in (*plan.layout.params, *plan.layout.buffers):
         if name not in state or name not in wide_state:
             raise GrowthError(
-                f"{name}: in the plan, but not in the {'wide' if name in state else 'narrow'} model"
+                f"{name}: in the plan, but not in the {'wide' if name in state else 'narrow'} model; "
+                "give the models of this plan"
             )
         theta, grown = state[name].detach(), wide_state[name].detach()
         for tensor, shape in (
@@ -51,7 +52,10 @@ def broken_parameters(model: nn.Module, wide: nn.Module, plan: Plan) -> dict[str
             (grown, plan.wide_shape(name)),
         ):
             if tuple(tensor.shape) != shape:
-                raise GrowthError(f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}")
+                raise GrowthError(
+                    f"{name}: the plan gives shape {shape}, found {tuple(tensor.shape)}; "
+                    "give the models of this plan"
+                )
         if not theta.numel():
             continue
         if not theta.is_floating_point() and not theta.is_complex():

@@ -157,8 +157,8 @@ def train_step(
     loss = loss_of(model, call)
     if not loss.requires_grad:
         raise GrowthError(
-            f"{type(model).__name__}: its outputs carry no gradients (it may run under torch.no_grad), so "
-            "that nothing can be proved of its training"
+            f"{type(model).__name__}: its outputs carry no gradients, so that its training cannot be proved; "
+            "take no_grad and detach() out of its forward"
         )
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -79,7 +79,7 @@ def _failure(small: PreTrainedConfig, plan: Plan) -> str | None:
         with_factors(explicit_model, depth_of(plan.config), terms, lambda layer: each)
         failure = tried(explicit_model, folded, _folding(plan), [call]).failure
         if failure is not None:
-            failure = f"with explicit multipliers it is another model: {failure}"
+            failure = f"its weights cannot take in the multipliers of the residual stream: {failure}"
     return failure
 
 
@@ -102,8 +102,8 @@ def _layer_by_layer(
             error = (a - b).abs().max().item() / max(1.0, spread(a)) if a.shape == b.shape else float("inf")
             if not error <= TOLERANCE:
                 return (
-                    f"layer {layer} of the deeper model computes something else than layer {speaks[0]}, "
-                    f"which it comes from, as constants in it go by its place (outputs differ by {error:.3g})"
+                    f"layer {layer} of the deeper model differs from layer {speaks[0]}, its source, in "
+                    f"constants that go by the number of the layer (outputs differ by {error:.3g})"
                 )
     return None
 

@@ -42,6 +42,10 @@ from mupscale.proof.lockstep import in_lockstep
 from mupscale.theory.manifest import Plan
 
 TOLERANCE = 1e-10
+_OTHERS = "; choose other axes or factors, of those that mupscale doctor SRC lists"
+_CHANGE = "; change that part of the module, or keep its width"
+_ANOTHER = "; choose another operator"
+_RUN = "; give inputs on which it does, plan(..., inputs=x)"
 _EXPANDS = (
     "; expand knows layer norms and RMS norms over d_model, where all have the config's one eps; "
     "with others grow d_ff and heads alone (axes, --axes), or choose the operator duplicate"
@@ -101,7 +105,7 @@ def prove(
         wish += f" with {operator}" * (operator != "duplicate")
         raise GrowthError(
             f"{config.model_type}: growing {wish} is not exact, so that nothing is grown: "
-            f"{proof.failure}{_EXPANDS * (operator == 'expand')}"
+            f"{proof.failure}{_mend(operator, _OTHERS)}"
         )
     return proof
 
@@ -134,9 +138,13 @@ def prove_modules(
         how = f" with {operator}" * (operator != "duplicate")
         raise GrowthError(
             f"{type(narrow).__name__}: growing it{how} is not exact, so that nothing is grown: "
-            f"{proof.failure}{_EXPANDS * (operator == 'expand')}"
+            f"{proof.failure}{_mend(operator, _CHANGE)}"
         )
     return proof
+
+
+def _mend(operator: str, of_copies: str) -> str:
+    return _EXPANDS if operator == "expand" else of_copies if operator == "duplicate" else _ANOTHER
 
 
 def still(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -155,7 +163,7 @@ def still(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _tried(small: PreTrainedConfig, plan: Plan, operator: str) -> Proof:
     assert plan.config is not None
-    with said_as(f"{small.model_type}: no tiny wide model can be made"):
+    with said_as(f"{small.model_type}: no tiny wide model can be made", _OTHERS):
         narrow, wide = instance(small), instance(plan.config)
     return tried(narrow, wide, plan, [Call.of(example_inputs(narrow, seed=1))], operator)
 
@@ -171,7 +179,7 @@ def tried(
     randomize_(narrow, {name: p.axes for name, p in plan.params.items()})
     _grow(narrow, wide, plan, operator)
     loss_difference, nonlinear = 0.0, list[str]()
-    with said_as(f"{type(narrow).__name__}: it does not run"), float64(), quiet(), Float64():
+    with said_as(f"{type(narrow).__name__}: it does not run", _RUN), float64(), quiet(), Float64():
         copies = operator_named(operator).copies_evenly
         difference, failure = _at_rest(narrow, wide, plan, calls, by_module=copies)
         if failure is None and operator == "duplicate":
@@ -222,7 +230,7 @@ def _outputs(
             error = deviation(seen.pop(name), output, name.partition("#")[0], plan)
             if error is not None and not error <= TOLERANCE:
                 first.append(
-                    f"the output of {name.partition('#')[0]} is the first that is no duplicate, "
+                    f"the first module whose output is no copy is {name.partition('#')[0]}, "
                     f"off by {error:.3g} of its standard deviation"
                 )
 
@@ -233,7 +241,7 @@ def _outputs(
             wide_outputs = result_tensors(grown_call(call, plan)(wide))
     if not outputs:
         raise GrowthError(
-            f"{type(narrow).__name__}: returns no floating-point tensor, so that nothing can be compared"
+            f"{type(narrow).__name__}: returns no floating-point tensor to compare; let it return its outputs"
         )
     worst = 0.0
     for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
@@ -241,7 +249,7 @@ def _outputs(
             return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
         if not expected.numel():
             raise GrowthError(
-                f"{type(narrow).__name__}: returns no entries on these inputs; nothing can be compared"
+                f"{type(narrow).__name__}: returns empty outputs on these inputs; give inputs with entries"
             )
         error = (expected - grown).abs().max().item() / max(1.0, spread(output))
         worst = max(worst, error) if math.isfinite(error) else math.inf

@@ -23,7 +23,9 @@ def _flagged(rule: Rule) -> Callable[[Mapping[str, Any]], Rule]:
 
     def of(group: Mapping[str, Any]) -> Rule:
         if group.get("cautious"):
-            raise GrowthError("cautious: it counts the entries of a parameter, of which there are more now")
+            raise GrowthError(
+                "cautious: depends on the number of entries of a parameter, which grows; set it to False"
+            )
         if group.get("weight_decouple") and group.get("fixed_decay"):
             return replace(rule, decoupled=True, values={**rule.values, "weight_decay": Power()})
         return replace(rule, decoupled=bool(group.get("weight_decouple")))
@@ -75,10 +77,7 @@ ELSEWHERE: dict[tuple[str, str], RuleOf] = {
     },
 }
 
-_PRECONDITIONED = (
-    "it turns gradients by matrices over a whole dim of a parameter, which copies leave without full rank, "
-    "so that no scaled copy of them goes on as before; begin with a fresh optimizer"
-)
+_PRECONDITIONED = "its preconditioners over a whole dim lose full rank where entries are copies"
 REFUSED_ELSEWHERE: dict[tuple[str, str], str] = {
     ("pytorch_optimizer", name): _PRECONDITIONED for name in ("SOAP", "Shampoo", "ScalableShampoo", "Kron")
 }

@@ -139,8 +139,8 @@ class Plan:
         """
         if DEPTH in self.growth and (reason := self.layout.inexact.get(DEPTH)) is not None:
             raise GrowthError(
-                f"{DEPTH}: {reason}; what becomes of hyperparameters and fresh weights in depth is known "
-                "only where every layer adds to a residual stream what is proportional to its weights"
+                f"{DEPTH}: {reason}; no rule in depth is known for its hyperparameters and fresh weights: "
+                "tune them, or grow widths alone"
             )
 
     @cached_property

@@ -18,8 +18,8 @@ from mupscale.theory.scaling import Scaling
 
 _REGISTRY: dict[type[optim.Optimizer], RuleOf] = {}
 _REFUSED: dict[type[optim.Optimizer], str] = {
-    optim.LBFGS: "its steps come from inner products over all parameters together, in which copies of "
-    "different parameters count differently often",
+    optim.LBFGS: "its steps come from inner products over all parameters together, in which some "
+    "parameters have more copies than others",
 }
 
 
@@ -53,7 +53,10 @@ def rule_for(optimizer_class: type[optim.Optimizer], group: Mapping[str, Any]) -
         if (rule := _REGISTRY.get(base) or ELSEWHERE.get(known)) is not None:
             return rule if isinstance(rule, Rule) else rule(group)
         if reason := _REFUSED.get(base) or REFUSED_ELSEWHERE.get(known):
-            raise GrowthError(f"optimizer {optimizer_class.__name__!r} has no scaling rule: {reason}")
+            raise GrowthError(
+                f"optimizer {optimizer_class.__name__!r} has no scaling rule: {reason}; choose another, such "
+                "as AdamW"
+            )
     raise GrowthError(
         f"optimizer {optimizer_class.__name__!r} has no scaling rule; expected one of "
         f"{', '.join(sorted(c.__name__ for c in _REGISTRY))}, or register it with mupscale.register_optimizer"

@@ -97,7 +97,7 @@ class Rule:
             mend = "another optimizer" if self.looks_at_values else "no weight decay (decay=[...] without it)"
             raise GrowthError(
                 f"{name}: the model adds {p.offset:g} to it before use, and growth scales the sum, so that "
-                f"what pulls on the stored value pulls elsewhere than in the narrow model; give it {mend}"
+                f"decay or a step by its value would act otherwise than in the narrow model; give it {mend}"
             )
         wide = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         scales: dict[str, Scale | tuple[Scale | None, ...]] = {

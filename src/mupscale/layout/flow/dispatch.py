@@ -71,15 +71,15 @@ class Call:
 
     def new(self, what: str, out: Tensor | None = None) -> Dims:
         """Dims of the output, of which the operator says what their indices are."""
-        return fresh(self.out if out is None else out, f"{self.name} gives {what} in {self.place}")
+        return fresh(self.out if out is None else out, f"{self.name} makes {what} in {self.place}")
 
     def same(self, a: Units, b: Units) -> Units:
         """Say that two dims are one; where they cannot be, only that what they are made of stays."""
         try:
             unify(a, b)
         except Conflict:
-            self.fix((*a, *b), f"{self.name} does not keep it whole")
-            return (Unit(size_of(a), f"{self.name} made it"),)
+            self.fix((*a, *b), f"{self.name} cuts or regroups it")
+            return (Unit(size_of(a), f"it comes out of {self.name}"),)
         return a
 
     def fix_once_used(self, units: Units, why: str) -> None:

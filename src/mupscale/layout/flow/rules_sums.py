@@ -80,7 +80,7 @@ def _convolution(call: Call) -> Dims:
         out = (*own, *outs)
     if bias is not None:
         unify(out, call.dims_of(bias)[0])
-    dims = call.new("places")
+    dims = call.new("positions")
     for k in range(1, weight.ndim - 1):
         stride, padding = (sizes[-k] if len(sizes) > 1 else sizes[0] for sizes in call.args[3:5])
         if (weight.shape[-k], stride, padding) == (1, 1, 0):  # place by place
@@ -231,14 +231,14 @@ def _pool(call: Call) -> Any:
     places = int(re.findall(r"(\d)d", call.name)[0])
     for units in call.dims(0)[-places:]:
         call.fix(units, f"{call.name} runs over it")
-    dims = [*call.dims(0)[:-places], *call.new("places", out)[-places:]]
+    dims = [*call.dims(0)[:-places], *call.new("positions", out)[-places:]]
     return [dims] * len(call.out) if isinstance(call.out, tuple) else dims
 
 
 @rule("_fft_r2c _fft_c2r _fft_c2c")
 def _fourier(call: Call) -> Dims:
     """Frequencies in place of places."""
-    dims, new = list(call.dims(0)), call.new("frequencies or places")
+    dims, new = list(call.dims(0)), call.new("frequencies or positions")
     for at in map(call.axis, call.args[1]):
         call.fix(dims[at], "a Fourier transform runs over it")
         dims[at] = new[at]
@@ -277,7 +277,7 @@ def _whole_matrix(call: Call) -> Any:
         for units in call.dims_of(tensor)[-2:]:
             call.fix(units, f"{call.name} takes a matrix of it")
     outs = call.out if isinstance(call.out, tuple) else (call.out,)
-    found = [fresh(out, f"{call.name} made it") for out in outs]
+    found = [fresh(out, f"it comes out of {call.name}") for out in outs]
     return found if isinstance(call.out, tuple) else found[0]
 
 

@@ -70,7 +70,7 @@ def _view(call: Call) -> Dims:
         try:
             found += regroup(units, sizes)
         except Conflict:
-            call.fix(units, f"{call.name} does not keep it whole")
+            call.fix(units, f"{call.name} cuts or regroups it")
             found += [(Unit(n, "a view cuts through it"),) if n != 1 else () for n in sizes]
         start = stop
     return found
@@ -198,7 +198,7 @@ def _select(call: Call) -> Dims:
 @rule("unbind")
 def _unbind(call: Call) -> list[Dims]:
     dims = list(call.dims(0))
-    call.fix(dims.pop(call.axis(call.get(1, "dim", 0))), "its indices are taken apart")
+    call.fix(dims.pop(call.axis(call.get(1, "dim", 0))), "it is split into single entries")
     return [dims for _ in call.out]
 
 
@@ -257,13 +257,13 @@ def _glu(call: Call) -> Dims:
 def _pixel_shuffle(call: Call) -> Dims:
     """Channels, each of so many places in a row and column, as places; and back."""
     *lead, channels, _, _ = call.dims(0)
-    places = (Unit(int(call.args[1]) ** 2, "it holds places"),)
+    places = (Unit(int(call.args[1]) ** 2, "it holds positions"),)
     if call.name == "pixel_unshuffle":
         channels = (*channels, *places)
     else:
         channels, inside = regroup(channels, (size_of(channels) // size_of(places), size_of(places)))
-        call.fix(inside, "it holds places")
-    return [*lead, channels, *call.new("places")[-2:]]
+        call.fix(inside, "it holds positions")
+    return [*lead, channels, *call.new("positions")[-2:]]
 
 
 @rule("channel_shuffle native_channel_shuffle")
@@ -280,16 +280,16 @@ def _columns(call: Call) -> Dims:
     *lead, channels = call.dims(0)[: -2 if call.name == "im2col" else -1]
     size = math.prod(call.args[1 if call.name == "im2col" else 2])
     if call.name == "im2col":
-        return [*lead, (*channels, Unit(size, "it holds places")), *call.new("places")[-1:]]
+        return [*lead, (*channels, Unit(size, "it holds positions")), *call.new("positions")[-1:]]
     channels, inside = regroup(channels, (size_of(channels) // size, size))
-    call.fix(inside, "it holds places")
-    return [*lead, channels, *call.new("places")[-2:]]
+    call.fix(inside, "it holds positions")
+    return [*lead, channels, *call.new("positions")[-2:]]
 
 
 @rule("unfold")
 def _unfold(call: Call) -> Dims:
     dims, at = list(call.dims(0)), call.axis(call.args[1])
-    new = call.new("places")
+    new = call.new("positions")
     return [*(new[i] if i == at else d for i, d in enumerate(dims)), new[-1]]
 
 
@@ -320,7 +320,7 @@ def _eye(call: Call) -> Dims:
 
 @rule("arange linspace range randint randperm tril_indices triu_indices scalar_tensor hann_window")
 def _counted(call: Call) -> Dims:
-    return fresh(call.out, f"it is counted by {call.name} in {call.place}")
+    return fresh(call.out, f"{call.name} in {call.place} counts along it")
 
 
 def _alike(tensor: Tensor) -> bool:

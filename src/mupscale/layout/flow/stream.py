@@ -38,7 +38,7 @@ def layers_of(model: nn.Module, depth: int) -> tuple[str, nn.ModuleList]:
     ]
     if len(found) != 1:
         raise GrowthError(
-            f"{type(model).__name__}: expected one list of {depth} layers, found "
+            f"{type(model).__name__}: expected its {depth} layers in one ModuleList, found "
             f"{', '.join(name for name, _ in found) or 'none'}"
         )
     return found[0]
@@ -153,8 +153,8 @@ def terms_of(model: nn.Module, depth: int, call: Callable[[nn.Module], Any]) -> 
         call(model)
     if stream.strange is not None or {layer for layer, _ in stream.added} != {*range(depth)}:
         raise GrowthError(
-            f"{where}.{stream.strange or 0}: gives back something else than what it takes in with terms "
-            "added to it, such as a norm of the sum, so that there is no residual stream"
+            f"{where}.{stream.strange or 0}: expected a layer that adds to its input, and it does not "
+            "(post-norm layers return a norm of the sum)"
         )
     return stream.added
 

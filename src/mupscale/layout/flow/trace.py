@@ -105,7 +105,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def dims_of(self, tensor: Tensor) -> Dims:
         if tensor not in self.known:
             # Made outside of what we see: a constant. Where they are not alike, entries tell indices apart.
-            value, why = tensor.detach(), f"constants in {self.place} tell its indices apart"
+            value, why = tensor.detach(), f"constants in {self.place} differ along it"
             self.known[tensor] = [
                 (Unit(n, None if _alike_along(value, at) else why),) if n != 1 else ()
                 for at, n in enumerate(tensor.shape)
@@ -152,7 +152,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in inputs:
                 for units in self.dims_of(tensor):
                     for unit in units:
-                        unit.fix(f"{name} does not keep it whole in {self.place}")
+                        unit.fix(f"{name} cuts or regroups it in {self.place}")
         if name in ("embedding", "_embedding_bag") and id(args[0]) in self.names:
             self.trace.lookups.add(self.names[id(args[0])])
         is_view = bool(inputs) and all(
@@ -264,7 +264,7 @@ def trace(
             if isinstance(tensor, nn.Parameter):
                 result.parameters.add(name)
             if any(re.search(pattern, name) for pattern in computed):
-                dims = fresh(tensor, f"{name} is not stored but computed from its indices")
+                dims = fresh(tensor, f"{name} is not learned but computed, and differs along it")
                 result.dims[name] = dims
             watch.names[id(tensor)] = name
             is_param = isinstance(tensor, nn.Parameter)

@@ -140,7 +140,7 @@ def _factor(unit: Unit, outer: int) -> Units:
         # Viewed with the number of the segment as an index, all segments have one structure.
         for segment in unit.segments[1:]:
             unify((unit.segments[0],), (segment,))
-        factors: Units = (Unit(len(sizes), "tells apart the segments of a fused dim"), unit.segments[0])
+        factors: Units = (Unit(len(sizes), "it numbers the parts of a fused dim"), unit.segments[0])
     elif all(size % inner == 0 for size in sizes):
         # Every segment is so many blocks of the same inner structure: query, key and value heads in one row.
         splits = [regroup((s,), (s.size // inner, inner)) for s in unit.segments]

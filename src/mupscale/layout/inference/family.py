@@ -150,8 +150,8 @@ class Family:
         hidden = [p for p in size_fields(self.small) if field_name(self.small, p) == "hidden_size"]
         if hidden and not (used | {*self.along}) & {*hidden}:
             raise GrowthError(
-                f"{self.model_type}: no tiny model of another {'.'.join(hidden[0])} could be made, so that "
-                "what follows it is not known; nothing is grown"
+                f"{self.model_type}: no tiny model with another {'.'.join(hidden[0])} can be built, to see "
+                "what grows with it; run the model itself, plan(model, to=wide_config, inputs=x)"
             )
         return {axis: g for axis, g in grown.items() if g != 1}
 
@@ -211,8 +211,8 @@ class Family:
         for name, axes in (*layout.params.items(), *layout.buffers.items()):
             if self.twin(name, len(axes.dims)) in self.unused and axes.copies(growth) != 1:
                 raise GrowthError(
-                    f"{name}: would grow, but the run of a tiny {self.model_type} does not use it, so that "
-                    "nothing about it can be proved; grow the part of the model that it belongs to by itself"
+                    f"{name}: would grow, but a tiny {self.model_type} on example inputs does not use it, so "
+                    "that nothing is proved; give inputs that do, plan(model, to=wide_config, inputs=x)"
                 )
 
     def twin(self, name: str, ndim: int) -> str | None:
@@ -233,8 +233,8 @@ class Family:
         twin = self.twin(name, len(shape))
         if twin is None:
             raise GrowthError(
-                f"{name}: transformers gives a {self.model_type} of this config no such tensor, so that "
-                "nothing is known of it; take off what was added to the model (adapters, a new head), or "
+                f"{name}: a {self.model_type} of this config has no such tensor in transformers; "
+                "take off what was added to the model (adapters, a new head), or "
                 "plan the whole from a function, plan(make, width=..., inputs=...)"
             )
         parts = part_of(name)
@@ -285,8 +285,9 @@ class Family:
         axes = Axes(tuple(dims))
         if self._shape(axes, sizes) != shape:
             raise GrowthError(
-                f"{name}: has shape {shape}, where '{self.axes[twin]}' was expected "
-                f"({', '.join(f'{a} {sizes.get(a)}' for a in self.axes[twin].names)})"
+                f"{name}: has shape {shape}, expected '{self.axes[twin]}' "
+                f"({', '.join(f'{a} {sizes.get(a)}' for a in self.axes[twin].names)}); "
+                "run the model itself, plan(model, to=wide_config, inputs=x)"
             )
         return axes
 
@@ -327,8 +328,8 @@ class Family:
             bound = [f"{a} = {law}" for a, law in self.laws.items() if fields & law.powers.keys()]
             wish = ", ".join(f"{axis} by {growth[axis]}" for axis in sorted(asked))
             raise GrowthError(
-                f"no config of {self.model_type} grows {wish} and nothing else: {', '.join(bound)}; "
-                "grow what follows from the same fields, too"
+                f"no config of {self.model_type} grows {wish} and nothing else, since {', '.join(bound)}; "
+                "grow the axes of the same fields together"
             )
         behind = {path: _product(factors, powers) for path, powers in self.along.items()}
         return factors | {path: factor for path, factor in behind.items() if factor != 1}

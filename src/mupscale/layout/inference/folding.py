@@ -32,7 +32,7 @@ def folds_of(
     """
     small = family.small
     base = run(small)[1]
-    with said_as(f"{family.model_type}: a tiny model of this growth does not run"):
+    with said_as(f"{family.model_type}: a tiny model of this growth does not run", "; choose other factors"):
         wide = run(with_fields(small, {p: times(value_at(small, p), f) for p, f in factors.items()}))[1]
     grown = {id(unit.find()): other.size / unit.size for unit, other in counterparts(base, wide)}
 
@@ -64,8 +64,8 @@ def said_as_folds(
         )
         if fold is None:
             raise GrowthError(
-                f"{name}: a constant of {model} that depends on width asks to scale it by "
-                f"{math.exp(logarithm):.6g}, which is no simple power of the growth asked for"
+                f"{name}: would need a factor of {math.exp(logarithm):.6g} for a constant of {model} that "
+                "goes by width, and this is no simple power of the growth; choose other factors or axes"
             )
         found[name] = fold
     return found

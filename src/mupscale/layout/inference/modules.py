@@ -36,7 +36,7 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
     base, other = _traced(narrow, call), _traced(wide, call)
     if differing := state_tensors(narrow).keys() ^ state_tensors(wide).keys():
         raise GrowthError(
-            f"{min(differing)}: only in one of the two modules; both must be of the same architecture"
+            f"{min(differing)}: only in one of the two modules; build both alike but for their widths"
         )
     show_ones(base, other)
     base.contracted |= other.contracted  # a dim of size 1 is seen to be only there
@@ -89,8 +89,8 @@ def _grown_axes(base: Trace, other: Trace) -> _Grown:
     for name, dims in base.dims.items():
         if len(dims) != len(other.dims[name]):
             raise GrowthError(
-                f"{name}: has {len(dims)} dims, and {len(other.dims[name])} in the wide module; both must be "
-                "of the same architecture"
+                f"{name}: has {len(dims)} dims, and {len(other.dims[name])} in the wide module; "
+                "build both alike but for their widths"
             )
         for a, b in zip(dims, other.dims[name], strict=True):
             try:
@@ -99,10 +99,9 @@ def _grown_axes(base: Trace, other: Trace) -> _Grown:
                         found.add(unit, wide)
             except Conflict:
                 raise GrowthError(
-                    f"{name}: a dim of {size_of(a)} is made of {sizes_of(a)}, and in the wide module one of "
-                    f"{size_of(b)} of {sizes_of(b)}; these do not go together, so that its copies "
-                    "have no place. Numbers of heads or groups, and what each of them holds, must be whole "
-                    "multiples of the narrow ones"
+                    f"{name}: a dim of {size_of(a)} is {sizes_of(a)} in the narrow module, and one of "
+                    f"{size_of(b)} is {sizes_of(b)} in the wide, so that copies do not fit; let the number "
+                    "of heads or groups, and the size of each, be whole multiples of the narrow ones"
                 ) from None
     return found
 
@@ -122,9 +121,7 @@ def _check(base: Trace, axes: Mapping[str, Axes], growth: Mapping[str, Fraction]
         try:
             copies = own.copies(growth)
         except GrowthError as error:
-            raise GrowthError(
-                f"{name}: {error}; let all of them grow, or be parameters of their own"
-            ) from None
+            raise GrowthError(f"{name}: {error}, or make them parameters of their own") from None
         if name not in base.seen and copies != 1:
             raise GrowthError(
                 f"{name}: would grow, but the run on these inputs does not use it, so that nothing about it "
@@ -139,8 +136,10 @@ def _traced(module: nn.Module, call: Call) -> Trace:
     except Exception as error:  # whatever the module's own code raises
         if "HigherOrderOperator" in str(error):
             raise GrowthError(
-                f"{type(module).__name__}: what runs inside of an operator that takes functions cannot be "
-                f"followed ({one_line(error)[:90]}…); plan it with plain operators in its place, as "
-                "F.scaled_dot_product_attention for flex_attention: the parameters are the same"
+                f"{type(module).__name__}: a higher-order operator such as flex_attention cannot be traced "
+                f"({one_line(error)[:90]}…); plan it with a plain one in its place, such as "
+                "F.scaled_dot_product_attention: the parameters are the same"
             ) from error
-        raise GrowthError(f"inputs: the module does not run on them: {one_line(error)}") from error
+        raise GrowthError(
+            f"inputs: the module does not run on them ({one_line(error)}); give what it is called with"
+        ) from error

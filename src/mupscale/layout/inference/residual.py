@@ -43,8 +43,8 @@ def writers(model: nn.Module, depth: int, axes: Mapping[str, Axes], call: Call) 
             chosen = _fewest([(w, s[term]) for w, s in shares if term in s], value)
             if chosen is None:
                 raise GrowthError(
-                    f"layer {layer}: what it adds to the residual stream is not proportional to parameters "
-                    "of it, so that no growth in depth can make it smaller"
+                    f"layer {layer}: what it adds to the residual stream is proportional to none of its "
+                    "weights, so that it cannot be made smaller as layers become more"
                 )
             found |= dict(chosen)
     return found

@@ -69,7 +69,9 @@ class Labelled(Data):
         for part in ("train", "held_out"):
             items, labels = len(getattr(self, f"x_{part}")), len(getattr(self, f"y_{part}"))
             if items == 0 or items != labels:
-                raise GrowthError(f"{self.about}: {items} items and {labels} labels in {part}")
+                raise GrowthError(
+                    f"{self.about}: {items} items and {labels} labels in {part}; give as many labels as items"
+                )
 
     @property
     def shape(self) -> Shape:
@@ -92,12 +94,13 @@ class Labelled(Data):
         except (RuntimeError, ValueError, TypeError) as error:
             shape, reason = tuple(self.x_train.shape[1:]), str(error).split("\n")[0]
             raise GrowthError(
-                f"the {type(model).__name__} does not take items of shape {shape} ({reason})"
+                f"the {type(model).__name__} does not take items of shape {shape} ({reason}); "
+                "choose other data, or a model for it"
             ) from None
         if "logits" in output and output["logits"].shape[-1] < self.shape.classes:
             raise GrowthError(
                 f"the model tells {output['logits'].shape[-1]} classes apart, "
-                f"but there are {self.shape.classes} ({self.about})"
+                f"but there are {self.shape.classes} ({self.about}); build it with as many"
             )
 
     def columns(self, config: TrainConfig, *, held_out: bool = False) -> Batch:

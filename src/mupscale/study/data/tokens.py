@@ -59,7 +59,7 @@ class Tokens(Data):
         longest = getattr(known, "max_position_embeddings", config.block_size)
         if config.block_size > longest:
             raise GrowthError(
-                f"block_size is {config.block_size}, but the model has only {longest} positions"
+                f"block_size is {config.block_size}, expected at most the model's {longest} positions"
             )
         if len(self.tokenizer) > known.vocab_size:
             raise GrowthError(

@@ -65,7 +65,7 @@ def read_space(table: str, values: Mapping[str, Any]) -> Space:
     _check_noise(table, space)
     operators = [str(value) for value in values_of(space.get("operator", only("duplicate")))]
     if "shrink" in space and all(operator_named(name).shrink is None for name in operators):
-        raise FieldError(table, "shrink", "for the operators zero_pad and expand, of which none is tried")
+        raise FieldError(table, "shrink", "is for zero_pad and expand, of which none is tried; leave it out")
     states = [s for s in values_of(space.get("optimizer_state", only("fresh"))) if s != "fresh"]
     for operator, state in itertools.product(operators, states):
         try:
@@ -110,7 +110,7 @@ def check_depth(sweep: Sweep) -> None:
     for name in values_of(sweep.tried.get("operator", only(GROWTH_KNOBS["operator"]))):
         operator, said = operator_named(str(name)), ""
         if operator.deepens and (sweep.layers is None or sweep.width or sweep.growth):
-            said = f"{name!r} makes a model deeper and no wider; expected layers, and no width, or another"
+            said = f"{name!r} makes a model deeper and no wider; give layers and no width, or another"
         if sweep.layers is not None and not (operator.deepens or operator.copies_evenly):
             said = f"{name!r} makes a model wider and no deeper; expected duplicate, stack or stack_identity"
         if said:

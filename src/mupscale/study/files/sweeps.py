@@ -245,7 +245,7 @@ def _lengths(table: str, lengths: Any) -> tuple[float, ...]:
         raise FieldError(
             table,
             "lengths",
-            f"{lengths!r}: expected shares of the steps (up to 1), or steps; without any, tokens a parameter",
+            f"{lengths!r}: expected steps, or shares of steps (up to 1); without steps, tokens per parameter",
         )
     return tuple(sorted(set(map(float, lengths))))
 
@@ -264,7 +264,7 @@ def _check_size(sweep: Sweep) -> None:
     long = sweep.steps or ratio is not None or sweep.lengths or sweep.match
     if begin == "checkpoint":
         if sizes or long or sweep.tried or sweep.source:
-            refuse("begin", "a checkpoint has a size and a training of its own")
+            refuse("begin", "a checkpoint has its own size and training; leave the other keys out")
         return
     if not long:
         refuse("steps", "missing; expected steps, tokens_per_parameter or lengths")
@@ -283,7 +283,7 @@ def _check_size(sweep: Sweep) -> None:
     if begin == "scratch" and len(sizes) > 1:
         refuse(sizes[0], f"given beside {sizes[1]}; leave one out")
     if begin == "continue" and sizes:
-        refuse(sizes[0], "what is continued keeps its size; begin = 'grow' changes it")
+        refuse(sizes[0], "what is continued keeps its size; leave it out, or begin = 'grow'")
     if begin == "scratch" and sweep.source:
         refuse("from", "from scratch it begins from nothing; leave it out")
     if begin in ("grow", "continue") and not sweep.source:
@@ -300,10 +300,10 @@ def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
             )
     for knob, name in sweep.take.items():
         if knob not in {**sweeps[name].tried, **sweeps[name].take}:
-            raise FieldError(sweep.table, "take", f"{knob}: not tried in {name}")
+            raise FieldError(sweep.table, "take", f"{knob}: not tried in {name}; take one that is")
     if sweep.source is not None and (source := sweeps[sweep.source]).begin != "checkpoint":
         if source.constant:
-            said = f"{source.name} keeps no model after a cooldown (constant)"
+            said = f"{source.name} keeps no model after a cooldown; leave its constant out"
             raise FieldError(sweep.table, "from", said)
         extension = sweeps.get(f"{source.name}+")
         there = (*source.seeds, *(extension.seeds if extension else ()))
@@ -311,14 +311,14 @@ def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
             raise FieldError(
                 sweep.table,
                 "seeds",
-                f"seed {min(missing)} has no run in {source.name}, which has {len(there)}",
+                f"seed {min(missing)} has no run in {source.name}, which has {len(there)}; give no more",
             )
     seen, todo = set(), [sweep]
     while todo:
         before = todo.pop()
         for name in filter(None, (*before.needs, before.after, before.match)):
             if name == sweep.name:
-                raise FieldError(sweep.table, "from", "it needs itself: see from, take, after and match")
+                raise FieldError(sweep.table, "from", "it needs itself; correct from, take, after or match")
             if name not in seen:
                 seen.add(name)
                 todo.append(sweeps[name])

@@ -60,7 +60,7 @@ def read_config(path: Path) -> PretrainedConfig:
     config = Checkpoint.read_config(path)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise GrowthError(
-            f"{path}: model_type {config.model_type!r} is not a causal language model that transformers knows"
+            f"{path}: model_type {config.model_type!r} is no causal language model, such as llama; give one"
         )
     return config
 
@@ -84,7 +84,7 @@ def load_checkpoint(path: Path) -> PreTrainedModel:
         with quiet():
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except Exception as error:  # whatever a broken file makes the reader raise
-        raise GrowthError(f"{path}: transformers cannot load it ({one_line(error)})") from None
+        raise GrowthError(f"{path}: transformers cannot load it ({one_line(error)}); save it again") from None
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:

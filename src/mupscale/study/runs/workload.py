@@ -209,14 +209,14 @@ def _source(study: Study, data: Data) -> tuple[int, PreTrainedConfig | Callable[
         except GrowthError as error:
             raise FieldError("model", key, str(error)) from None
         if model.width not in (None, config.hidden_size):
-            said = f"{model.width}, but {model.file} is {config.hidden_size} wide"
+            said = f"{model.width}, but {model.file} is {config.hidden_size} wide; leave it out"
             raise FieldError(*study.width_at, said)
         return config.hidden_size, config
     width = model.width
     assert width is not None  # of the narrowest sweep, if not said
     if isinstance(data, Labelled):
         if model.family == "resnet18" and data.shape.channels is None:
-            raise FieldError("data", "source", f"{study.data.source}: a table; a ResNet looks at images")
+            raise FieldError("data", "source", f"{study.data.source}: a table; expected images, for a ResNet")
         return width, partial(_network, model.family, model.layers, data.shape)
     if model.heads is not None and width % model.heads:
         raise FieldError(*study.width_at, f"{width}: expected a multiple of heads, {model.heads}")

@@ -68,7 +68,7 @@ def read_knob(value: Any, *, positive: bool = False) -> Choices | Range:
     if not values:
         raise GrowthError("expected at least one value")
     if len(set(map(str, values))) < len(values):
-        raise GrowthError(f"{', '.join(map(str, values))}: the same value twice")
+        raise GrowthError(f"{', '.join(map(str, values))}: the same value twice; give each once")
     if all(is_number(v) for v in values):
         for number in values:
             if not (number > 0 if positive else number >= 0) or not math.isfinite(number):

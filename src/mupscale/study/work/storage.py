@@ -37,7 +37,9 @@ def open_storage(place: str | Path) -> BaseStorage:
     except Exception as error:  # each database driver has errors of its own
         shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", str(place))
         said = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise GrowthError(f"storage {shown}: cannot be opened ({said})") from None
+        raise GrowthError(
+            f"storage {shown}: cannot be opened ({said}); give an Optuna URL or a file"
+        ) from None
 
 
 class MendingLock(JournalFileSymlinkLock):  # type: ignore[misc]

@@ -50,7 +50,7 @@ class Worker:
         for sweep in board.selected:
             for need in board.needs(sweep):
                 if need not in board.selected and not board.is_finished(need):
-                    raise GrowthError(f"{sweep.name} needs {need.name}, which is not finished: run it, too")
+                    raise GrowthError(f"{sweep.name} needs {need.name}, which is not finished; run that, too")
         while unfinished := [sweep for sweep in board.selected if not board.is_finished(sweep)]:
             if not any(self._work_on(sweep) for sweep in filter(board.is_open, unfinished)):
                 time.sleep(POLL_SECONDS)
