@@ -68,7 +68,7 @@ def test_people_read_it_in_tables_and_lines(tmp_path, capsys):
     told = capsys.readouterr().out
     for words in ("What can grow, by 2", "by even copies?", "d_ff", "transformer.w.weight"):
         assert words in told
-    assert "constants in transformer tell its indices apart" in told
+    assert "constants in transformer differ along it" in told
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path, capsys):

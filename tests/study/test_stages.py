@@ -226,7 +226,7 @@ def test_a_later_stage_is_checked_before_the_first_step(
         ("warmup_steps = 50", "stage2: warmup_steps: warmup_steps 50 and a cooldown"),
         ("learning_rate = 1", "stage2: learning_rate: unknown; expected after, batch_size"),
         ("optimizer = 'old'", "stage2: optimizer_state: 'old': expected one of carried, asymmetric, fresh"),
-        ("noise = 1", "noise and optimizer are words"),
+        ("noise = 1", "expected words for to, operator, noise and optimizer"),
     ):
         (tmp_path / "s.toml").write_text(f"[[stages]]\nsteps = 5\n[[stages]]\nsteps = 5\nwidth = 2\n{line}\n")
         assert main(["train", str(tmp_path / "out"), *words, str(tmp_path / "s.toml")]) == 2
@@ -246,7 +246,7 @@ def test_a_later_stage_is_checked_before_the_first_step(
         (["1:10", "2x:5"], "stage '2x:5': expected WIDTH:STEPS"),
         (["[[stages]]\nsteps = 1.5"], r"steps \(and width, layers\) must be whole"),
         (["[[stages]]\nsteps = 1\nlayers = 'two'"], r"steps \(and width, layers\) must be whole"),
-        (["x = 1"], r"no \[\[stages\]\] to read there"),
+        (["x = 1"], r"no \[\[stages\]\] in it"),
     ],
 )
 def test_bad_stages_are_named(given: list[str], message: str, tmp_path: Path) -> None:

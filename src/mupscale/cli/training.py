@@ -115,7 +115,7 @@ def train(
     source = {"source": text_source(data), "vocab_size": vocab_size, "held_out": held_out}
     if stages:
         if start is not None and settings.skip_blocks != seen_blocks(start):
-            raise GrowthError("--skip-blocks: a line goes on behind what its start has seen; leave it out")
+            raise GrowthError("--skip-blocks: stages go on in the text where the start stopped; leave it out")
         return _train_stages(out, stages, config, start, source, settings, fresh_optimizer, overwrite, json)
     return _train(out, config, start, source, settings, fresh_optimizer, overwrite, json)
 

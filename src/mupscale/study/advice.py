@@ -166,7 +166,7 @@ def advise(
     'grow'
     """
     if wide <= narrow:
-        raise GrowthError(f"from {count(narrow)} to {count(wide)} parameters: growing needs a larger target")
+        raise GrowthError(f"from {count(narrow)} to {count(wide)} parameters: give a larger target (--to)")
     case = _Case(narrow, wide, tokens, narrow_tokens or tokens / wide * narrow)
     table = packaged(along) if table is None else table
     asked = {"factor": case.factor, "narrow_ratio": case.narrow_tokens / narrow, "ratio": case.ratio}

@@ -50,7 +50,7 @@ def read_stages(words: Sequence[str]) -> list[dict[str, Any]]:
             raise GrowthError(
                 f"stage {number}: "
                 + (
-                    "the first has nothing to grow from; its width and layers are 1"
+                    "the first has nothing to grow from; give it a width (and layers) of 1"
                     if number == 1
                     else "expected a width or layers above 1, or to"
                 )
@@ -61,14 +61,14 @@ def read_stages(words: Sequence[str]) -> list[dict[str, Any]]:
 def _tables(path: Path) -> list[dict[str, Any]]:
     tables = read_toml(path).get("stages")
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise GrowthError(f"{path}: no [[stages]] to read there; expected such a table for each")
+        raise GrowthError(f"{path}: no [[stages]] in it; give a table [[stages]] for each stage")
     for number, table in enumerate(tables, start=1):
         if not all(
             is_whole(table.get(key, least)) for key, least in (("steps", None), ("width", 1), ("layers", 1))
         ):
             raise GrowthError(f"{path}: stage {number}: steps (and width, layers) must be whole numbers")
         if not all(isinstance(table.get(key, ""), str) for key in _WORDS):
-            raise GrowthError(f"{path}: stage {number}: to, operator, noise and optimizer are words")
+            raise GrowthError(f"{path}: stage {number}: expected words for to, operator, noise and optimizer")
         if "to" in table:
             table["to"] = str(Path(table["to"]).absolute())
     return tables
