@@ -121,7 +121,7 @@ def test_own_studies_are_quoted(tmp_path: Path) -> None:
     [
         (
             ["--params", "70M", "--to", "5M", "--tokens", "1B"],
-            "from 70M to 5M parameters: growing needs a larger",
+            "from 70M to 5M parameters: give a larger target (--to)",
         ),
         (["--params", "5M", "--to", "70M", "--tokens", "0"], "--tokens '0': expected a number above 0"),
         (["--params", "many", "--to", "70M", "--tokens", "1B"], "--params 'many': expected a number above 0"),
