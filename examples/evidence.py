@@ -108,6 +108,7 @@ STUDIES = (
     Study("dynamics"),
     Study("budget"),
     Study("depth_transfer"),
+    Study("depth_growth_transfer"),
     Study("mlp_adamw_cpu/transfer"),
     Study("mlp_adamw_cpu"),
     Study("mlp_sgd_cpu/transfer"),

@@ -86,6 +86,14 @@ def test_what_growing_in_depth_came_to(start, sweep):
     assert not any(end["at_edge"] for end in ends)
 
 
+@pytest.mark.parametrize(("start", "sweep"), [("2 → 4 layers", "grown_4"), ("8 → 16 layers", "grown_16")])
+def test_the_rates_after_growing(start, sweep):
+    found = measured("depth_growth_transfer")[sweep]
+    losses = {point["point"]["lr"]: point["loss"] for point in found["points"]}
+    assert columns(start) == [f"{losses[rate]:.3f}" for rate in sorted(losses)]
+    assert found["best"]["point"]["lr"] == 0.004
+
+
 def test_the_rates_over_depth():
     sweeps = measured("depth_transfer")
     for start, name in (("μP for widths alone", "width-alone"), ("depth as one more axis", "depth")):
