@@ -98,11 +98,7 @@ def grow_(
         buffers, plan = {}, grower.plan
         for name in plan.wide_names:  # on every rank in one order, as each gathers
             tensor, source = given[name], own[plan.canonical(name)]
-            if tuple(tensor.shape) != plan.wide_shape(name):
-                raise GrowthError(
-                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(tensor.shape)}; "
-                    "build the wide model in the sizes of the plan"
-                )
+            plan.check_shape(name, tensor)
             if isinstance(tensor, nn.Parameter) or is_sharded(tensor):
                 dtype = tensor.dtype if tensor.is_floating_point() else None
                 fill_shard_(tensor, grower.blocks(name, dtype, rows_held(tensor)))

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from mupscale.models.contents import state_tensors, unwrapped
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import mark_
+from mupscale.operators.expand import with_eps_of
 from mupscale.operators.filling import built, check_memory, fill_
 from mupscale.operators.noise import Noise
 from mupscale.operators.zero_pad import ShrinkLike
 from mupscale.optim.carry import way_of
-from mupscale.planner import from_first, prove_operator
 from mupscale.planner import plan as make_plan
+from mupscale.planner import prove_operator
 from mupscale.theory.manifest import MANIFEST, Plan
 
 Progress = Callable[[int, int], None]
@@ -290,3 +292,19 @@ def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module
     if hasattr(model, "generation_config"):
         wide.generation_config = copy.deepcopy(model.generation_config)
     return wide
+
+
+def from_first(source: Path, growth: Plan) -> Plan:
+    """The plan from the first model of the line that ``source`` is in: hyperparameters are relative to it.
+
+    Args:
+        source: the checkpoint that grows; its ``mupscale.json`` says where it comes from.
+        growth: how it grows now.
+    """
+    if not (source / MANIFEST).is_file():
+        return growth
+    first = Plan.load(source).narrow_config
+    if first is None or growth.config is None:
+        return growth
+    # Expanding makes the eps of norms smaller, which no plan between sizes knows of.
+    return replace(make_plan(first, to=with_eps_of(growth.config, first)), config=growth.config)

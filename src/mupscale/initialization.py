@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError
 from mupscale.models.sharding import fill_shard_, reshard_, rows_held
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.fresh import fresh_blocks, fresh_laws, law_of
@@ -42,11 +41,7 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
         own = own_values(plan, laws, seed=seed)
         for name, param in wide.named_parameters():
             scaling = plan[name]
-            if tuple(param.shape) != plan.wide_shape(name):
-                raise GrowthError(
-                    f"{name}: the plan gives shape {plan.wide_shape(name)}, found {tuple(param.shape)}; "
-                    "build the model in the sizes of the plan"
-                )
+            plan.check_shape(name, param)
             rows = rows_held(param)
             if (place := plan.own_name(name)) in own:
                 value = own[place].wide

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -36,18 +35,17 @@ from mupscale.models.skeletons import (
 )
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.notation.dims import wide_sizes
-from mupscale.operators.expand import with_eps_of
 from mupscale.operators.filling import check_memory
 from mupscale.proof.multipliers import prove_depth
 from mupscale.proof.proof import Proof, prove, prove_modules
-from mupscale.theory.manifest import MANIFEST, Plan, builder
+from mupscale.theory.manifest import Plan, builder
 
 
 def plan(
     model: nn.Module | PreTrainedConfig | Callable[[int], nn.Module],
     *,
-    width: int | None = None,
-    axes: Mapping[str, int | Fraction] | None = None,
+    width: float | Fraction | None = None,
+    axes: Mapping[str, float | Fraction] | None = None,
     to: nn.Module | PreTrainedConfig | None = None,
     order: str | None = None,
     hints: Mapping[str, str] | None = None,
@@ -86,8 +84,8 @@ def plan(
 
 def _planned(
     model: nn.Module | PreTrainedConfig | Callable[[int], nn.Module],
-    width: int | None,
-    axes: Mapping[str, int | Fraction] | None,
+    width: float | Fraction | None,
+    axes: Mapping[str, float | Fraction] | None,
     to: nn.Module | PreTrainedConfig | None,
     order: str | None,
     hints: Mapping[str, str] | None,
@@ -124,10 +122,17 @@ def _planned(
         check_memory(narrow)
         check_memory(wide)
         return _plan_modules(lambda: copied(narrow), lambda: copied(wide), hints, inputs, made=False)
+    if not callable(model):
+        raise GrowthError(
+            f"model: expected a module, a transformers config or a function that builds one, found {model!r}"
+            "; load it first, AutoModelForCausalLM.from_pretrained(...)"
+        )
     if width is None or axes or to is not None:
         raise GrowthError("plan(make, width=2): a function is grown by width alone; leave axes and to out")
     if growth_factor("width", width).denominator != 1 or not isinstance(width, int):
-        raise GrowthError(f"width: {width!r} is what make(width) is called with; give a whole number, an int")
+        raise GrowthError(
+            f"width: {width!r} is what make(width) is called with; give an int, or plan(narrow, to=wide)"
+        )
     return _plan_modules(_maker(model, 1), _maker(model, width), hints, inputs, made=True)
 
 
@@ -236,8 +241,8 @@ def _plan_modules(
 def _plan_transformers(
     model: nn.Module,
     config: PreTrainedConfig,
-    width: int | None,
-    axes: Mapping[str, int | Fraction] | None,
+    width: float | Fraction | None,
+    axes: Mapping[str, float | Fraction] | None,
     to: PreTrainedConfig | None,
     order: str | None,
 ) -> Plan:
@@ -371,7 +376,7 @@ def _refuse_shrinking(layout: Layout, growth: Mapping[str, Fraction]) -> None:
             if dim.growth(growth) < 1:
                 raise GrowthError(
                     f"{name}: '{dim}' goes from {dim.size(sizes)} to {dim.size(wide_sizes(sizes, growth))}; "
-                    "no dim of a parameter may shrink"
+                    "no dim of a parameter may shrink: is the wide one given as the narrow one?"
                 )
 
 
@@ -379,19 +384,3 @@ def _named(config: PreTrainedConfig, architecture: str) -> PreTrainedConfig:
     config = copy.deepcopy(config)
     config.architectures = [architecture]
     return config
-
-
-def from_first(source: Path, growth: Plan) -> Plan:
-    """The plan from the first model of the line that ``source`` is in: hyperparameters are relative to it.
-
-    Args:
-        source: the checkpoint that grows; its ``mupscale.json`` says where it comes from.
-        growth: how it grows now.
-    """
-    if not (source / MANIFEST).is_file():
-        return growth
-    first = Plan.load(source).narrow_config
-    if first is None or growth.config is None:
-        return growth
-    # Expanding makes the eps of norms smaller, which no plan between sizes knows of.
-    return replace(plan(first, to=with_eps_of(growth.config, first)), config=growth.config)

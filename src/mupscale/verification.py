@@ -24,6 +24,7 @@ from mupscale.models.contents import state_tensors, unwrapped
 from mupscale.models.copying import copied, doubled
 from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64
+from mupscale.models.sharding import is_sharded
 from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.catalogue import grown_with, operator_named
@@ -99,7 +100,10 @@ class Report:
         if self.first_deviation is not None:
             lines.append(f"first module that deviates: {self.first_deviation} — {self.detail}")
         if not self.by_weight and not self.layers:
-            lines.append("compared by their outputs alone: the wide weights are not even copies")
+            lines.append(
+                "compared by their outputs alone: the wide weights are no even copies; what is shrunk or "
+                "padded, as by default, is not to compute the same"
+            )
         if self.max_loss_diff is not None:
             lines.append(
                 f"lockstep over {self.steps} AdamW steps: losses differ by at most {self.max_loss_diff:.3g}"
@@ -170,6 +174,11 @@ def _verified(
     for side, tensors in (("narrow", state_tensors(model)), ("wide", state_tensors(wide))):
         if name := next((n for n, t in tensors.items() if t.is_meta), None):
             raise GrowthError(f"{name}: is on the meta device in the {side} model; load its values first")
+        if name := next((n for n, t in tensors.items() if is_sharded(t)), None):
+            raise GrowthError(
+                f"{name}: is sharded in the {side} model, and verify runs whole ones; give models with "
+                "full state dicts, or save both and run `mupscale verify SRC DST`"
+            )
     call = Call.of(inputs if inputs is not None else _example(model))
     kinds = (p.dtype.to_real() for p in wide.parameters() if p.is_floating_point() or p.is_complex())
     dtype = next(kinds, torch.float64)

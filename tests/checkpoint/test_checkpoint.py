@@ -323,11 +323,12 @@ BAD = {
         "'model.layers.1.mlp.up_proj.weight' holds NaN or infinity",
     ),
     "factor below one": (None, ["--width", "0"], "width: cannot grow by 0"),
-    "fractional factor": (
+    "fraction of copies": (
         None,
-        ["--axes", "d_ff=1.5"],
-        "--axes d_ff=1.5: expected NAME=FACTOR with a whole factor",
+        ["--axes", "d_ff=5/4", "--operator", "duplicate"],
+        "axis 'd_ff': grows by 5/4, but",
     ),
+    "no factor": (None, ["--axes", "d_ff=1e3"], "--axes d_ff=1e3: expected NAME=FACTOR, such as d_ff=3"),
     "unknown axis": (None, ["--axes", "dff=2"], "unknown axis 'dff'"),
     "rotary head_dim": (None, ["--axes", "head_dim=2"], "rotary"),
     "unknown noise": (None, ["--noise", "loud:1"], "noise 'loud:1': expected none or KIND:STRENGTH"),
@@ -338,7 +339,7 @@ BAD = {
         ["--max-shard-size", "huge"],
         "max-shard-size 'huge': expected a size such as 5GB",
     ),
-    "not a number": (None, ["--width", "two"], "Error parsing --width"),
+    "not a number": (None, ["--width", "two"], "--width two: expected a factor, such as 2"),
     "unknown option": (None, ["--widht", "2"], "Unrecognized options: --widht"),
 }
 

@@ -57,6 +57,27 @@ def test_verify_says_equal_and_after_one_changed_weight_where_not(pair, capsys, 
     assert report["first_deviation"] == "model.layers.1.mlp.down_proj"
 
 
+def test_a_width_may_be_a_fraction(pair, capsys, tmp_path):
+    assert main(["grow", pair[0], str(tmp_path / "half"), "--width", "1.5", "--axes", "d_ff=5/4"]) == 0
+    narrow, wide = (
+        mupscale.Plan.load(tmp_path / "half").__getattribute__(c) for c in ("narrow_config", "config")
+    )
+    assert wide.hidden_size == narrow.hidden_size * 1.5
+    assert wide.intermediate_size == narrow.intermediate_size * 1.25
+    capsys.readouterr()
+    for given in ("x", "1e9", "3/0", "-2"):
+        assert main(["plan", pair[0], f"--width={given}"]) == 2
+        assert capsys.readouterr().err.endswith(
+            "expected a factor, such as 2; or a fraction, as 3/2 or 1.5\n"
+        )
+
+
+def test_where_nothing_grows_nothing_is_written(pair, capsys, tmp_path):
+    assert main(["grow", pair[0], str(tmp_path / "same"), "--to", f"{pair[0]}/config.json"]) == 2
+    assert capsys.readouterr().err.startswith("mupscale: nothing grows: ")
+    assert not (tmp_path / "same").exists()
+
+
 def test_verify_works_without_a_manifest(pair, capsys, tmp_path):
     (tmp_path / "wide/mupscale.json").unlink()
     assert run_json(capsys, "verify", *pair, "--steps", "2")[0] == 0

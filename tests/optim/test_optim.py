@@ -132,6 +132,26 @@ def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
         mupscale.carry_optimizer(optimizer, narrow, wide, plan)
 
 
+def test_a_model_of_other_sizes_than_the_plans_is_refused():
+    """The narrow one, given for the wide, would train by rates that are not its own."""
+    narrow = make_mlp(1)
+    plan = mupscale.plan(make_mlp, width=2)
+    with pytest.raises(GrowthError, match="the plan gives shape .*, found"):
+        mupscale.param_groups(narrow, plan, torch.optim.AdamW, lr=1e-3)
+    for param in narrow.parameters():
+        param.grad = torch.ones_like(param)
+    with pytest.raises(GrowthError, match="build the wide model in the sizes of the plan"):
+        mupscale.clip_grad_norm_(narrow, plan, 1.0)
+
+
+def test_what_is_no_optimizer_and_no_rule_is_refused():
+    plan = mupscale.plan(make_mlp, width=2)
+    with pytest.raises(GrowthError, match="optimizer 'adamw': expected its class, such as torch.optim.AdamW"):
+        mupscale.param_groups(make_mlp(2), plan, "adamw", lr=1e-3)
+    with pytest.raises(GrowthError, match="rule of AdamW: expected a mupscale.Rule"):
+        mupscale.register_optimizer(torch.optim.AdamW, {"momentum": 1})
+
+
 def test_embeddings_have_knobs_of_their_own():
     narrow = build("gpt2_untied")
     plan = mupscale.plan(narrow, width=4)
@@ -287,7 +307,7 @@ def test_a_registered_optimizer_says_whether_it_goes_by_the_rules_of_adamw():
     class Mine(torch.optim.AdamW):
         """AdamW under a name of its own."""
 
-    plan = mupscale.plan(make_mlp, width=2)
+    plan = mupscale.plan(make_mlp, width=4)
     for horizon in (True, False):
         mupscale.register_optimizer(Mine, mupscale.Rule(degree=0, state={}, decoupled=True, horizon=horizon))
         if horizon:

@@ -199,7 +199,7 @@ def ask_map(factor: float, narrow_ratio: float, ratio: float, table: Any = TABLE
         (2, 10, 20, "grow", (0.96 * 1.05 * 0.8 * 0.92) ** 0.25, (0.96 * 1.05 * 0.8 * 0.92) ** 0.25 + 0.125, "takes 93% ± 2%"),
         (2, 5, 40, "train from scratch", 1.05, 1.05 + 1 / 32, "takes 105% ± 2% of the FLOPs"),
         (2, 320, 7, "grow", 0.5, 0.5 + 80 / 7, "takes ≤ 50% of the FLOPs"),
-        (4.5, 20, 5, "grow", 0.6, None, "measured at ×4 in parameters, 3 seeds. [map]"),
+        (4.5, 20, 5, "grow", 0.6, None, "measured at ×4 in parameters, 3 seeds, with models of 64 and 128 parameters. [map]"),
     ],
 )  # fmt: skip
 def test_where_the_map_holds_it_decides(
@@ -264,6 +264,16 @@ def test_what_the_map_says_besides() -> None:
     assert "whether that pays is not known" in str(ask_map(2, 20, 10, {**TABLE, "cells": [open_ended]}))
     both = [measured("expand", 20, 5, 0.5, sign="≤ "), measured("expand", 20, 10, 1.0, sign="> ")]
     assert ask_map(2, 20, 7, {**TABLE, "cells": both}).went_by == "law"
+
+
+def test_a_start_that_is_clearly_better_at_this_place_is_named() -> None:
+    best, other = measured("expand", 20, 10, 0.8), measured("padded", 20, 10, 0.75)
+    said = str(ask_map(2, 20, 10, {**TABLE, "cells": [best, other]}))
+    assert (
+        "`mupscale grow --operator padded` takes 75% ± 2% here, less by more than a deviation. [map]" in said
+    )
+    other["share"] = 0.79
+    assert "here, less" not in str(ask_map(2, 20, 10, {**TABLE, "cells": [best, other]}))
 
 
 def test_the_map_of_a_study_can_be_asked() -> None:

@@ -13,7 +13,7 @@ import tyro
 from conftest import tiny_llama
 from mupscale import GrowthError
 from mupscale.cli import main
-from mupscale.cli.growing import parse_axes
+from mupscale.cli.factors import parse_axes
 from mupscale.cli.training import train
 from mupscale.growth import grow_checkpoint
 from mupscale.planner import plan
@@ -363,4 +363,4 @@ def test_demo_runs_the_study_in_the_box(
 
 def test_axes_are_parsed() -> None:
     assert parse_axes([]) is None
-    assert parse_axes(["d_ff=3", "kv_heads=1"]) == {"d_ff": 3, "kv_heads": 1}
+    assert parse_axes(["d_ff=3", "kv_heads=1", "d_model=3/2"]) == {"d_ff": 3, "kv_heads": 1, "d_model": 1.5}

@@ -69,7 +69,7 @@ class Checkpoint:
             GrowthError: the file is missing, not a config, or of an unknown ``model_type``.
         """
         path = path / "config.json" if path.is_dir() else path
-        data = _read_json(path, "a Hugging Face checkpoint directory holds one")
+        data = _read_json(path, "expected a config.json, or a Hugging Face checkpoint directory")
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise GrowthError(

@@ -6,7 +6,7 @@ Arguments are checked before torch and transformers are imported.
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mupscale
+from mupscale.cli.factors import parse_axes, parse_factor
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
 from mupscale.cli.studying import need_extras
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries, terminable
@@ -29,7 +30,7 @@ Source = Annotated[
     Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
 ]
 Destination = Annotated[Positional[Path], arg(metavar="DST", help="checkpoint directory of the wide model")]
-Width = Annotated[int | None, arg(help="grow d_model, d_ff and the number of heads by this factor")]
+Width = Annotated[str | None, arg(help="grow d_model, d_ff and the number of heads by this factor, as 2")]
 AxisFactors = Annotated[
     tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1, or layers=2 for depth")
 ]
@@ -129,6 +130,8 @@ def grow(
     if dtype is not None and dtype not in DTYPES:
         raise GrowthError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     made = _planned(source, width, axes, to, order)
+    if not made.growth:
+        raise GrowthError("nothing grows: the sizes asked for are those of SRC; give larger ones")
     import torch
 
     from mupscale.growth import grow_checkpoint
@@ -341,37 +344,17 @@ def _pair(option: str, words: tuple[str, str] | None) -> tuple[float, float] | N
 
 
 def _planned(
-    source: Path, width: int | None, axes: tuple[str, ...], to: Path | None, order: str | None
+    source: Path, width: str | None, axes: tuple[str, ...], to: Path | None, order: str | None
 ) -> mupscale.Plan:
     factors = parse_axes(axes)
+    factor = None if width is None else parse_factor(f"--width {width}", width, "a factor, such as 2")
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint
 
     wide = Checkpoint.read_config(to) if to is not None else None
     checkpoint = Checkpoint(source)
     checkpoint.check_layers()
-    return mupscale.plan(checkpoint.config, width=width, axes=factors, to=wide, order=order)
-
-
-def parse_axes(pairs: Sequence[str]) -> dict[str, int] | None:
-    """Growth by axis from words such as `d_ff=3`; None for no words.
-
-    Raises:
-        GrowthError: a word is not NAME=WHOLE NUMBER, or a name comes twice.
-
-    Example:
-        >>> parse_axes(["d_ff=3", "kv_heads=1"])
-        {'d_ff': 3, 'kv_heads': 1}
-    """
-    axes = {}
-    for pair in pairs:
-        name, _, factor = pair.partition("=")
-        if not (name and factor.isdecimal()):
-            raise GrowthError(f"--axes {pair}: expected NAME=FACTOR with a whole factor, such as d_ff=3")
-        if name in axes:
-            raise GrowthError(f"--axes {pair}: {name} is given twice; give it once")
-        axes[name] = int(factor)
-    return axes or None
+    return mupscale.plan(checkpoint.config, width=factor, axes=factors, to=wide, order=order)
 
 
 def _compared(source: Path, destination: Path | None, progress: Callable[[int, int], None]) -> Regrown | None:

@@ -110,9 +110,10 @@ def _contracted_dim(
     owner, _, attribute = name.rpartition(".")
     kind = next((t for t in type(module.get_submodule(owner)).__mro__ if t in _CONTRACTED), None)
     if kind is None and shape != wide_shape:
+        hint = "out [in]" if len(shape) > 1 else "out"
         raise GrowthError(
             f"{name}: grows from {shape} to {wide_shape} in a {type(module.get_submodule(owner)).__name__}, "
-            f"and shapes do not show which dim is fan_in; give inputs=x, or hints={{{name!r}: 'out [in]'}}"
+            f"and shapes do not show which dim is fan_in; give inputs=x, or hints={{{name!r}: {hint!r}}}"
         )
     return _CONTRACTED[kind] if kind is not None and attribute == "weight" else None
 

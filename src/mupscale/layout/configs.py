@@ -27,7 +27,10 @@ def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:
 
 
 def growth_asked(
-    family: Family, layout: Layout, width: int | Fraction | None, axes: Mapping[str, int | Fraction] | None
+    family: Family,
+    layout: Layout,
+    width: float | Fraction | None,
+    axes: Mapping[str, float | Fraction] | None,
 ) -> dict[str, Fraction]:
     """The growth of every axis, from a width for all and factors for some.
 
@@ -42,8 +45,13 @@ def growth_asked(
     growth = family.width(growth_factor("width", width if width is not None else 1))
     for axis, factor in (axes or {}).items():
         if axis not in layout.sizes:
-            known = [a for a in layout.sizes if a not in NO_WIDTH]
-            raise GrowthError(f"unknown axis {axis!r}: {family.model_type} has {', '.join(known)}")
+            known = [a for a in layout.sizes if a == DEPTH or a not in NO_WIDTH]
+            own = [a for a, law in family.laws.items() for path in law.powers if path[-1] == axis]
+            own += [DEPTH] * (axis == "num_hidden_layers")
+            fields = f", and its field {axis} is {' and '.join(own)}" if own else ""
+            raise GrowthError(
+                f"unknown axis {axis!r}: {family.model_type} has {', '.join(known)}{fields}; name one of them"
+            )
         growth[axis] = growth_factor(axis, factor)
     growth = {axis: g for axis, g in growth.items() if g != 1}
     for axis in growth:
@@ -149,5 +157,11 @@ def growth_between(
         raise GrowthError(
             f"axis {axis!r}: only in one of the two models; give configs that differ in sizes alone"
         )
+    for axis, reason in NO_WIDTH.items():
+        if axis != DEPTH and layout.sizes.get(axis) != wide_sizes.get(axis):
+            raise GrowthError(
+                f"axis {axis!r}: {layout.sizes[axis]} in the narrow model, {wide_sizes[axis]} in the wide; "
+                f"{reason}: give both the same"
+            )
     # One may shrink where a dim that it is part of does not: 2 heads of 24 become 6 of 16.
     return {axis: Fraction(wide_sizes[axis], size) for axis, size in layout.sizes.items()}

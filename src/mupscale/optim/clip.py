@@ -16,12 +16,17 @@ def clip_grad_norm_(wide: nn.Module, plan: Plan, max_norm: float) -> Tensor:
     Each parameter's squared norm is weighed by 1 / (m·c²); all gradients are then scaled alike, as
     ``torch.nn.utils.clip_grad_norm_`` does. Gradients may be sharded (FSDP2): every rank must call.
 
+    Raises:
+        GrowthError: a parameter is not in the plan, or has another shape there.
+
     Returns:
         The weighed norm before clipping: the narrow model's, as long as both are in lockstep.
     """
     named = [(n, p.grad) for n, p in wide.named_parameters() if p.grad is not None]
     if not named:
         return torch.tensor(0.0)
+    for name, grad in named:
+        plan.check_shape(name, grad)
     grads = [g for _, g in named]
     weights = [(float(plan[n].copies) ** -0.5) / plan[n].grad_scale for n, _ in named]
     norms = torch.stack([whole(norm) for norm in torch._foreach_norm(grads)])

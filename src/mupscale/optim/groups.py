@@ -51,7 +51,7 @@ def param_groups(
 
     Raises:
         GrowthError: the optimizer has no rule, or none for batch size and tokens, or does not know a value;
-            or a parameter is not in the plan.
+            or a parameter is not in the plan, or has another shape there.
 
     >>> from torch import nn
     >>> import mupscale
@@ -65,6 +65,8 @@ def param_groups(
     >>> sorted((g["lr"], g["lr_scale"]) for g in groups)
     [(0.005, 0.5), (0.02, 2.0), (0.02, 2.0)]
     """
+    if not isinstance(optimizer_class, type):
+        raise GrowthError(f"optimizer {optimizer_class!r}: expected its class, such as torch.optim.AdamW")
     plan.check_depth()
     ratio = steps_ratio(batch_size, tokens)
     defaults = optimizer_class([nn.Parameter(torch.empty(1, 1))], lr=lr).defaults  # type: ignore[call-arg]
@@ -96,6 +98,8 @@ def param_groups(
         return mine if ratio is None else rescaled(mine, ratio, decoupled=rule.decoupled)
 
     named = [(n, p) for n, p in wide.named_parameters() if only is None or n in only]
+    for name, param in named:
+        plan.check_shape(name, param)
     named.sort(key=lambda pair: decay is not None and pair[0] not in decay)  # stable: decaying ones first
     return merge_groups((name, param, rule.group(name, plan[name], base(name))) for name, param in named)
 

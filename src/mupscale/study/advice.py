@@ -178,7 +178,7 @@ def advise(
         verdict, reasons = _by_law(case)
         reasons.insert(0, f"This goes by the law alone: {outside}.")
     else:
-        verdict, reasons = judged(found)
+        verdict, reasons = judged(found, table["model"])
         sources = {"law": SOURCES["law"], "map": f"{table['about']} {table['command']}"}
         unknown = [f"Whether what was measured with {table['model']} holds for yours. {OWN_RUNS}"]
     assumed = (
@@ -246,7 +246,7 @@ class _Case:
         return (
             f"From scratch the target costs {self.scratch_flops:.2g} FLOPs (6·N·D at {self.ratio:.3g} tokens "
             f"per parameter); the narrow model's own training cost {self.narrow_flops:.2g}, "
-            f"{100 * share:.2g}% of that."
+            f"{f'{share:.0%} of' if share < 2 else f'{share:.3g} times'} that."
         )
 
 

@@ -107,17 +107,19 @@ def look_up(table: Map, *, factor: float, narrow_ratio: float, ratio: float) -> 
     return sorted(found, key=lambda one: one.start != table.get("best"))
 
 
-def judged(found: Sequence[Found]) -> tuple[str, list[str]]:
+def judged(found: Sequence[Found], model: str) -> tuple[str, list[str]]:
     """What to do by the first grown start, "grow" or "train from scratch", and why.
 
     Args:
         found: what `look_up` found.
+        model: of which models it was measured, in words.
     """
-    best = next(one for one in found if one.begin == "grow")
+    best, *others = (one for one in found if one.begin == "grow")
     share = f"{best.sign}{best.share:.0%}" + ("" if best.spread is None else f" ± {best.spread:.0%}")
     reasons = [
         f"Grown by `mupscale grow {best.recipe}`, the target takes {share} of the FLOPs from scratch to the "
-        f"same loss: measured at ×{best.factor:.3g} in parameters, {best.seeds} seed{'s' * (best.seeds > 1)}."
+        f"same loss: measured at ×{best.factor:.3g} in parameters, {best.seeds} "
+        f"seed{'s' * (best.seeds > 1)}, with {model}."
     ]
     if best.with_narrow is not None:
         pays = "that pays" if best.with_narrow < 1 else "that does not pay"
@@ -130,6 +132,13 @@ def judged(found: Sequence[Found]) -> tuple[str, list[str]]:
         reasons.append("Without it the difference from training from scratch is within a deviation.")
     if best.at_edge:
         reasons.append(f"Its best {', '.join(best.at_edge)} stood at the edge there: it may do better yet.")
+    reasons += [
+        f"`mupscale grow {one.recipe}` takes {one.share:.0%} ± {one.spread:.0%} here, less by more than a "
+        "deviation."
+        for one in others
+        if one.spread is not None and best.spread is not None and not one.sign and not best.sign
+        if one.share + max(one.spread, best.spread) < best.share
+    ]
     reasons += [
         f"The narrow model, simply continued, takes {one.sign}{one.share:.0%} of the FLOPs."
         for one in found

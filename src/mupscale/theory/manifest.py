@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH, Layout
@@ -27,7 +27,7 @@ MANIFEST = "mupscale.json"
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """What becomes of every parameter when a model grows. Made by `mupscale.plan`; prints as a table.
 
@@ -165,6 +165,18 @@ class Plan:
         """Shape of a tensor of the wide model."""
         return self[name].wide_shape
 
+    def check_shape(self, name: str, tensor: Tensor) -> None:
+        """Refuse a tensor of the wide model that has another shape, as one of another model has.
+
+        Raises:
+            GrowthError: names it, and both shapes.
+        """
+        if tuple(tensor.shape) != self.wide_shape(name):
+            raise GrowthError(
+                f"{name}: the plan gives shape {self.wide_shape(name)}, found {tuple(tensor.shape)}; "
+                "build the wide model in the sizes of the plan"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the scales are there for readers, and computed anew by `from_dict`."""
         return {
@@ -271,6 +283,9 @@ class Plan:
 
     def __str__(self) -> str:
         return as_text(self.table())
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self.describe()}>"
 
 
 def builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:

@@ -30,12 +30,20 @@ def register_optimizer(optimizer_class: type[optim.Optimizer], rule: RuleOf) -> 
         optimizer_class: it and its subclasses, as far as those have no rule of their own.
         rule: its `Rule`, or a function from a parameter group's values (flags) to one.
 
+    Raises:
+        GrowthError: the rule is neither.
+
     >>> class Lion(torch.optim.Optimizer):
     ...     "Updates by the sign of a momentum: degree 0, one state tensor, no eps, decoupled weight decay."
     >>> register_optimizer(Lion, Rule(degree=0, state={"exp_avg": 1}, decoupled=True))
     >>> rule_for(Lion, {}).decoupled
     True
     """
+    if not isinstance(rule, Rule) and not callable(rule):
+        raise GrowthError(
+            f"rule of {optimizer_class.__name__}: expected a mupscale.Rule, such as Rule(degree=0, "
+            f"state={{'exp_avg': 1}}), or a function from a group's values to one, found {rule!r}"
+        )
     _REGISTRY[optimizer_class] = rule
 
 
@@ -59,7 +67,9 @@ def rule_for(optimizer_class: type[optim.Optimizer], group: Mapping[str, Any]) -
             )
     raise GrowthError(
         f"optimizer {optimizer_class.__name__!r} has no scaling rule; expected one of "
-        f"{', '.join(sorted(c.__name__ for c in _REGISTRY))}, or register it with mupscale.register_optimizer"
+        f"{', '.join(sorted(c.__name__ for c in _REGISTRY))}, or of other packages "
+        f"{', '.join(sorted({f'{package}.{name}' for package, name in ELSEWHERE}))}, or register it with "
+        "mupscale.register_optimizer"
     )
 
 

@@ -120,7 +120,8 @@ class Rule:
         """
         if key not in self.state:
             raise GrowthError(
-                f"{name}: optimizer state {key!r} has no scaling rule; expected {', '.join(self.state)}"
+                f"{name}: optimizer state {key!r} has no scaling rule, expected {', '.join(self.state)}; "
+                f"register one that names it, as state={{{key!r}: 1}} or copied={{{key!r}}}"
             )
         if not isinstance(value, Tensor) or not value.ndim:  # a single number
             return

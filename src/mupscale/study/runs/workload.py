@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 import mupscale
 from mupscale.errors import GrowthError
+from mupscale.growth import from_first
 from mupscale.layout.base import DEPTH
 from mupscale.layout.depth import depth_of
 from mupscale.models.skeletons import skeleton
-from mupscale.planner import from_first
 from mupscale.study.data.corpus import NAMED, text_from_hub
 from mupscale.study.data.labelled import Labelled, Shape, load_labelled
 from mupscale.study.data.stream import Data
