@@ -188,8 +188,8 @@ def run_study(
         threads=threads or max(1, torch.get_num_threads() // jobs),
     )
     if dry:
-        with quiet():
-            rows = estimate(job, jobs=jobs)
+        with quiet(), make_progress() as progress:
+            rows = estimate(job, jobs=jobs, progress=progress)
         totals = {key: sum(row[key] for row in rows) for key in ("runs", "flops", "seconds")}
         tell(as_json, {"sweeps": rows, **totals}, _estimate(rows, totals, jobs))
         return 0

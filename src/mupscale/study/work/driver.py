@@ -210,7 +210,7 @@ class Display:
                 self.shown[sweep.name] = len(results)
 
 
-def estimate(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
+def estimate(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> list[dict[str, Any]]:
     """What would be run, a row a sweep: trials, runs, steps of each, FLOPs of all, and seconds, as measured.
 
     Values that are yet to be taken over from other sweeps are counted as if they were among those listed.
@@ -221,13 +221,16 @@ def estimate(job: Job, *, jobs: int = 1) -> list[dict[str, Any]]:
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
+    progress = progress or Progress(disable=True)
+    task = progress.add_task("reading", total=None, note="")
     board = job.open() if job.storage is None and job.journal.exists() else None
     budget = board.budget if board else job.budget()
     study = budget.study
     chosen = [s for s in study.sweeps.values() if s.begin != "checkpoint"]
     if job.sweeps:
         chosen = [s for s in chosen if s.name in job.sweeps]
-    seconds = seconds_of_runs(budget, chosen)
+    progress.update(task, description="measuring a few steps", total=len(chosen))
+    seconds = seconds_of_runs(budget, chosen, measured=lambda: progress.advance(task))
     rows = []
     for sweep in chosen:
         runs, steps = sweep.points * len(sweep.seeds), budget.trained_steps(sweep)
