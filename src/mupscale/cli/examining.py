@@ -89,9 +89,9 @@ def _axis(axis: str, size: int, family: Family) -> Row:
 
 def _tensors(layout: Any, family: Family) -> Iterator[Row]:
     """Parameters and buffers, and what is known of them; those that are alike in all layers together."""
-    from mupscale.theory.tables import collapse
+    from mupscale.theory.tables import collapse, labels
 
-    rows: dict[tuple[str, str, str], int] = {}
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for name, axes in (*layout.params.items(), *layout.buffers.items()):
         notes = {
             "buffer": name in layout.buffers,
@@ -99,9 +99,9 @@ def _tensors(layout: Any, family: Family) -> Iterator[Row]:
             "not reached by the tiny run: cannot grow": family.twin(name, len(axes.dims)) in family.unused,
         }
         key = collapse(name), str(axes), "; ".join(note for note, holds in notes.items() if holds)
-        rows[key] = rows.get(key, 0) + 1
-    for (name, axes, note), count in rows.items():
-        yield {"tensor": name, "count": count, "axes": axes, "note": note}
+        alike.setdefault(key, []).append(name)
+    for ((_, said, note), names), label in zip(alike.items(), labels(list(alike.values())), strict=True):
+        yield {"tensor": label, "count": len(names), "axes": said, "note": note}
 
 
 def _growths(config: PreTrainedConfig, family: Family) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,25 +28,23 @@ def scaling_rows(params: Mapping[str, Scaling]) -> list[dict[str, Any]]:
     Layer numbers become ``*``; ``count`` says how many parameters stand behind a row.
     """
     adam, sgd = rule_for(torch.optim.AdamW, {}), rule_for(torch.optim.SGD, {})
-    rows: dict[Any, dict[str, Any]] = {}
+    alike: dict[tuple[str, Scaling], list[str]] = {}
     for name, p in params.items():
-        pattern = collapse(name)
-        row = rows.setdefault(
-            (pattern, p),
-            {
-                "parameter": pattern,
-                "count": 0,
-                "axes": str(p.axes),
-                "copies": float(p.copies),
-                "weight_scale": p.weight_scale,
-                "grad_scale": p.grad_scale,
-                "adam_lr": adam.lr_scale(p),
-                "sgd_lr": sgd.lr_scale(p),
-                "weight_decay": adam.weight_decay_scale(p),
-            },
-        )
-        row["count"] += 1
-    return list(rows.values())
+        alike.setdefault((collapse(name), p), []).append(name)
+    return [
+        {
+            "parameter": label,
+            "count": len(names),
+            "axes": str(p.axes),
+            "copies": float(p.copies),
+            "weight_scale": p.weight_scale,
+            "grad_scale": p.grad_scale,
+            "adam_lr": adam.lr_scale(p),
+            "sgd_lr": sgd.lr_scale(p),
+            "weight_decay": adam.weight_decay_scale(p),
+        }
+        for ((_, p), names), label in zip(alike.items(), labels(list(alike.values())), strict=True)
+    ]
 
 
 def scaling_table(
@@ -103,6 +101,19 @@ def collapse(name: str) -> str:
     'model.layers.*.mlp.up_proj.weight'
     """
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def labels(groups: Sequence[Sequence[str]]) -> list[str]:
+    """What to call tensors that are alike: their name without the layer's number, if no others have it, too.
+
+    >>> labels([["layers.0.weight", "layers.1.weight"], ["mlp.0.weight"], ["mlp.1.weight"]])
+    ['layers.*.weight', 'mlp.0.weight', 'mlp.1.weight']
+    """
+    patterns = [collapse(names[0]) for names in groups]
+    return [
+        names[0] if len(names) == 1 and patterns.count(pattern) > 1 else pattern
+        for names, pattern in zip(groups, patterns, strict=True)
+    ]
 
 
 def as_text(table: Table) -> str:
