@@ -137,6 +137,44 @@ def with_multipliers(deep: nn.Module, depth: int, factor: int, is_writer) -> nn.
 
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("factor", [2, 3])
+def test_noise_between_layers_leaves_what_they_write_together(factor, width, tmp_path):
+    """In every block of rows, in memory and on disk: the copies of what writes differ, and add up to as much."""
+    model = build("llama")
+    plan = mupscale.plan(model, width=width, axes={"layers": factor})
+    plain, noisy = (
+        mupscale.grow(model, plan, noise=noise, seed=3).state_dict() for noise in (None, "between:1")
+    )
+    together: dict[str, list[str]] = {}
+    for name in plain:
+        together.setdefault(plan.canonical(name), []).append(name)
+    for own, names in together.items():
+        writes = own.endswith(("o_proj.weight", "down_proj.weight"))
+        apart = [float((noisy[name] - plain[name]).square().mean().sqrt()) for name in names]
+        assert all((size > 0) == writes for size in apart), own
+        if writes:
+            sums = [sum(state[name].double() for name in names) for state in (plain, noisy)]
+            assert torch.allclose(*sums, atol=1e-6)
+            # As large as relative noise, less its mean over the layers.
+            size = float(model.state_dict()[own].square().mean().sqrt()) / factor / width**0.5
+            assert apart[0] == pytest.approx(size * (1 - 1 / factor) ** 0.5, rel=0.1)
+    model.float().save_pretrained(tmp_path / "narrow")
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "deep", plan, noise="between:1", seed=3)
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "deep").state_dict()
+    single = mupscale.grow(model.float(), plan, noise="between:1", seed=3).state_dict()
+    assert all(torch.equal(stored[name], single[name]) for name in single)
+
+
+def test_noise_between_layers_is_for_growth_in_depth():
+    with pytest.raises(
+        GrowthError, match="noise between:1: is of layers, which do not grow; choose balanced:1"
+    ):
+        mupscale.grow(
+            build("llama"), mupscale.plan(build("llama"), width=2), operator="duplicate", noise="between:1"
+        )
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("factor", [2, 3])
 def test_the_optimizer_goes_on_as_that_of_explicit_multipliers(factor, width):
     """Every copy of a layer has 1/g of its gradient, so moments of g, g² less; with multipliers all alike."""
     narrow = build("llama").train()

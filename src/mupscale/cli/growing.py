@@ -87,8 +87,8 @@ def grow(
         str,
         arg(
             help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
-            "spectral, hadamard, interpolate, paired, uneven), fresh:1 for zero_pad and expand, "
-            "paired:10 (dB) for hyperclone"
+            "spectral, hadamard, interpolate, paired, uneven; between, where layers grow), fresh:1 (times a "
+            "fresh initialization) for zero_pad and expand, paired:10 (dB below the weights) for hyperclone"
         ),
     ] = "default",
     shrink: Annotated[

@@ -17,6 +17,7 @@ from torch import Tensor
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
 from mupscale.layout.depth import renumbered
+from mupscale.notation.axes import Copies
 from mupscale.operators.catalogue import DEFAULT, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
 from mupscale.operators.expand import Norms, expand, needs_all_rows, with_smaller_eps
@@ -29,6 +30,7 @@ from mupscale.operators.noise import (
     each_of,
     generator_of,
     local_noise,
+    noise_between,
     pieces,
     row_blocks,
     rows_of,
@@ -78,6 +80,8 @@ class Grower:
         self.operator = operator_named(operator)
         self.operator.check(plan)
         self.noise = self.operator.noise(noise)
+        if self.noise is not None and self.noise.kind == "between" and DEPTH not in plan.growth:
+            raise GrowthError(f"noise {self.noise}: is of layers, which do not grow; choose balanced:1")
         own = self.operator.shrink if own is None else own
         if shrink is not None and own is None:
             raise GrowthError(f"shrink {shrink} is for zero_pad and expand, not for {operator}; leave it out")
@@ -195,7 +199,7 @@ class Grower:
         blocks, add = row_blocks(shape, copies.unit), None
         runs = pieces(blocks)
         if noise is not None:
-            add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
+            add = self._noise_by_block(name, narrow, copies, noise)
 
         def make(run: int) -> Tensor:
             rows, scale, offset = rows_of(blocks, runs[run]), scaling.weight_scale, scaling.offset
@@ -203,10 +207,21 @@ class Grower:
             wide = duplicate_rows(narrow, scaling.axes, sizes, growth, scale, rows, offset=offset, dtype=cast)
             if add is not None:
                 for i, place in each_of(blocks, runs[run]):
-                    add(wide[place], generator_of(self.seed, name, i))
+                    add(wide[place], i)
             return wide.to(dtype or narrow.dtype)
 
         return [rows_of(blocks, run) for run in runs], make
+
+    def _noise_by_block(
+        self, name: str, narrow: Tensor, copies: Copies, noise: Noise
+    ) -> Callable[[Tensor, int], None] | None:
+        """What adds local noise to a block of rows in place, by its number; None where nothing is added."""
+        seed, scaling = self.seed, self.plan[name]
+        if noise.kind == "between":
+            repeats = self.plan.repeats(name)
+            return noise_between(narrow, scaling, noise, seed=seed, name=name, repeats=repeats)
+        add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
+        return None if add is None else lambda rows, i: add(rows, generator_of(seed, name, i))
 
     def _rows_beside_fresh(self, name: str, narrow: Tensor, dtype: torch.dtype | None) -> MadeByRows | None:
         first, law = self.from_first[name], self._fresh()[name]

@@ -10,6 +10,8 @@ root mean square of the narrow parameter and ε standard normal, the term added 
     hadamard:t   t · ε ⊙ |s·dup(θ)|                                                           (Ma et al. 2026)
     uneven:t     hadamard, projected as balanced is: the copies of a weight share it unevenly
     interpolate:t   spectral:√t, added to √(1 − t) · s·dup(θ)                                 (Ma et al. 2026)
+    between:σ    relative, on what writes to the residual stream alone, projected to sum to zero over the
+                 layers that one becomes: together they add what they did, as long as they see the same
     paired:d     RMS(s·θ) · 10^(−d/20) · ±ε, opposite in every pair of copies of the contracted axis, none in
                  an odd last one: a signal-to-noise ratio of d dB (Samragh et al. 2024, arXiv 2409.12903)
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,7 +53,7 @@ class Noise:
 
     KINDS: ClassVar[tuple[str, ...]] = (
         *("gaussian", "relative", "balanced", "uneven", "spectral", "hadamard", "interpolate", "paired"),
-        "fresh",
+        *("between", "fresh"),
     )
 
     @classmethod
@@ -172,6 +174,28 @@ def local_noise(
         if by_entry:
             term *= rows.abs()
         rows.add_(term, alpha=std)
+
+    return add
+
+
+def noise_between(
+    narrow: Tensor, scaling: Scaling, noise: Noise, *, seed: int, name: str, repeats: Sequence[str]
+) -> Callable[[Tensor, int], None] | None:
+    """What adds the noise ``between`` to one of the ``row_blocks`` of a tensor in place, by its number.
+
+    Args:
+        name, repeats: of the tensor, and of all that come from the same one as it, itself among them.
+
+    Returns:
+        None where nothing is to be added.
+    """
+    if not scaling.has_noise or not scaling.writes or noise.strength == 0 or not narrow.is_floating_point():
+        return None
+    std = noise.strength * _rms(narrow) * scaling.fold / math.sqrt(scaling.fan_in)
+
+    def add(rows: Tensor, block: int) -> None:
+        drawn = {n: torch.randn(rows.shape, generator=generator_of(seed, n, block)) for n in repeats}
+        rows.add_((drawn[name] - torch.stack([*drawn.values()]).mean(0)).to(rows), alpha=std)
 
     return add
 

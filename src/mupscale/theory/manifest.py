@@ -161,6 +161,10 @@ class Plan:
         dims = [d for axes in self.layout.params.values() for d in axes.dims if axis in d.names]
         return tuple(dict.fromkeys(name for dim in dims for name in dim.names))
 
+    def repeats(self, name: str) -> list[str]:
+        """The tensors of the wide model that come from the same one as this, itself among them."""
+        return [wide for wide, own in self.wide_names.items() if own == self.canonical(name)]
+
     def wide_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor of the wide model."""
         return self[name].wide_shape

@@ -40,6 +40,7 @@ class Scaling:
         fold: the width-dependent constant folded into it; 1 for most.
         readout: whether it leads from the last hidden layer to outputs, and these do not grow.
         linear: whether the model uses it as it is, and not normalized or the like.
+        writes: whether what it computes is added to the residual stream, and scaled as layers become more.
         offset: what the architecture adds to it before use; where it is folded, θ + offset is what scales.
         shape, wide_shape: before and after.
     """
@@ -53,6 +54,7 @@ class Scaling:
     fold: float = 1.0
     readout: bool = False
     linear: bool = True
+    writes: bool = False
     offset: float = 0.0
 
     @staticmethod
@@ -78,6 +80,7 @@ class Scaling:
             fold=fold,
             readout=name in layout.readouts and copies == fan_in,
             linear=name not in layout.nonlinear,
+            writes=any(f.axis == DEPTH for f in folds),
             offset=max((f.offset for f in folds), default=0.0) if fold != 1 else 0.0,
         )
 
