@@ -57,6 +57,19 @@ def test_verify_says_equal_and_after_one_changed_weight_where_not(pair, capsys, 
     assert report["first_deviation"] == "model.layers.1.mlp.down_proj"
 
 
+def test_help_lists_the_commands_on_a_page(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert all(command in told for command in COMMANDS)
+    assert told.count("Example") == 1
+    assert told.count("\n") <= 48
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"Example: mupscale {command}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_width_may_be_a_fraction(pair, capsys, tmp_path):
     assert main(["grow", pair[0], str(tmp_path / "half"), "--width", "1.5", "--axes", "d_ff=5/4"]) == 0
     narrow, wide = (

@@ -83,8 +83,9 @@ def _parse(argv: list[str]) -> Callable[[], int]:
 
     def bind(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
         bound = functools.wraps(command)(lambda *args, **kwargs: functools.partial(command, *args, **kwargs))
-        # A paragraph each: the lines of one are run together.
-        bound.__doc__ = str(command.__doc__).replace("\n    Example:", "\n\n    Example:")
+        # A paragraph each: the lines of one are run together. Beside others a command has its first alone.
+        said = str(command.__doc__).replace("\n    Example:", "\n\n    Example:")
+        bound.__doc__ = said if {*argv} & COMMANDS.keys() else said.partition("\n\n")[0]
         return bound
 
     said = io.StringIO()
@@ -93,8 +94,9 @@ def _parse(argv: list[str]) -> Callable[[], int]:
             return tyro.extras.subcommand_cli_from_dict(  # type: ignore[no-any-return]
                 {name: bind(command) for name, command in COMMANDS.items()},
                 prog="mupscale",
-                description="Grow a small trained network into the wide one: exactly, with its optimizer, "
-                "and with every hyperparameter scaled.",
+                description="Grow a small trained network into a larger one: exactly, with its optimizer, "
+                "and with every hyperparameter scaled.\n\nmupscale COMMAND --help says more.\n\n"
+                "Example: mupscale grow narrow wide --width 2",
                 args=argv,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
