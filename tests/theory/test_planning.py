@@ -99,6 +99,8 @@ def test_plan_prints_as_a_table():
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"d_ff": Fraction(1, 2)}), "d_ff: cannot grow by 1/2"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"dff": 2}), "unknown axis 'dff': llama has d_model, kv_heads.*d_ff, layers; name one"),
         (lambda: mupscale.plan(CONFIGS["llama"](), axes={"hidden_size": 2}), "and its field hidden_size is d_model; name one of them"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), width=float("nan")), "width: nan is no growth factor; expected a number such as 2"),
+        (lambda: mupscale.plan(CONFIGS["llama"](), axes={"d_ff": None}), "d_ff: None is no growth factor"),
         (lambda: mupscale.plan("narrow", width=2), "model: expected a module, .* found 'narrow'; load it first"),
         (
             lambda: mupscale.plan(CONFIGS["llama"](), to=LlamaConfig(**{**CONFIGS["llama"]().to_dict(), "vocab_size": 4096})),

@@ -18,9 +18,12 @@ def growth_factor(axis: str, factor: int | Fraction | float) -> Fraction:
     """A growth factor as a fraction.
 
     Raises:
-        GrowthError: it is below 1.
+        GrowthError: it is no number, or below 1.
     """
-    exact = Fraction(factor).limit_denominator(4096)
+    try:
+        exact = Fraction(factor).limit_denominator(4096)
+    except (ValueError, OverflowError, TypeError):
+        raise GrowthError(f"{axis}: {factor!r} is no growth factor; expected a number such as 2") from None
     if exact < 1:
         raise GrowthError(f"{axis}: cannot grow by {factor}; a growth factor is 1 or more")
     return exact
