@@ -131,7 +131,8 @@ def _planned(
         raise GrowthError("plan(make, width=2): a function is grown by width alone; leave axes and to out")
     if growth_factor("width", width).denominator != 1 or not isinstance(width, int):
         raise GrowthError(
-            f"width: {width!r} is what make(width) is called with; give an int, or plan(narrow, to=wide)"
+            f"width: {width!r} is what make(width) is called with; give a whole number, an int, or two "
+            "instances, plan(narrow, to=wide)"
         )
     return _plan_modules(_maker(model, 1), _maker(model, width), hints, inputs, made=True)
 
