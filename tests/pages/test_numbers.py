@@ -75,6 +75,8 @@ def columns(start):
         ("eight layers from scratch, depth-μP", "scratch"),
         ("repeated, half each, optimizer carried", "repeated"),
         ("the same, optimizer fresh", "repeated_fresh"),
+        ("the same, with noise between the repeats (`between:1`)", "repeated_noise"),
+        ("the same, half of that (`between:0.5`)", "repeated_half_noise"),
         ("the whole stack again (`stack`)", "stacked"),
         ("new layers that are the identity (`stack_identity`)", "identity"),
         ("the four layers, continued", "continued"),
