@@ -300,7 +300,8 @@ def test_layers_have_a_map_of_their_own(capsys: pytest.CaptureFixture[str]) -> N
     table = packaged("layers")
     assert table["cells"] != packaged()["cells"]
     grown = [cell for cell in table["cells"] if cell["begin"] == "grow"]
-    assert {cell["start"] for cell in grown} >= {"repeated", "stacked", "identity"}
+    starts = {cell["start"] for cell in grown}
+    assert starts == {"stacked", "identity", *(f"repeated{how}" for how in ("", "_fresh", "_noise", "_half_noise"))}
     for cell in grown:
         assert cell["recipe"].startswith("--axes layers=2 ")
         asked = ["--params", "1M", "--to", f"{cell['factor']}M", "--along", "layers"]
