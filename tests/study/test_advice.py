@@ -301,7 +301,11 @@ def test_layers_have_a_map_of_their_own(capsys: pytest.CaptureFixture[str]) -> N
     assert table["cells"] != packaged()["cells"]
     grown = [cell for cell in table["cells"] if cell["begin"] == "grow"]
     starts = {cell["start"] for cell in grown}
-    assert starts == {"stacked", "identity", *(f"repeated{how}" for how in ("", "_fresh", "_noise", "_half_noise"))}
+    assert starts == {
+        "stacked",
+        "identity",
+        *(f"repeated{how}" for how in ("", "_fresh", "_noise", "_half_noise")),
+    }
     for cell in grown:
         assert cell["recipe"].startswith("--axes layers=2 ")
         asked = ["--params", "1M", "--to", f"{cell['factor']}M", "--along", "layers"]
