@@ -137,8 +137,9 @@ def with_multipliers(deep: nn.Module, depth: int, factor: int, is_writer) -> nn.
 
 @pytest.mark.parametrize("width", [1, 2])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_noise_between_layers_leaves_what_they_write_together(factor, width, tmp_path):
+def test_noise_between_layers_leaves_what_they_write_together(factor, width, tmp_path, monkeypatch):
     """In every block of rows, in memory and on disk: the copies of what writes differ, and add up to as much."""
+    monkeypatch.setattr("mupscale.operators.noise.BLOCK_ENTRIES", 100)
     model = build("llama")
     plan = mupscale.plan(model, width=width, axes={"layers": factor})
     plain, noisy = (
@@ -160,8 +161,10 @@ def test_noise_between_layers_leaves_what_they_write_together(factor, width, tmp
     model.float().save_pretrained(tmp_path / "narrow")
     grow_checkpoint(tmp_path / "narrow", tmp_path / "deep", plan, noise="between:1", seed=3)
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "deep").state_dict()
-    single = mupscale.grow(model.float(), plan, noise="between:1", seed=3).state_dict()
-    assert all(torch.equal(stored[name], single[name]) for name in single)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        single = mupscale.grow(model.float(), plan, noise="between:1", seed=3).state_dict()
+        assert all(torch.equal(stored[name], single[name]) for name in single)
 
 
 def test_noise_between_layers_is_for_growth_in_depth():
