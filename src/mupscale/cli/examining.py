@@ -19,6 +19,7 @@ from mupscale.cli.terminal import print_json, print_table, print_text, quiet_lib
 from mupscale.errors import GrowthError
 
 if TYPE_CHECKING:  # it imports torch
+    from mupscale.layout.base import Layout
     from mupscale.layout.inference.family import Family
     from mupscale.models.skeletons import PreTrainedConfig
     from mupscale.theory.manifest import Plan
@@ -87,7 +88,7 @@ def _axis(axis: str, size: int, family: Family) -> Row:
     }
 
 
-def _tensors(layout: Any, family: Family) -> Iterator[Row]:
+def _tensors(layout: Layout, family: Family) -> Iterator[Row]:
     """Parameters and buffers, and what is known of them; those that are alike in all layers together."""
     from mupscale.theory.tables import collapse, labels
 
