@@ -101,21 +101,22 @@ def _over_compute(table: Row) -> Plot | None:
 
     None where none of the narrow models to show is in it.
     """
-    longest = max(cell["tokens_per_parameter"] for cell in table["cells"])
+    cells = [cell for cell in table["cells"] if cell["factor"] == table["cells"][0]["factor"]]
+    longest = max(cell["tokens_per_parameter"] for cell in cells)
 
-    def line(cells: Sequence[Row], loss: str, name: str, *, counted: bool = False, **look: Any) -> Line:
+    def line(mine: Sequence[Row], loss: str, name: str, *, counted: bool = False, **look: Any) -> Line:
         """Of losses; with the FLOPs of the narrow model's own training before, where these are counted."""
         curve = []
-        for cell in cells:
-            before = cell["with_narrow"] - cell["share"] if counted else 0.0
-            mean, spread = cell[f"{loss}loss"], cell[f"{loss or 'loss_'}spread"]
+        for cell in mine:
+            before = (cell["with_narrow"] or cell["share"]) - cell["share"] if counted else 0.0
+            mean, spread = cell[f"{loss}loss"], cell[f"{loss or 'loss_'}spread"] or 0.0
             flops = cell["tokens_per_parameter"] / longest * (1 + before)
             curve.append([flops, mean, mean - spread, mean + spread])
         return Line(name=name, curve=curve, marker="o", **look)
 
     panels = {}
     for narrow in SHOWN:
-        here = [cell for cell in table["cells"] if cell["narrow_tokens_per_parameter"] == narrow]
+        here = [cell for cell in cells if cell["narrow_tokens_per_parameter"] == narrow]
         grown = [cell for cell in here if cell["start"] == table["best"]]
         continued = [cell for cell in here if cell["begin"] == "continue"]
         if not grown or not continued:
