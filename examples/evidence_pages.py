@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from evidence import Study
 
 GROWING, RESULTS = "growing-pays.md", "results.md"
-# The studies of the table, of widths and of layers; its best start is that of the first one.
-MAPS = {"width": ("growing_pays", "growing_pays_by4"), "layers": ("depth_growing_pays",)}
+# The studies of the table: of widths, of larger ones, of layers; its best start is that of the first one.
+MAPS = {
+    "width": ("growing_pays", "growing_pays_by4"),
+    "larger": ("growing_pays_128",),
+    "layers": ("depth_growing_pays",),
+}
 SHOWN = (20, 320)  # tokens per parameter of the narrow models in the picture of loss over compute
 RANKED_FROM = 5.0  # tokens per parameter of the wide model, from which on recipes are ranked
 Row = dict[str, Any]
@@ -88,8 +92,8 @@ def write_pages(
     (docs / GROWING).write_text(_growing_page(growing, known, told, docs), encoding="utf-8")
     (docs / RESULTS).write_text(_results_page(known, told, claims, docs), encoding="utf-8")
     found = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
-    tables = {along: _table(names, known, told) for along, names in MAPS.items()}
-    found |= tables["width"] | ({"layers": tables["layers"]} if tables["layers"] else {})
+    tables = {key: made for key, names in MAPS.items() if (made := _table(names, known, told))}
+    found |= tables.pop("width", {}) | tables
     if "cells" in found:
         table.write_text(f"{json.dumps(found, indent=1, allow_nan=False)}\n", encoding="utf-8")
         if plot := _over_compute(found):

@@ -53,6 +53,19 @@ def test_the_shares_that_are_told_are_those_of_the_map(shown, start):
     assert f"(from scratch {short['scratch_loss']:.3f})" in page
 
 
+def test_what_is_told_of_the_next_size_was_measured():
+    page = " ".join((ROOT / "docs/guide/does-it-pay.md").read_text().split())
+    cells = {(cell["start"], cell["tokens_per_parameter"]): cell for cell in packaged()["larger"]["cells"]}
+    for start in ("padded", "expand_shrunk"):
+        for budget in (10, 20):
+            cell = cells[start, budget]
+            assert f"{cell['loss']:.3f} ± {cell['loss_spread']:.3f}" in page
+            assert f"{cell['scratch_loss']:.3f} ± {cell['scratch_spread']:.3f}" in page
+    last = cells["padded", 20]
+    assert f"more than {100 * last['share']:.0f} % of the FLOPs from scratch" in page
+    assert f"more than {100 * last['with_narrow']:.0f} % with the narrow model's training" in page
+
+
 # ---- depth -------------------------------------------------------------------------------------------------
 
 DEPTH = (ROOT / "docs/depth.md").read_text()

@@ -276,6 +276,20 @@ def test_a_start_that_is_clearly_better_at_this_place_is_named() -> None:
     assert "here, less" not in str(ask_map(2, 20, 10, {**TABLE, "cells": [best, other]}))
 
 
+def test_what_larger_models_took_is_told() -> None:
+    larger = {
+        "model": "models of 256",
+        "best": "padded",
+        "cells": [measured("padded", 20, 10, 0.97, sign="> ")],
+    }
+    said = str(ask_map(2, 20, 10, {**TABLE, "larger": larger}))
+    assert (
+        "With models of 256 `mupscale grow --operator padded` took > 97% (> 147% with the narrow one's): "
+        in said
+    )
+    assert "With models of 256" not in str(ask_map(2, 20, 40, {**TABLE, "larger": larger}))
+
+
 def test_the_map_of_a_study_can_be_asked() -> None:
     results = growing()
     data = ask(results, results["questions"][0]).data

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.study.growing_pays import Found, Map, OutsideMapError, judged, look_up, packaged
+from mupscale.study.growing_pays import Found, Map, OutsideMapError, judged, look_up, of_larger, packaged
 from mupscale.theory.tables import count
 
 # Hoffmann et al. 2022, Approach 3.
@@ -179,6 +179,7 @@ def advise(
         reasons.insert(0, f"This goes by the law alone: {outside}.")
     else:
         verdict, reasons = judged(found, table["model"])
+        reasons += of_larger(table, **asked)
         sources = {"law": SOURCES["law"], "map": f"{table['about']} {table['command']}"}
         unknown = [f"Whether what was measured with {table['model']} holds for yours. {OWN_RUNS}"]
     assumed = (

@@ -2,7 +2,7 @@
 
 A map has ``cells``, as a study's question `map` gives them; ``best``, the start that is best by its rule; and
 in words ``about``, ``model`` and ``command``: what it is, of which models, and how to make it again. Beside
-that of widths, ``layers`` may be another one, of growing in depth.
+that of widths, ``layers`` may be another one, of growing in depth, and ``larger`` one of larger models.
 
 Between its cells shares are interpolated, beyond them nothing is said. Knows plain data only.
 """
@@ -146,6 +146,26 @@ def judged(found: Sequence[Found], model: str) -> tuple[str, list[str]]:
     ]
     verdict = "grow" if best.share < 1 or best.sign == "≤ " else "train from scratch"
     return verdict, [f"{reason} [map]" for reason in reasons]
+
+
+def of_larger(table: Map, **place: float) -> list[str]:
+    """What the same growth took with larger models, where the map has it.
+
+    Args:
+        place: as of `look_up`.
+    """
+    larger = table.get("larger", {})
+    try:
+        best = next(one for one in look_up(larger, **place) if one.begin == "grow")
+    except OutsideMapError:
+        return []
+    with_narrow = (
+        "" if best.with_narrow is None else f" ({best.sign}{best.with_narrow:.0%} with the narrow one's)"
+    )
+    return [
+        f"With {larger['model']} `mupscale grow {best.recipe}` took {best.sign}{best.share:.0%}{with_narrow}: "
+        "what was gained with small ones need not be with yours. [map]"
+    ]
 
 
 def _interpolated(
