@@ -159,12 +159,12 @@ def of_larger(table: Map, **place: float) -> list[str]:
         best = next(one for one in look_up(larger, **place) if one.begin == "grow")
     except OutsideMapError:
         return []
-    with_narrow = (
-        "" if best.with_narrow is None else f" ({best.sign}{best.with_narrow:.0%} with the narrow one's)"
-    )
+    share, counted = f"{best.sign}{best.share:.0%}", ""
+    if best.with_narrow is not None:
+        counted = f" ({best.sign}{best.with_narrow:.0%} with the narrow one's)"
     return [
-        f"With {larger['model']} `mupscale grow {best.recipe}` took {best.sign}{best.share:.0%}{with_narrow}: "
-        "what was gained with small ones need not be with yours. [map]"
+        f"With {larger['model']} `mupscale grow {best.recipe}` took {share}{counted}: what was gained with "
+        "small ones need not be with yours. [map]"
     ]
 
 
