@@ -57,7 +57,11 @@ def written(folder: Path) -> list[dict[str, Any]]:
         return [{k: kinds.get(k, str)(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+# A GPT-2 takes as long again.
+FAMILIES = ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_standard_parametrization_grows_with_width(
     family: str, request: pytest.FixtureRequest
 ) -> None:
@@ -73,7 +77,7 @@ def test_only_the_standard_parametrization_grows_with_width(
     assert standard["lm_head"].verdict == "grows"
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_standard_parametrization_grows_with_depth(family: str) -> None:
     config = {"llama": LLAMA, "gpt2": GPT2}[family]
     rows = coordinate_check(config, depths=(2, 4, 8, 16), widths=(1, 2), seeds=2)
