@@ -362,14 +362,14 @@ def test_constants_of_the_width_are_the_wide_models_own():
         ("bart", "BartForCausalLM"),  # attends to the states of an encoder, which grow with it
         ("whisper", "WhisperForCausalLM"),  # calls these otherwise
         ("llava", "LlavaForConditionalGeneration"),  # reads an image in the place of tokens
-        ("gemma3", "Gemma3ForConditionalGeneration"),  # does so, and is told which tokens these are
+        # Does so, and is told which tokens these are.
+        pytest.param("gemma3", "Gemma3ForConditionalGeneration", marks=pytest.mark.slow),
         ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
         ("git", "GitForCausalLM"),  # takes one index of whole numbers that are all alike
-        ("swin", "SwinForImageClassification"),  # has other numbers of heads in other stages
-        (
-            "t5gemma",
-            "T5GemmaForConditionalGeneration",
-        ),  # has parts whose names do not say that they are configs
+        # Has other numbers of heads in other stages.
+        pytest.param("swin", "SwinForImageClassification", marks=pytest.mark.slow),
+        # Has parts whose names do not say that they are configs.
+        pytest.param("t5gemma", "T5GemmaForConditionalGeneration", marks=pytest.mark.slow),
     ],
 )
 def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
