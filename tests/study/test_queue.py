@@ -224,6 +224,31 @@ def test_of_two_who_ask_for_the_last_place_one_gets_it(make, monkeypatch):
     assert state(late, 3) == TrialState.FAIL
 
 
+def test_of_two_who_widen_a_grid_at_once_both_go_on_with_the_same_one(make, monkeypatch):
+    quick, late = make(), make()
+    while (trial := quick.claim()) is not None:
+        quick.tell(trial, 1.0)
+    more = {"lr": Choices((0.05, 0.1, 0.2, 0.4))}
+    taken = []
+
+    def in_between(space):
+        """After one has read the points, the other widens them and takes the first that is new."""
+        monkeypatch.undo()
+        quick.widen(more)
+        taken.append(quick.claim())
+        return grid(space)
+
+    monkeypatch.setattr("mupscale.study.work.queue.grid", in_between)
+    late.widen(more)
+    quick.tell(taken[0], 1.0)
+    while (trial := late.claim()) is not None:
+        late.tell(trial, 1.0)
+    for queue in (quick, late):
+        queue.look_again()
+        assert queue.finished
+        assert sorted(queue.point(trial)["lr"] for trial in queue.results()) == [0.05, 0.1, 0.2, 0.3, 0.4]
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_whatever_workers_do_every_point_is_done_exactly_once(data):

@@ -122,14 +122,18 @@ def _sweeps(
             said = f"{name!r}: expected letters, digits and any of _ - . , : =, but not {', '.join(_FOLDERS)}"
             raise FieldError("", "sweep", said)
         families[name] = []
+        table = places.get(name, f"sweep.{name}")
         for one_name, one in _one_of_each(name, _whole_table(name, values, tables), families):
-            sweep, extension = _sweep(one_name, places.get(name, f"sweep.{name}"), one, training, seeds)
+            if one_name in sweeps:
+                raise FieldError(table, "", f"there is a sweep {one_name!r} already; give it another name")
+            sweep, extension = _sweep(one_name, table, one, training, seeds)
             families[name].append(one_name)
             sweeps[one_name] = sweep
             if extension is not None:
                 sweeps[extension.name] = extension
-    for sweep in sweeps.values():
-        _check_links(sweep, sweeps)
+    for checked in (_check_names, _check_links):  # links can be followed once all of them lead somewhere
+        for sweep in sweeps.values():
+            checked(sweep, sweeps)
     # Row by row: what is stopped early has whole rows of its table, not a part of each.
     row = {name: place for names in families.values() for place, name in enumerate(names)}
     return dict(sorted(sweeps.items(), key=lambda item: row[item[0].removesuffix("+")])), families
@@ -220,6 +224,9 @@ def _sweep(
         **own,
     )
     _check_size(sweep)
+    if sweep.branches and search.pruner != "none":
+        said = "a run that ends in several places cannot be given up early; leave pruner out, or the lengths"
+        raise FieldError(table, "pruner", said)
     rates = space.get("lr")
     if sweep.widen and not (
         isinstance(rates, Choices) and len(rates.values) > 1 and search.sampler == "grid"
@@ -268,8 +275,8 @@ def _check_size(sweep: Sweep) -> None:
         return
     if not long:
         refuse("steps", "missing; expected steps, tokens_per_parameter or lengths")
-    if ratio is not None and not ratio > 0:
-        refuse("tokens_per_parameter", f"{ratio}: expected more than 0")
+    if ratio is not None and not 0 < ratio < math.inf:
+        refuse("tokens_per_parameter", f"{ratio}: expected more than 0, and not infinity")
     if ratio is not None and (sweep.steps or sweep.lengths):
         refuse("tokens_per_parameter", "given beside steps or lengths, which say as much; leave one out")
     if sweep.layers is not None and (sweep.to or begin == "continue"):
@@ -290,14 +297,18 @@ def _check_size(sweep: Sweep) -> None:
         refuse("from", "missing; expected the sweep whose runs it begins from")
 
 
-def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
-    """What a sweep names is there, has seeds enough, and does not in turn need it."""
+def _check_names(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
+    """The sweeps that a sweep names are there."""
     named = {"from": sweep.source, "after": sweep.after, "match": sweep.match}
     for key, name in (*named.items(), *(("take", name) for name in sweep.take.values())):
         if name is not None and name not in sweeps:
             raise FieldError(
                 sweep.table, key, f"{name!r}: no such sweep; expected one of {', '.join(sweeps)}"
             )
+
+
+def _check_links(sweep: Sweep, sweeps: Mapping[str, Sweep]) -> None:
+    """What a sweep begins from and takes is tried there, has seeds enough, and does not in turn need it."""
     for knob, name in sweep.take.items():
         if knob not in {**sweeps[name].tried, **sweeps[name].take}:
             raise FieldError(sweep.table, "take", f"{knob}: not tried in {name}; take one that is")
@@ -351,4 +362,6 @@ def _questions(
             check(question, names)
         except GrowthError as error:
             raise FieldError("question", "", str(error)) from None
+        if question["ask"] == "plan" and sweeps[of := question["of"]].begin != "grow":
+            raise FieldError("question", "", f"question plan: of: {of!r} is not grown; give a sweep that is")
     return tuple(found)

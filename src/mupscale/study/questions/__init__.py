@@ -69,6 +69,12 @@ def check(question: Mapping[str, Any], sweeps: Collection[str]) -> None:
         for sweep in named or [""]:
             if not isinstance(sweep, str) or sweep not in sweeps:
                 raise GrowthError(f"question {name}: {key}: no sweep {sweep!r}; {_expected(sweep, sweeps)}")
+        listed = [isinstance(one, list | tuple) for one in question[key]]
+        if any(listed) and not (takes[key].annotation.startswith("Sequence") and all(listed)):
+            nested = ", or lists of them alone" * takes[key].annotation.startswith("Sequence")
+            raise GrowthError(f"question {name}: {key}: expected names of sweeps{nested}")
+        if "names" in question and not any(listed):
+            raise GrowthError(f"question {name}: names are of lists in of, which has none; leave them out")
     if not isinstance(names := question.get("names", []), list):
         raise GrowthError(f"question {name}: names is {names!r}, expected a list of names")
     if len(question.get("names", question.get("of", ()))) != len(question.get("of", ())):

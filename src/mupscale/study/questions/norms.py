@@ -75,8 +75,9 @@ def norms(results: Row, *, of: Names, by: str = "shrink") -> Answer:
 
 
 def _range(sizes: Mapping[int, float]) -> float:
-    """The largest over the smallest."""
-    return max(sizes.values()) / min(sizes.values())
+    """The largest over the smallest, of those that are not zero, as biases are at first."""
+    known = [size for size in sizes.values() if size > 0]
+    return max(known) / min(known) if known else 1.0
 
 
 def _draw(name: str, panels: Mapping[str, Mapping[str, dict[int, float]]], x: str, y: str) -> Plot:

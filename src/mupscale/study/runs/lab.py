@@ -26,7 +26,7 @@ from mupscale.study.runs.history import HISTORY_FILE, Point, write_json
 from mupscale.study.runs.models import load_checkpoint
 from mupscale.study.runs.norms import RecordNorms
 from mupscale.study.runs.stacked import Member, train_stacked
-from mupscale.study.runs.training import AnotherRun, Listen, RunEnded, train
+from mupscale.study.runs.training import AnotherRun, Listen, RunEnded, saved_checkpoints, train
 from mupscale.study.runs.workload import Workload
 from mupscale.study.spec import space
 from mupscale.study.spec.growth import GROWTH_KNOBS, noise_of
@@ -220,8 +220,17 @@ class Lab:
             write_json(folder / MANIFEST, run.manifest)
         return replace(outcome, norms=norms.rows() if norms else [], equality=run.equality)
 
-    def _train(self, run: Run, folder: Path, name: str, *, watch: Watch | None = None, **more: Any) -> Curve:
-        """Its held-out curve, which ends early where the run did."""
+    def _train(
+        self,
+        run: Run,
+        folder: Path,
+        name: str,
+        *,
+        watch: Watch | None = None,
+        keep: bool = False,
+        **more: Any,
+    ) -> Curve:
+        """Its held-out curve, which ends early where the run did; of that nothing is left unless it is to ``keep``."""
         listener = Listen(watch)
         callbacks = [listener, *more.pop("callbacks", ())]
         try:
@@ -238,7 +247,8 @@ class Lab:
                 **more,
             )
         except RunEnded:
-            shutil.rmtree(folder)
+            if not keep:
+                shutil.rmtree(folder)
             return tuple(listener.curve)
         except AnotherRun:
             raise GrowthError(
@@ -251,7 +261,8 @@ class Lab:
     ) -> Outcome:
         """Train the longest, or at a constant rate; the other lengths leave it where their cooldown begins.
 
-        Up to its cooldown a run does not depend on its length: the results are those of separate runs.
+        Up to its cooldown a run does not depend on its length: the results are those of separate runs, also
+        where the longest diverges after others have left it.
         """
         lengths = {steps: replace(run.config, steps=steps) for steps in self.budget.lengths(sweep)}
         trunk = lengths[max(lengths)]
@@ -259,18 +270,22 @@ class Lab:
             trunk = replace(trunk, cooldown_fraction=0.0)
         branches = {steps: config for steps, config in lengths.items() if config != trunk}
         leaves = {config.cooldown_start for config in branches.values()}
-        curve = self._train(replace(run, config=trunk), folder, name, keep_at=sorted(leaves), **more)
+        curve = self._train(
+            replace(run, config=trunk), folder, name, keep=True, keep_at=sorted(leaves), **more
+        )
         ends = {trunk.steps: curve[-1].loss} if trunk in lengths.values() else {}
+        trained, saved = curve[-1].step, saved_checkpoints(folder / "checkpoints")
         for steps, config in branches.items():
-            if not math.isfinite(curve[-1].loss):
-                ends[steps] = curve[-1].loss
+            if (start := saved.get(config.cooldown_start)) is None:  # it had diverged by then
+                ends[steps] = math.nan
                 continue
-            start = folder / "checkpoints" / f"checkpoint-{config.cooldown_start}"
             branch = replace(run, config=config, optimizer=None)
             place, words = folder / f"length{steps}", f"{name}, {steps} steps"
-            ends[steps] = self._train(branch, place, words, branch_from=start, start=more["start"])[-1].loss
-        steps = self.budget.trained_steps(sweep) if curve[-1].step == trunk.steps else curve[-1].step
-        return Outcome(curve=curve, ends=dict(sorted(ends.items())), steps=steps)
+            end = self._train(branch, place, words, branch_from=start, start=more["start"])[-1]
+            ends[steps], trained = end.loss, trained + max(0, end.step - config.cooldown_start)
+        if not math.isfinite(curve[-1].loss):
+            shutil.rmtree(folder)
+        return Outcome(curve=curve, ends=dict(sorted(ends.items())), steps=trained)
 
     def train_together(self, runs: Sequence[Run], watch: Callable[[int, int, float], bool]) -> list[Outcome]:
         """Train runs of one architecture at once; equal to `train` one after another."""

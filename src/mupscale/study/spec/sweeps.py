@@ -253,16 +253,20 @@ class Study:
 
     def is_kept(self, sweep: Sweep) -> bool:
         """Whether its models are: others begin from them, or it says so."""
-        return sweep.keep or any(other.source == sweep.name for other in self.sweeps.values())
+        names = {sweep.name, sweep.extends}
+        return sweep.keep or any(other.source in names for other in self.sweeps.values() if other.source)
+
+    def trains_alone(self, sweep: Sweep) -> bool:
+        """Whether every run is trained by itself, as more than its curve is wanted; else they may be stacked."""
+        return bool(self.is_kept(sweep) or sweep.branches or sweep.record or sweep.verify or sweep.extends)
 
     def by_seed(self, sweep: Sweep) -> bool:
-        """Whether every seed is a trial of its own; else a trial averages over them, and they can be stacked.
+        """Whether every seed is a trial of its own; else a trial averages over them.
 
-        Samplers have to see a point as a whole. Where models, branches or records are kept, a run is trained
-        by itself.
+        Samplers and pruners have to see a point as a whole.
         """
-        own = self.is_kept(sweep) or sweep.branches or sweep.record or sweep.verify or sweep.extends
-        return sweep.search.sampler == "grid" and sweep.search.pruner == "none" and bool(own)
+        whole = sweep.search.sampler != "grid" or sweep.search.pruner != "none"
+        return self.trains_alone(sweep) and not whole
 
     def trials(self, sweep: Sweep) -> int:
         """Into how many trials its runs fall, values that are yet to be taken not counted apart."""

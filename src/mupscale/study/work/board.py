@@ -97,7 +97,7 @@ class Board:
         """The best point of a finished sweep, where its runs end last; a mean over seeds.
 
         Raises:
-            GrowthError: every point diverged.
+            FieldError: every point diverged.
         """
         bests = self.bests(sweep)
         return bests[max(bests)]
@@ -106,7 +106,7 @@ class Board:
         """The best point of a finished sweep at each of its lengths, in steps.
 
         Raises:
-            GrowthError: every point diverged.
+            FieldError: every point diverged.
         """
         queue, lengths = self.queue(sweep), self.budget.lengths(sweep)
         losses: dict[Any, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -126,11 +126,20 @@ class Board:
         return found
 
     def trained(self, sweep: Sweep, seed: int) -> tuple[Point, Path]:
-        """The knobs of the best run of a finished sweep with some seed, and where its model lies."""
+        """The knobs of the best run of a finished sweep with some seed, and where its model lies.
+
+        Raises:
+            FieldError: that run diverged.
+        """
         best, seed = self.best(sweep), self.study.begun_from(sweep, seed)
         extension = self.study.extension(sweep)
         if seed not in sweep.seeds and extension is not None:
             sweep = extension
+        for trial in self.queue(sweep).results():
+            known = dict(zip(trial.user_attrs.get("seeds", ()), trial.user_attrs["losses"], strict=False))
+            if best.items() <= trial.params.items() and known.get(seed, 0) is None:
+                said = f"with seed {seed} it diverged, and others begin from it; give lower rates"
+                raise FieldError(sweep.table, "lr", said)
         return best, self.folder(sweep, best, seed)
 
     def folder(self, sweep: Sweep, point: Point, seed: int) -> Path:
@@ -195,7 +204,8 @@ class Board:
             "seeds": sweep.seeds,
             "growth_seed": study.growth_seed,
             "model": asdict(study.model),
-            # By its content: a file may change under its name.
+            # By their content: a file may change under its name.
+            **({"to": budget.size(sweep).to_dict()} if sweep.to is not None else {}),
             "model_config": (own / "config.json" if own.is_dir() else own).read_text() if own else None,
             "weights": budget.weights if study.model.checkpoint else None,
             "data": budget.workload.data.about,

@@ -28,7 +28,7 @@ from mupscale.study.runs.progress import quiet
 from mupscale.study.runs.workload import load_workload
 from mupscale.study.work.board import Board
 from mupscale.study.work.results import collect
-from mupscale.study.work.storage import open_storage
+from mupscale.study.work.storage import in_memory, open_storage
 from mupscale.study.work.timing import seconds_of_runs
 from mupscale.study.work.worker import Worker
 
@@ -217,18 +217,15 @@ def estimate(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> li
     ``done`` are those of the trials that the study's own journal holds; runs and all else count them in.
 
     Raises:
-        GrowthError: as `Job.budget`; nothing is written but encoded text.
+        GrowthError: as `Job.open`; nothing is written but encoded text.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
     progress = progress or Progress(disable=True)
     task = progress.add_task("reading", total=None, note="")
-    board = job.open() if job.storage is None and job.journal.exists() else None
-    budget = board.budget if board else job.budget()
-    study = budget.study
-    chosen = [s for s in study.sweeps.values() if s.begin != "checkpoint"]
-    if job.sweeps:
-        chosen = [s for s in chosen if s.name in job.sweeps]
+    known = open_storage(job.journal) if job.storage is None and job.journal.exists() else None
+    board = Board(job.budget(), in_memory(known), job.out, job.sweeps)  # a look must not change the study
+    budget, study, chosen = board.budget, board.study, board.selected
     progress.update(task, description="measuring a few steps", total=len(chosen))
     seconds = seconds_of_runs(budget, chosen, measured=lambda: progress.advance(task))
     rows = []
@@ -239,7 +236,7 @@ def estimate(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> li
                 "sweep": sweep.name,
                 "width": budget.width(sweep),
                 "trials": study.trials(sweep),
-                "done": len(board.queue(sweep).results()) if board and board.is_open(sweep) else 0,
+                "done": len(board.queue(sweep).results()) if known and board.is_open(sweep) else 0,
                 "runs": runs,
                 "steps": steps,
                 "flops": budget.step_flops(sweep) * steps * runs,

@@ -121,11 +121,10 @@ class Queue:
                 f"{self.name}: was begun with other settings ({_difference(known, settings)}); "
                 "give the study another name, or its results another folder"
             )
-        self._places = self.total = self.search.trials or 0
+        self._places = set(range(self.search.trials or 0))
         if isinstance(sampler, Grid):
             sampler.points = study.user_attrs.get("points") or grid(self.space)
-            self._places = len(sampler.points)
-            self.total = sum(point is not None for point in sampler.points)
+            self._places = {i for i, point in enumerate(sampler.points) if point is not None}
         return study
 
     def _widen(self, study: optuna.Study, known: dict[str, Any], settings: dict[str, Any]) -> bool:
@@ -139,10 +138,12 @@ class Queue:
             return False
         points = study.user_attrs.get("points") or grid(old)
         more = [point for point in grid(self.space) if point not in points]
-        # Numbers that workers took beyond the last place are used up.
-        taken = [None] * (len(study.get_trials(deepcopy=False)) - len(points)) if more else []
+        # Numbers that workers took beyond the last place are used up: by the points that one who was faster
+        # has let the grid have, or, where two asked for the last place at once, by none.
+        beyond = study.get_trials(deepcopy=False)[len(points) :] if more else []
+        taken = [_new_point(trial, self.space, points) for trial in beyond]
         self.space = {knob: values for knob, values in both.items() if values is not None}
-        study.set_user_attr("points", points + taken + more)
+        study.set_user_attr("points", points + taken + [point for point in more if point not in taken])
         study.set_user_attr("settings", _plain(self._settings, self.space, self.search))
         return True
 
@@ -157,13 +158,18 @@ class Queue:
 
     def look_again(self) -> None:
         """Take up what another worker has let the grid have."""
-        if len(self.study.user_attrs.get("points", ())) > self._places:
+        if len(self.study.user_attrs.get("points", ())) > max(self._places) + 1:
             self.study = self._open()
 
     def results(self) -> list[FrozenTrial]:
         """The finished trials, by number."""
         trials = self.study.get_trials(deepcopy=False, states=DONE)
-        return sorted((t for t in trials if t.number < self._places), key=lambda trial: trial.number)
+        return sorted((t for t in trials if t.number in self._places), key=lambda trial: trial.number)
+
+    @property
+    def total(self) -> int:
+        """How many trials there are to be."""
+        return len(self._places)
 
     @property
     def finished(self) -> bool:
@@ -178,10 +184,12 @@ class Queue:
         """A trial for this worker alone; None where all are done or others have them."""
         self.give_back_abandoned()
         trials = self.study.get_trials(deepcopy=False)
-        if len(trials) >= self._places and all(t.state != TrialState.WAITING for t in trials):
+        if len(trials) > max(self._places) and all(t.state != TrialState.WAITING for t in trials):
             return None
         trial = self.study.ask(self._distributions())
-        if trial.number >= self._places:  # two workers asked for the last place at once; this one came second
+        if (
+            trial.number not in self._places
+        ):  # two workers asked for the last place at once; this one came second
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         with suppress(UpdateFinishedTrialError):  # by one who was taken for dead, just now
@@ -319,6 +327,12 @@ def _machine() -> str:
 def _began(process: psutil.Process) -> float:
     """When a process began, in seconds since the machine did: the clock may be set meanwhile."""
     return float(process.create_time() - psutil.boot_time())
+
+
+def _new_point(trial: FrozenTrial, space: Space, points: Sequence[Point | None]) -> Point | None:
+    """What a trial tries, if that is none of the points; None also for one that was only asked for."""
+    point = {name: trial.params[name] for name in space if name in trial.params}
+    return point if len(point) == len(space) and point not in points else None
 
 
 def _together(old: Choices | Range, new: Choices | Range) -> Choices | Range | None:

@@ -135,7 +135,9 @@ def best_ends(points: Sequence[Row], steps: int, knobs: Space) -> list[Row]:
         knobs: what was tried.
     """
     ends: dict[int, list[Row]] = {}
-    for row in _finite(points):
+    for row in points:  # what diverged may have done so after shorter ones had left it
+        if row["loss"] is None:
+            continue
         for end in row["lengths"] or [{"steps": steps, **{k: row[k] for k in ("loss", "spread", "losses")}}]:
             if math.isfinite(end["loss"]):
                 edges = at_edge(row["point"], knobs)
@@ -197,10 +199,10 @@ def _values(trial: FrozenTrial) -> dict[str, Any]:
 
 def _runs(trial: FrozenTrial) -> list[SeedRuns]:
     """The runs of a trial, one for each seed that was begun."""
-    told, first = trial.user_attrs, trial.params.get("seed", 0)
+    told = trial.user_attrs
     return [
         {
-            "seed": first + place,
+            "seed": told["seeds"][place] if "seeds" in told else trial.params.get("seed", 0) + place,
             "loss": loss,
             "curve": told["curves"][place],
             "ends": told["ends"][place],
@@ -217,7 +219,7 @@ def _point(
 ) -> Row:
     losses = [run["loss"] for run in runs]
     diverged = None in losses
-    lengths = [steps for steps, _ in runs[0]["ends"]] if branches and not diverged else []
+    lengths = [steps for steps, _ in runs[0]["ends"]] if branches else []
     return {
         "point": values,
         "trials": trials,

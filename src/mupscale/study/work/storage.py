@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.exc import DBAPIError
 
@@ -40,6 +40,14 @@ def open_storage(place: str | Path) -> BaseStorage:
         raise GrowthError(
             f"storage {shown}: cannot be opened ({said}); give an Optuna URL or a file"
         ) from None
+
+
+def in_memory(storage: BaseStorage | None) -> BaseStorage:
+    """A copy, or an empty one, to look at: opening a study can change it."""
+    copy = InMemoryStorage()
+    for name in optuna.get_all_study_names(storage) if storage is not None else ():
+        optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=copy)
+    return copy
 
 
 class MendingLock(JournalFileSymlinkLock):  # type: ignore[misc]

@@ -60,7 +60,7 @@ class Worker:
         queue = self.board.queue(sweep)
         if queue.finished and (more := self.board.beyond(sweep)):
             queue.widen(more)
-        stacked = self.stack > 1 and not self.lab.study.by_seed(sweep)
+        stacked = self.stack > 1 and not self.lab.study.trains_alone(sweep)
         count = max(1, self.stack // len(sweep.seeds)) if stacked else 1
         trials: list[optuna.Trial] = []
         while len(trials) < count and (trial := queue.claim()) is not None:
@@ -93,7 +93,7 @@ class Worker:
             )
             if outcomes[-1].curve[-1].step < self._length(sweep):
                 break
-        self._tell(sweep, queue, trial, outcomes, time.perf_counter() - began)
+        self._tell(sweep, queue, trial, seeds, outcomes, time.perf_counter() - began)
         for folder in folders:  # all that counts is in the storage, but for models that others begin from
             if not kept:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -117,10 +117,16 @@ class Worker:
         seconds = (time.perf_counter() - began) / len(trials)
         for trial in trials:
             mine = [out for (owner, _), out in zip(members, outcomes, strict=True) if owner is trial]
-            self._tell(sweep, queue, trial, mine, seconds)
+            self._tell(sweep, queue, trial, sweep.seeds, mine, seconds)
 
     def _tell(
-        self, sweep: Sweep, queue: Queue, trial: optuna.Trial, outcomes: Sequence[Outcome], seconds: float
+        self,
+        sweep: Sweep,
+        queue: Queue,
+        trial: optuna.Trial,
+        seeds: Sequence[int],
+        outcomes: Sequence[Outcome],
+        seconds: float,
     ) -> None:
         losses = [out.loss for out in outcomes]
         diverged = not all(map(math.isfinite, losses))
@@ -129,6 +135,7 @@ class Worker:
         queue.tell(
             trial,
             value,
+            seeds=[*seeds[: len(outcomes)]],
             losses=[*map(_finite, losses)],
             curves=[[[point.step, _finite(point.loss)] for point in out.curve] for out in outcomes],
             ends=[[[steps, _finite(loss)] for steps, loss in out.ends.items()] for out in outcomes],
