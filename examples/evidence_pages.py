@@ -169,6 +169,7 @@ def _table(names: Sequence[str], known: Mapping[Study, Row | None], told: Mappin
     said = several([f"{count(parameters)} (d_model {shape})" for parameters, shape in sizes])
     return {
         "about": "Measured by this project, seeds and bands in docs/growing-pays.md:",
+        "narrow": sizes[0][0],
         "model": f"Llamas of {said} parameters",
         "command": "; ".join(f"`{study.command}`" for study in studies),
         "best": maps[names[0]]["best"],

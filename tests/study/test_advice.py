@@ -169,6 +169,7 @@ def measured(start: str, narrow: float, wide: float, share: float, **more: Any) 
 
 TABLE = {
     "about": "A map that nobody measured.",
+    "narrow": 64,
     "model": "models of 64 and 128 parameters",
     "command": "make nothing",
     "best": "expand",
@@ -185,8 +186,11 @@ TABLE = {
 }
 
 
-def ask_map(factor: float, narrow_ratio: float, ratio: float, table: Any = TABLE) -> Advice:
-    return advise(1e6, factor * 1e6, ratio * factor * 1e6, narrow_tokens=narrow_ratio * 1e6, table=table)
+def ask_map(
+    factor: float, narrow_ratio: float, ratio: float, table: Any = TABLE, size: float = 1e6
+) -> Advice:
+    wide = factor * size
+    return advise(size, wide, ratio * wide, narrow_tokens=narrow_ratio * size, table=table)
 
 
 @pytest.mark.parametrize(
@@ -276,24 +280,38 @@ def test_a_start_that_is_clearly_better_at_this_place_is_named() -> None:
     assert "here, less" not in str(ask_map(2, 20, 10, {**TABLE, "cells": [best, other]}))
 
 
-def test_what_larger_models_took_is_told() -> None:
+def test_of_two_maps_that_of_models_nearest_in_size_decides() -> None:
     larger = {
+        "about": "Another.",
+        "narrow": 2e6,
         "model": "models of 256",
+        "command": "make as little",
         "best": "padded",
         "cells": [measured("padded", 20, 10, 0.97, sign="> ")],
     }
-    said = str(ask_map(2, 20, 10, {**TABLE, "larger": larger}))
-    assert (
-        "With models of 256 `mupscale grow --operator padded` took > 97% (> 147% with the narrow one's): "
-        in said
-    )
-    assert "With models of 256" not in str(ask_map(2, 20, 40, {**TABLE, "larger": larger}))
+    both = {**TABLE, "larger": larger}
+    advice = ask_map(2, 20, 10, both)
+    assert advice.verdict == "train from scratch"
+    assert "with models of 256" in advice.reasons[1]
+    told = "With models of 64 and 128 parameters `mupscale grow --operator expand` took 80% (130% with the narrow"
+    assert told in str(advice)
+    smaller = advise(100, 200, 2000, narrow_tokens=2000, table=both)
+    assert smaller.verdict == "grow"
+    assert "With models of 256 `mupscale grow --operator padded` took > 97% (> 147%" in str(smaller)
+    assert "models of 256" not in str(ask_map(2, 20, 40, both))  # which only one of them holds
+
+
+def test_a_narrow_model_that_is_as_good_as_the_target_is_told() -> None:
+    said = str(advise(1e9, 1.8e9, 36e9, narrow_tokens=300e9, table={}))
+    assert "after 100.0% of its tokens" in said
+    assert "So the narrow model is as good already" in said
+    assert "as good already" not in str(advise(100e6, 200e6, 1e9, table={}))
 
 
 def test_the_map_of_a_study_can_be_asked() -> None:
     results = growing()
     data = ask(results, results["questions"][0]).data
-    table = {"about": "Made up.", "model": "toys", "command": "make nothing", **json_safe(data)}
+    table = {"about": "Made up.", "narrow": 64, "model": "toys", "command": "make nothing", **json_safe(data)}
     advice = ask_map(2, 20, 10, json.loads(json.dumps(table, allow_nan=False)))
     assert advice.shares[0].start == data["best"] == "expand"
     assert advice.shares[0].share == pytest.approx(0.5)
@@ -302,10 +320,10 @@ def test_the_map_of_a_study_can_be_asked() -> None:
 
 def test_the_map_that_comes_with_the_package_is_whole() -> None:
     table = packaged()
-    assert not table or {"about", "model", "command", "best", "cells"} <= table.keys()
+    assert not table or {"about", "narrow", "model", "command", "best", "cells"} <= table.keys()
     for cell in table.get("cells", ()):
         place = cell["factor"], cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]
-        found = {one.start: one for one in ask_map(*place, table).shares}
+        found = {one.start: one for one in ask_map(*place, table, size=table["narrow"]).shares}
         if cell["share"] is not None and cell["begin"] == "grow":
             assert found[cell["start"]].share == pytest.approx(cell["share"])
 
@@ -340,7 +358,7 @@ def packaged_case(narrow: float, wide: float, factor: float = 1.0) -> tuple[dict
     cells = [cell for cell in table["cells"] if cell["start"] == table["best"]]
     asked = cells[0]["factor"] * factor
     places = {(cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]): cell for cell in cells}
-    return places.get((narrow, wide), {}), ask_map(asked, narrow, wide, table)
+    return places.get((narrow, wide), {}), ask_map(asked, narrow, wide, table, size=table["narrow"])
 
 
 @pytest.mark.parametrize(("narrow", "wide"), [(20, 5), (20, 10), (20, 20), (320, 5), (320, 20)])
@@ -355,8 +373,8 @@ def test_advice_agrees_with_the_map_that_comes_with_the_package(narrow: float, w
         in said
     )
     assert f"counted in, {cell['sign']}{cell['with_narrow']:.0%}" in said
-    assert (": that pays" in said) == (cell["with_narrow"] < 1)
-    assert advice.verdict == ("grow" if cell["share"] < 1 else "train from scratch")
+    assert (": that pays" in said) == (cell["with_narrow"] < 1 and cell["sign"] != "> ")
+    assert advice.verdict == ("grow" if cell["share"] < 1 and cell["sign"] != "> " else "train from scratch")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Should one grow, in how many stages and by how much? What was measured, else a law and published findings.
 
-Where the map of `mupscale.study.growing_pays` holds the case, its shares of the FLOPs decide. Elsewhere the
-estimate rests on a scaling law. With L(N, D) = E + A/N^α + B/D^β the loss of N parameters after D
-tokens, a narrow model's loss L(N₀, D₀) is one that the wide model would reach by itself after D* tokens: the
-head start of a growth that loses nothing and then learns as from scratch. Training FLOPs are 6·N·D.
+Where a map of `mupscale.study.growing_pays` holds the case, its shares of the FLOPs decide, of several maps
+that of the models nearest in size. Elsewhere the estimate rests on a scaling law. With L(N, D) = E + A/N^α
++ B/D^β the loss of N parameters after D tokens, a narrow model's loss L(N₀, D₀) is one that the wide model
+would reach by itself after D* tokens: the head start of a growth that loses nothing and then learns as from
+scratch. Training FLOPs are 6·N·D.
 
 Knows arithmetic and the literature; trains nothing.
 """
@@ -19,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from mupscale.errors import GrowthError
-from mupscale.study.growing_pays import Found, Map, OutsideMapError, judged, look_up, of_larger, packaged
+from mupscale.study.growing_pays import (
+    Found,
+    Map,
+    OutsideMapError,
+    around,
+    elsewhere,
+    judged,
+    longest,
+    packaged,
+)
 from mupscale.theory.tables import count
 
 # Hoffmann et al. 2022, Approach 3.
@@ -37,6 +47,10 @@ SOURCES = {
 LARGEST_FACTOR, MOST_STAGES, LARGEST_PUBLISHED = 3.0, 4, 7e9
 SATURATED = 20.0
 OWN_RUNS = "Your own runs say more: mupscale compare, then --compare results.json."
+GOOD_ALREADY = (
+    "So the narrow model is as good already as the target, from scratch, will be: see also what it reaches "
+    "when it is simply continued. [law]"
+)
 UNKNOWN = (
     "The law's constants are those of one family of models, tokenizer and text; only ratios are used here, "
     f"and those move, too. {OWN_RUNS}",
@@ -173,15 +187,16 @@ def advise(
     found: list[Found] = []
     sources, unknown = SOURCES, list(UNKNOWN)
     try:
-        found = look_up(table, **asked)
+        (nearest, found), *others = around(table, narrow, **asked)
     except OutsideMapError as outside:
         verdict, reasons = _by_law(case)
         reasons.insert(0, f"This goes by the law alone: {outside}.")
+        unknown += [said] if (said := longest(table)) else []
     else:
-        verdict, reasons = judged(found, table["model"])
-        reasons += of_larger(table, **asked)
-        sources = {"law": SOURCES["law"], "map": f"{table['about']} {table['command']}"}
-        unknown = [f"Whether what was measured with {table['model']} holds for yours. {OWN_RUNS}"]
+        verdict, reasons = judged(found, nearest["model"])
+        reasons += [elsewhere(there, other["model"]) for other, there in others]
+        sources = {"law": SOURCES["law"], "map": f"{nearest['about']} {nearest['command']}"}
+        unknown = [f"Whether what was measured with {nearest['model']} holds for yours. {OWN_RUNS}"]
     assumed = (
         f"How long the narrow model was trained: {count(case.narrow_tokens)} tokens are assumed, as many a "
         "parameter as the target gets (--narrow-tokens says otherwise)."
@@ -258,6 +273,7 @@ def _by_law(case: _Case) -> tuple[str, list[str]]:
     reasons = [
         f"Grown ×{factor:.3g} in one step, the narrow model's loss is what the target reaches by itself "
         f"after {case.head_start:.1%} of its tokens: that is the head start. [law]",
+        *[GOOD_ALREADY] * (case.head_start == 1),
         "Published gains can be larger, since a grown model may also learn faster: 35 % fewer tokens with "
         "layers stacked ×4. They can be smaller, too. [stack, when]",
     ]

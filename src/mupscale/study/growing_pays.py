@@ -1,8 +1,9 @@
 """What growing was measured to take: looked up in a map, that of `growing_pays.json` or one like it.
 
-A map has ``cells``, as a study's question `map` gives them; ``best``, the start that is best by its rule; and
-in words ``about``, ``model`` and ``command``: what it is, of which models, and how to make it again. Beside
-that of widths, ``layers`` may be another one, of growing in depth, and ``larger`` one of larger models.
+A map has ``cells``, as a study's question `map` gives them; ``best``, the start that is best by its rule;
+``narrow``, the parameters of the smallest model; and in words ``about``, ``model`` and ``command``: what it
+is, of which models, and how to make it again. Beside that of widths, ``layers`` may be another one, of
+growing in depth, and ``larger`` one of larger models.
 
 Between its cells shares are interpolated, beyond them nothing is said. Knows plain data only.
 """
@@ -69,6 +70,29 @@ def packaged(along: str = "width") -> Map:
     return table if along == "width" else table.get(along, {})
 
 
+def around(table: Map, narrow: float, **place: float) -> list[tuple[Map, list[Found]]]:
+    """What the maps say that hold a place, the one of models nearest in size first.
+
+    Args:
+        table: the map, and that of larger models in it.
+        narrow: parameters of the narrow model.
+        place: as of `look_up`.
+
+    Raises:
+        OutsideMapError: no map holds it; the first one's reason.
+    """
+    larger = [table["larger"]] if "larger" in table else []
+    holding, refusals = [], []
+    for each in (table, *larger):
+        try:
+            holding.append((each, look_up(each, **place)))
+        except OutsideMapError as outside:
+            refusals.append(outside)
+    if not holding:
+        raise refusals[0]
+    return sorted(holding, key=lambda one: abs(math.log(one[0]["narrow"] / narrow)))
+
+
 def look_up(table: Map, *, factor: float, narrow_ratio: float, ratio: float) -> list[Found]:
     """What the map says of every start that was measured around a place, the best by its rule first.
 
@@ -122,11 +146,11 @@ def judged(found: Sequence[Found], model: str) -> tuple[str, list[str]]:
         f"seed{'s' * (best.seeds > 1)}, with {model}."
     ]
     if best.with_narrow is not None:
-        pays = "that pays" if best.with_narrow < 1 else "that does not pay"
+        verdict = "that pays" if best.with_narrow < 1 and best.sign != "> " else "that does not pay"
         if best.sign == "≤ " and best.with_narrow >= 1:
-            pays = "whether that pays is not known"
+            verdict = "whether that pays is not known"
         reasons.append(
-            f"With the narrow model's own training counted in, {best.sign}{best.with_narrow:.0%}: {pays}."
+            f"With the narrow model's own training counted in, {best.sign}{best.with_narrow:.0%}: {verdict}."
         )
     if best.spread is not None and abs(1 - best.share) <= best.spread:
         reasons.append("Without it the difference from training from scratch is within a deviation.")
@@ -144,28 +168,37 @@ def judged(found: Sequence[Found], model: str) -> tuple[str, list[str]]:
         for one in found
         if one.begin == "continue"
     ]
-    verdict = "grow" if best.share < 1 or best.sign == "≤ " else "train from scratch"
+    pays = best.sign == "≤ " or (best.share < 1 and not best.sign)  # "> ": it never got there
+    verdict = "grow" if pays else "train from scratch"
     return verdict, [f"{reason} [map]" for reason in reasons]
 
 
-def of_larger(table: Map, **place: float) -> list[str]:
-    """What the same growth took with larger models, where the map has it.
-
-    Args:
-        place: as of `look_up`.
-    """
-    larger = table.get("larger", {})
-    try:
-        best = next(one for one in look_up(larger, **place) if one.begin == "grow")
-    except OutsideMapError:
-        return []
-    share, counted = f"{best.sign}{best.share:.0%}", ""
+def elsewhere(found: Sequence[Found], model: str) -> str:
+    """What the best start took with models of another size."""
+    best = next(one for one in found if one.begin == "grow")
+    counted = ""
     if best.with_narrow is not None:
         counted = f" ({best.sign}{best.with_narrow:.0%} with the narrow one's)"
-    return [
-        f"With {larger['model']} `mupscale grow {best.recipe}` took {share}{counted}: what was gained with "
-        "small ones need not be with yours. [map]"
-    ]
+    return (
+        f"With {model} `mupscale grow {best.recipe}` took {best.sign}{best.share:.0%}{counted}: "
+        "what is gained depends on the size, too. [map]"
+    )
+
+
+def longest(table: Map) -> str:
+    """What growing took in the longest training of the largest models that were measured; "" without a map."""
+    largest = table.get("larger", table)
+    cells = [cell for cell in largest.get("cells", ()) if cell["start"] == largest["best"]]
+    if not cells:
+        return ""
+    cell = max(cells, key=lambda c: (c["tokens_per_parameter"], -c["narrow_tokens_per_parameter"]))
+    tokens = (
+        f"{cell['narrow_tokens_per_parameter']:g} and {cell['tokens_per_parameter']:g} tokens per parameter"
+    )
+    return (
+        f"How long a head start lasts: with {largest['model']}, trained on {tokens}, "
+        f"`mupscale grow {cell['recipe']}` took {cell['sign']}{cell['share']:.0%} of the FLOPs from scratch."
+    )
 
 
 def _interpolated(

@@ -230,7 +230,7 @@ class Lab:
         keep: bool = False,
         **more: Any,
     ) -> Curve:
-        """Its held-out curve, which ends early where the run did; of that nothing is left unless it is to ``keep``."""
+        """Its held-out curve. Of a run that ends early nothing is left, unless it is to ``keep``."""
         listener = Listen(watch)
         callbacks = [listener, *more.pop("callbacks", ())]
         try:

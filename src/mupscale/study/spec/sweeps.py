@@ -257,7 +257,7 @@ class Study:
         return sweep.keep or any(other.source in names for other in self.sweeps.values() if other.source)
 
     def trains_alone(self, sweep: Sweep) -> bool:
-        """Whether every run is trained by itself, as more than its curve is wanted; else they may be stacked."""
+        """Whether every run is trained by itself, as more than its curve is wanted; else several at once."""
         return bool(self.is_kept(sweep) or sweep.branches or sweep.record or sweep.verify or sweep.extends)
 
     def by_seed(self, sweep: Sweep) -> bool:
