@@ -161,7 +161,7 @@ def test_what_tuning_cost(finished: Row) -> None:
     found = answer(finished, "cost")
     (rows,) = tables(found)
     assert found.data["tuning_flops"] == spent == 252_000
-    assert cells(rows, sweep="of these, tuning")["FLOPs"] == "2.52e5"
+    assert cells(rows, sweep="of these, for rates that others take")["FLOPs"] == "2.52e5"
     assert cells(rows, sweep="grow-32") == {
         "sweep": "grow-32", "trials": "20 of 20", "FLOPs": "2.40e5", "of the large run": f"{240_000 / 256_000:.1%}",
     }  # fmt: skip

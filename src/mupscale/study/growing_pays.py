@@ -186,17 +186,15 @@ def elsewhere(found: Sequence[Found], model: str) -> str:
 
 
 def longest(table: Map) -> str:
-    """What growing took in the longest training of the largest models that were measured; "" without a map."""
+    """What growing took in the longest training of the largest models; "" without a map."""
     largest = table.get("larger", table)
     cells = [cell for cell in largest.get("cells", ()) if cell["start"] == largest["best"]]
     if not cells:
         return ""
     cell = max(cells, key=lambda c: (c["tokens_per_parameter"], -c["narrow_tokens_per_parameter"]))
-    tokens = (
-        f"{cell['narrow_tokens_per_parameter']:g} and {cell['tokens_per_parameter']:g} tokens per parameter"
-    )
+    ratios = f"{cell['narrow_tokens_per_parameter']:g} and {cell['tokens_per_parameter']:g}"
     return (
-        f"How long a head start lasts: with {largest['model']}, trained on {tokens}, "
+        f"How long a head start lasts: with {largest['model']}, at {ratios} tokens per parameter, "
         f"`mupscale grow {cell['recipe']}` took {cell['sign']}{cell['share']:.0%} of the FLOPs from scratch."
     )
 

@@ -140,8 +140,8 @@ def cost(results: Row) -> Answer:
     spent = [(s["name"], f"{s['done']} of {s['total']}", s["flops"]) for s in sweeps if s["done"]]
     said = ""
     if tuning:
-        spent.append(("of these, tuning", "", tuning))
-        said = f"Tuning cost {show_flops(tuning)} FLOPs, all points and seeds together"
+        spent.append(("of these, for rates that others take", "", tuning))
+        said = f"Finding rates that other sweeps take cost {show_flops(tuning)} FLOPs"
         said += (
             f": {tuning / large:.1%} of one run of the dearest sweep ({show_flops(large)}). "
             if large
