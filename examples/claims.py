@@ -123,16 +123,19 @@ def pays(start: str, ratio: float, share: str = "share") -> Callable[..., Verdic
 
 
 def best_together(both: str, apart: tuple[str, ...], ratio: float) -> Callable[[Answer], Verdict]:
-    """Of `map`: at a budget one start ends lower than each of the others."""
+    """Of `map`: at a budget one start ends lower than each of the others, by more than a deviation."""
 
     def judge(answer: Answer) -> Verdict:
         found = {name: cell_of(answer, name, ratio) for name in (both, *apart)}
-        losses = {name: cell["loss"] for name, cell in found.items() if cell}
-        said = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        lowest = min(losses, key=losses.__getitem__, default=None)
-        return f"Losses after {ratio:g} tokens per parameter: {said}.", (
-            lowest == both if len(losses) == len(found) else None
-        )
+        known = {name: (cell["loss"], cell["loss_spread"] or 0.0) for name, cell in found.items() if cell}
+        said = ", ".join(f"{name} {loss:.3f} ± {spread:.3f}" for name, (loss, spread) in known.items())
+        said = f"Losses after {ratio:g} tokens per parameter: {said}."
+        if len(known) < len(found):
+            return said, None
+        loss, spread = known.pop(both)
+        ahead = [other - loss for other, _ in known.values()]
+        level = [abs(by) <= max(spread, its) for by, (_, its) in zip(ahead, known.values(), strict=True)]
+        return said, None if any(level) else min(ahead) > 0
 
     return judge
 

@@ -83,7 +83,7 @@ def test_what_lies_beside_the_weights_comes_along(source, tmp_path):
             "examples/frameworks do with those of acc",
         ),
         ([".metadata", "__0_0.distcp"], "grow in place, mupscale.distributed.grow_"),
-        (["common.pt", "metadata.json", ".metadata"], "Megatron's; .* --dist-ckpt-optim-fully-reshardable"),
+        (["common.pt", "metadata.json", ".metadata"], "Megatron's; let it export a Hugging Face one"),
         (["notes.txt"], "config.json: not found"),
     ],
 )

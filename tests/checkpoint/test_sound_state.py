@@ -115,6 +115,14 @@ def test_what_none_saves_is_one_line(spoil, said, config, tmp_path):
         WideTrainingState.of(tmp_path, plan(config, width=2))
 
 
+@pytest.mark.parametrize("name", ["optimizer.bin", "global_step6"])
+def test_an_optimizer_in_another_form_is_not_passed_over(name, config, tmp_path):
+    assert WideTrainingState.of(tmp_path, plan(config, width=2)) is None
+    (tmp_path / name).mkdir()
+    with pytest.raises(GrowthError, match=f"{name}: holds the optimizer in a form .*--no-optimizer"):
+        WideTrainingState.of(tmp_path, plan(config, width=2))
+
+
 def test_values_are_looked_at_where_they_are_read(config, tmp_path):
     for key, value, said in (
         ("exp_avg", float("nan"), "NaN or infinity"),

@@ -242,9 +242,8 @@ def _sharded_kind(path: Path) -> str | None:
     """How to grow what distributed training has saved and Hugging Face has not; None for anything else."""
     if (path / "common.pt").exists() and (path / "metadata.json").exists():
         return (
-            "a checkpoint of Megatron's; let it export a Hugging Face one, or load it there and grow in "
-            "place (mupscale.distributed.grow_), with an optimizer that was saved by "
-            "--dist-ckpt-optim-fully-reshardable"
+            "a checkpoint of Megatron's; let it export a Hugging Face one, grow that, and import it, with a "
+            "fresh optimizer"
         )
     if any((folder / ".metadata").exists() for folder in (path, *path.iterdir())):
         return (

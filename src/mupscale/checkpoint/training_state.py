@@ -27,6 +27,7 @@ from mupscale.theory.registry import class_of_state, rule_for
 from mupscale.theory.rules import Rule
 
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"
+UNREAD = ("optimizer.bin", "global_step*")  # a Trainer's under FSDP 1, and under DeepSpeed
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class WideTrainingState:
             way: copy the state, or pad it with zeros.
 
         Raises:
-            GrowthError: a file cannot be read, or does not fit the weights.
+            GrowthError: a file cannot be read, or does not fit the weights, or holds the optimizer in a form
+                that is not read.
         """
         path = source / OPTIMIZER
         if not path.is_file():
+            _refuse_unread(source)
             return None
         assert plan.narrow_config is not None
         assert plan.config is not None
@@ -240,6 +243,14 @@ def _take_room(path: Path, nbytes: int) -> None:
     """Let a file have so many bytes on the disk; raises OSError where there is no room, with the reason."""
     with path.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, nbytes))
+
+
+def _refuse_unread(source: Path) -> None:
+    if found := next((path for pattern in UNREAD for path in sorted(source.glob(pattern))), None):
+        raise GrowthError(
+            f"{found}: holds the optimizer in a form that is not read; save the whole of its state_dict as "
+            f"{OPTIMIZER}, or leave it behind (--no-optimizer)"
+        )
 
 
 def load_state(path: Path) -> dict[str, Any]:
