@@ -142,6 +142,18 @@ def test_hparams_are_the_groups_of_the_library(pair, capsys):
     assert main(["hparams", pair[1], "--lr", "1", "--optimizer", "lion"]) == 2
 
 
+def test_hparams_of_a_plain_module_are_refused_in_one_line(tmp_path, capsys):
+    def make(width):
+        return torch.nn.Sequential(torch.nn.Linear(4, 8 * width), torch.nn.Linear(8 * width, 2))
+
+    mupscale.plan(make, width=2).save(tmp_path)
+    assert main(["hparams", str(tmp_path), "--lr", "1e-3"]) == 2
+    error = capsys.readouterr().err
+    assert "is no transformers model" in error
+    assert "mupscale.param_groups" in error
+    assert error.count("\n") == 1
+
+
 def test_hparams_go_by_batch_size_and_tokens_as_the_groups_of_the_library_do(pair, capsys):
     argv = ["hparams", pair[1], "--lr", "3e-3", "--weight-decay", "0.1", "--betas", "0.9", "0.95"]
     before = run_json(capsys, *argv)[1]["groups"]

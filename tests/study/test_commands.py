@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ import tyro
 from conftest import tiny_llama
 from mupscale import GrowthError
 from mupscale.cli import main
+from mupscale.cli.comparing import STARTS
 from mupscale.cli.factors import parse_axes
 from mupscale.cli.training import train
 from mupscale.growth import grow_checkpoint
+from mupscale.operators.catalogue import OPERATORS
 from mupscale.planner import plan
 from mupscale.study.files import DEMOS, read_study
 from mupscale.study.files.toml import read_toml
+from mupscale.study.runs.budget import Budget
+from mupscale.study.runs.workload import load_workload
+from mupscale.study.spec.sweeps import only
+
+STUDIES = Path(__file__).parents[2] / "examples" / "studies"
 
 SHORT = [
     "--steps",
@@ -95,7 +103,7 @@ def mupscale(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any
             assert said.err.startswith("mupscale: ")
             assert said.err.count("\n") == 1
             return status, said.err
-        return status, json.loads(said.out) if "--json" in words else said.out
+        return status, json.loads(said.out, parse_constant=pytest.fail) if "--json" in words else said.out
 
     return run
 
@@ -130,9 +138,35 @@ def test_train_goes_on_from_a_grown_checkpoint(
     assert run["config"]["skip_blocks"] == 160
 
 
+def test_training_that_diverges_says_so_and_exits_with_1(
+    tmp_path: Path, config_file: Path, text_file: Path, mupscale: Callable[..., tuple[int, Any]]
+) -> None:
+    words = ["train", tmp_path / "out", "--config", config_file, "--data", text_file, *SHORT, "--lr", "1e30"]
+    words += ["--max-grad-norm", "0"]
+    status, result = mupscale(*words, "--json")
+    assert (status, result["final_held_out_loss"]) == (1, None)
+    status, said = mupscale(*words)
+    assert status == 1
+    assert "the loss is not finite after 10 steps: training diverged; lower --lr" in said
+
+
+def test_a_start_needs_its_own_tokenizer_and_has_its_own_config(
+    narrow: Path, tmp_path: Path, text_file: Path, mupscale: Callable[..., tuple[int, Any]]
+) -> None:
+    words = ["train", tmp_path / "out", "--data", text_file, *SHORT, "--from"]
+    assert "--config no-such: the start has a" in mupscale(*words, narrow, "--config", "no-such")[1]
+    shutil.copytree(narrow, without := tmp_path / "without", ignore=shutil.ignore_patterns("tokenizer*"))
+    for more in ([], ["--stages", "1:10", "2:10"]):
+        status, said = mupscale(*words, without, *more)
+        assert status == 2
+        assert "no tokenizer.json; the text must be encoded with the model's own tokenizer" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--seed", "-1"], "seed is -1, expected 0 to"),
         (["--config", "no-such"], "no-such: no such file; expected a preset"),
         (["--data", "no-such"], "no-such: no such file or folder"),
         (["--resume"], "holds no run to resume"),
@@ -188,7 +222,7 @@ def test_compare_names_bad_input(
 ) -> None:
     for words, message in (
         ([tmp_path], "no config.json"),
-        ([narrow, "--starts", "copy"], "start 'copy': expected scratch or one of duplicate"),
+        ([narrow, "--starts", "copy"], "start 'copy': expected scratch, continued or one of duplicate"),
         ([narrow, "--starts", "stack"], "start 'stack': stack grows layers, and widths are compared"),
         ([narrow, "--starts", "scratch,noise=none"], "scratch has no options"),
         ([narrow, "--starts", "zero_pad,shrink=x"], "shrink is 'x', expected a number"),
@@ -196,11 +230,56 @@ def test_compare_names_bad_input(
         ([narrow, "--starts", "duplicate,nois=none"], "unknown option 'nois'"),
         ([narrow, "--widths", "1"], "expected whole factors of at least 2"),
         ([narrow, "--lrs", "1", "1"], "--lrs: 1.0, 1.0; give each once"),
+        ([narrow, "--lrs"], "--lrs: expected at least one"),
+        ([narrow, "--seeds", "0"], "seeds: 0: expected a whole number of at least 1"),
+        (
+            [narrow, "--cooldown-fraction", "0"],
+            "cooldown_fraction: 0 of 300 steps are 0; expected a cooldown",
+        ),
+        ([narrow, "--starts", "duplicate", "continued"], "takes the FLOPs of scratch; give that start, too"),
     ):
         status, said = mupscale("compare", words[0], tmp_path / "out", *words[1:])
         assert status == 2
         assert message in said
         assert not (tmp_path / "out").exists()
+
+
+def test_compare_leaves_another_study_where_it_is(
+    narrow: Path,
+    tmp_path: Path,
+    text_file: Path,
+    mupscale: Callable[..., tuple[int, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mupscale.cli.comparing.run_study", lambda *args, **more: 0)
+    words = ["compare", narrow, tmp_path, "--data", text_file, "--steps", "10", "--warmup-steps", "1"]
+    assert mupscale(*words)[0] == 0
+    (tmp_path / "trials.journal").touch()
+    before = (tmp_path / "study.toml").read_bytes()
+    assert "another study, in which seeds differs" in mupscale(*words, "--seeds", "2")[1]
+    assert "another study, in which continued-32 differs" in mupscale(*words, "--cooldown-fraction", "0.5")[1]
+    assert mupscale(*words, "--lrs")[0] == 2
+    assert (tmp_path / "study.toml").read_bytes() == before
+    assert mupscale(*words, "--lrs", "1", "--widths", "2")[0] == 0  # other rates and widths go on
+    assert {path.name for path in tmp_path.iterdir()} == {"study.toml", "trials.journal"}
+
+
+def test_compare_tries_what_its_help_says(
+    narrow: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All operators that widen, but aki; and the narrow model, for the FLOPs of the wide one from scratch."""
+    monkeypatch.setattr("mupscale.cli.comparing.run_study", lambda *args, **more: 0)
+    words = ["compare", narrow, tmp_path, "--data", text_file, "--widths", "2", "--warmup-steps", "1"]
+    assert main([str(word) for word in words]) == 0
+    wide = {operator.name for operator in OPERATORS.values() if not operator.deepens}
+    assert {start.partition(",")[0] for start in STARTS} == {"scratch", "continued", *wide} - {"aki"}
+    study = read_study(tmp_path / "study.toml")
+    default = study.sweeps["expand,shrink=0.7-32"]
+    assert {"operator": only("expand"), "shrink": only(0.7)}.items() <= default.tried.items()
+    budget = Budget(study, load_workload(study))
+    ours, theirs = (study.sweeps[f"{start}-32"] for start in ("continued", "scratch"))
+    assert (budget.width(ours), budget.width(theirs)) == (16, 32)
+    assert budget.run_flops(ours) == pytest.approx(budget.run_flops(theirs), rel=0.01)
 
 
 # ---- study -------------------------------------------------------------------------------------------------
@@ -238,6 +317,8 @@ def test_a_dry_run_tells_runs_flops_and_time(
     assert told["flops"] == first["flops"] + second["flops"] > 0
     assert told["seconds"] > 0
     assert not (tmp_path / "study/trials.journal").exists()
+    status, said = mupscale("study", study_file, "--dry-run", "--sweeps", "first", "third")
+    assert (status, said) == (2, "mupscale: --sweeps third: no such sweep; expected some of first, second\n")
     said = mupscale("study", study_file, "--dry-run", "--jobs", "2")[1]
     assert f"{told['flops']:.2e}" in said
     assert "with 2 workers" in said
@@ -259,6 +340,8 @@ def test_some_sweeps_and_one_more_worker(
     report = tmp_path / "study/report.html"
     before = report.read_bytes()
     assert mupscale("study", study_file, "--worker", "--jobs", "1") == (0, "")
+    status, said = mupscale("study", study_file, "--worker", "--json")
+    assert (status, "a worker reports nothing; leave one of them out" in said) == (2, True)
     assert report.read_bytes() == before  # a worker reports nothing: the command that leads does
     result = mupscale("study", study_file, "--jobs", "1", "--json")[1]
     assert result["answers"][0].keys() >= {"first", "second"}
@@ -301,6 +384,19 @@ def test_study_names_bad_input(
 
 def test_tune_takes_files_of_sweeps_too(study_file: Path, mupscale: Callable[..., tuple[int, Any]]) -> None:
     assert mupscale("tune", study_file, "--dry-run", "--json")[1]["sweeps"][0]["sweep"] == "first"
+
+
+def test_stages_that_a_file_does_not_have_are_refused(
+    study_file: Path, mupscale: Callable[..., tuple[int, Any]]
+) -> None:
+    status, said = mupscale("tune", study_file, "--stages", "final", "--dry-run")
+    assert status == 2
+    assert "--stages final: no such stage in" in said
+    assert "a file of sweeps has none; give --sweeps" in said
+    words = ["tune", STUDIES / "llama_cpu.toml", "--check-transfer", "--dry-run", "--stages"]
+    said = mupscale(*words, "grow", "final")[1]
+    assert "--stages final: no such stage" in said
+    assert "expected some of scratch, base, grow" in said
 
 
 # ---- demo --------------------------------------------------------------------------------------------------
@@ -359,6 +455,39 @@ def test_demo_runs_the_study_in_the_box(
     study = read_study(tmp_path / "demo/study.toml")
     assert study.sweeps["grown"].growth == (2 if along == "width" else None)
     assert study.sweeps["grown"].layers == (None if along == "width" else 2 * study.model.layers)
+
+
+def test_demo_leaves_another_demo_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mupscale: Callable[..., tuple[int, Any]]
+) -> None:
+    monkeypatch.setattr("mupscale.cli.studying.run_study", lambda *args, **more: 0)
+    assert mupscale("demo", "--out", tmp_path)[0] == 0
+    (tmp_path / "trials.journal").touch()
+    status, said = mupscale("demo", "--out", tmp_path, "--along", "layers")
+    assert status == 2
+    assert "holds another study" in said
+    assert (tmp_path / "study.toml").read_text() == DEMOS["width"].read_text()
+    assert mupscale("demo", "--out", tmp_path)[0] == 0
+
+
+# ---- advise ------------------------------------------------------------------------------------------------
+
+
+def test_advice_on_numbers_beyond_floats_is_json_all_the_same(
+    mupscale: Callable[..., tuple[int, Any]],
+) -> None:
+    words = ["advise", "--params", "1e300", "--to", "1e301", "--tokens", "1e308", "--json"]
+    status, result = mupscale(*words)
+    assert (status, result["scratch_flops"]) == (0, None)
+
+
+def test_a_comparison_cannot_be_read_without_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mupscale: Callable[..., tuple[int, Any]]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ["advise", "--params", "5M", "--to", "10M", "--tokens", "100M"]
+    assert mupscale(*words)[0] == 0
+    assert "matplotlib not installed" in mupscale(*words, "--compare", tmp_path / "results.json")[1]
 
 
 def test_axes_are_parsed() -> None:

@@ -132,6 +132,35 @@ def test_command_writes_numbers_and_a_picture_and_tells_by_its_status(
     assert main([*alone, "--seeds", "1", "--out", str(tmp_path)]) == 1
 
 
+def test_what_overflows_is_null_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LLAMA.save_pretrained(tmp_path)
+    words = ["coord-check", str(tmp_path), "--widths", "1", "2", "--steps", "1", "--seeds", "1"]
+    words += ["--lr", "1e30", "--parametrizations", "mup", "--out", str(tmp_path), "--json"]
+    assert main(words) == 1
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert None in [slope["slope"] for slope in said["slopes"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "--steps 0, --seeds 3, --lr 0.002: expected numbers above 0"),
+        (["--lr", "inf"], "--lr inf: expected numbers above 0"),
+        (["--parametrizations"], "--parametrizations: expected some of standard, mup, grown"),
+        (["--optimizer", "muon"], "--optimizer muon: it takes hidden matrices alone"),
+        (["--optimizer", "sparseadam"], "--optimizer sparseadam: it takes sparse gradients alone"),
+    ],
+)
+def test_bad_options_are_named(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LLAMA.save_pretrained(tmp_path)
+    assert main(["coord-check", str(tmp_path), *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

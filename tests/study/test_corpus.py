@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mupscale import GrowthError
-from mupscale.cli.studying import text_source
+from mupscale.cli.tables import text_source
 from mupscale.study.data.corpus import Corpus, read_corpus, read_documents
 from mupscale.study.data.tokens import load_tokens
 

@@ -462,6 +462,20 @@ def test_which_start_is_best() -> None:
     assert [row["loss"] for row in diamonds] == pytest.approx([3.05, 2.95])
 
 
+def test_a_narrow_model_that_is_continued_is_compared_at_the_width_that_it_is_set_against() -> None:
+    results = comparison()
+    continued = sweep_of(results, "zero_pad-128") | {
+        "name": "continued-256",
+        "width": 64,
+        "begin": "continue",
+    }
+    results["sweeps"].append(continued)
+    results["questions"][0]["of"].append("continued-256")
+    _, wide = tables(answer(results, "starts"))
+    assert "continued" in [row["start"] for row in wide]
+    assert cells(wide, start="continued")["reaches scratch at"] != "–"
+
+
 def test_a_start_that_never_gets_there_and_one_at_the_edge() -> None:
     results = comparison()
     pad = sweep_of(results, "zero_pad-128")

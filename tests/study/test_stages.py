@@ -217,6 +217,17 @@ def test_killed_before_its_manifest_was_written_a_stage_is_not_lost(
     assert mupscale.Plan.load(tmp_path / "stage2").growth["d_model"] == 2
 
 
+def test_a_last_stage_that_diverges_is_told_by_the_status(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = tmp_path / "stages.toml"
+    stages.write_text("[[stages]]\nsteps = 4\n[[stages]]\nsteps = 4\nwidth = 2\nlr = 1e30\n")
+    assert main(["train", str(tmp_path / "out"), *words, str(stages), "--max-grad-norm", "0", "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["answers"]
+    assert "the loss of stage2 is not finite: training diverged; lower its learning rate" in said.err
+
+
 def test_a_later_stage_is_checked_before_the_first_step(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

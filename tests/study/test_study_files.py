@@ -101,6 +101,11 @@ def test_the_tables_of_tune_are_sweeps(tmp_path):
     assert [question["ask"] for question in study.questions] == ["tuned", "cost", "saving", "points"]
 
 
+def test_knobs_in_try_are_tried_beside_those_of_the_table(tmp_path):
+    study = read_study(written(tmp_path, GOOD.replace("noise = [0, 1.0]", "try = { noise = [0, 1.0] }")))
+    assert study.sweeps == read_study(written(tmp_path, GOOD)).sweeps
+
+
 def test_the_transfer_check_asks_every_width(tmp_path):
     text = GOOD.replace('sampler = "tpe"\ntrials = 5', "").replace(
         "{ low = 0.001, high = 0.01, log = true }", "[0.001, 0.01]"
@@ -239,6 +244,19 @@ def test_what_a_run_sees_follows_what_was_seen_before_it(tmp_path):
         ("steps = 40", "steps = -40", "[sweep.scratch] steps", "at least 1"),
         ("width = 32", 'width = 32\nafter = "grown"', "[sweep.narrow] from", "it needs itself"),
         ("width = 32", 'width = 32\nmatch = "scratch-64"', "[sweep.narrow] from", "it needs itself"),
+        (
+            "tokens_per_parameter = 0.05",
+            "tokens_per_parameter = inf",
+            "[sweep.narrow] tokens_per_parameter",
+            "not infinity",
+        ),
+        (
+            "[sweep.scratch]",
+            "[sweep.scratch-64]\nwidth = 16\nsteps = 40\nlr = 0.004\n\n[sweep.scratch]",
+            "[sweep.scratch]",
+            "there is a sweep 'scratch-64' already",
+        ),
+        ("width = [64, 128]", "width = [6400000, 6400001]", "[sweep.scratch]", "'scratch-6.4e+06' already"),
         ('ask = "saving"', 'ask = "savings"', "[question]", "did you mean saving?"),
         ('of = "grown"', 'of = "grow"', "[question]", "did you mean grown?"),
         ("[sweep.narrow]", "[sweep.narrow]\nwidth = 32\n[swep.narrow]", "swep", "did you mean sweep?"),
@@ -258,6 +276,13 @@ def test_each_mistake_in_a_sweep_is_one_line_with_its_place(tmp_path, old, new, 
 def test_sweeps_that_need_each_other_are_refused(tmp_path):
     text = SWEEPS.replace("try = { lr = [0.004, 0.008] }", 'take = { lr = "grown" }')
     with pytest.raises(GrowthError, match=r"\[sweep\.\w+\] from: it needs itself"):
+        read_study(written(tmp_path, text))
+
+
+def test_names_are_looked_up_before_any_link_is_followed(tmp_path):
+    text = SWEEPS.replace("width = 32", 'width = 32\nafter = "later"')
+    text = text.replace("[[question]]", '[sweep.later]\nlike = "narrow"\nafter = "missing"\n\n[[question]]')
+    with pytest.raises(GrowthError, match=r"\[sweep\.later\] after: 'missing': no such sweep"):
         read_study(written(tmp_path, text))
 
 
@@ -296,6 +321,18 @@ def test_there_is_a_cpu_and_a_paper_size_of_each():
     ("old", "new", "place", "said"),
     [
         ("layers = 1", "layer = 1", "[model] layer", "unknown; did you mean layers?"),
+        ("seeds = 2", "seeds = [0, 5000000000]", "seeds", "5000000000: expected seeds of at most 4294967295"),
+        ("batch_size = 4", "weight_decay = nan", "[training] weight_decay", "nan, expected a finite number"),
+        ("batch_size = 4", "eps = inf", "[training] eps", "inf, expected a finite number"),
+        ("batch_size = 4", "max_grad_norm = nan", "[training] max_grad_norm", "expected a finite number"),
+        ("noise = [0, 1.0]", "try = 5", "[grow] try", "expected { knob = [values] }"),
+        ("noise = [0, 1.0]", "try = { lr = [0.1] }", "[grow] lr", "given beside try, which names it, too"),
+        (
+            "warmup_steps = [1, 4]",
+            "warmup_steps = 1\ntry = { warmup_steps = [1, 2] }",
+            "[grow] warmup_steps",
+            "given beside try",
+        ),
         ("[training]", "[trainig]", "trainig", "unknown; did you mean training?"),
         ("batch_size = 4", "batch_sice = 4", "[training] batch_sice", "did you mean batch_size?"),
         ("batch_size = 4", "batch_size = -4", "[training] batch_size", "-4, expected at least 1"),
@@ -395,6 +432,7 @@ def test_a_file_that_is_not_toml_names_line_and_column(tmp_path):
         ("max_bytes = 200000", 'source = "digits"\nmax_bytes = 200000', "[data] source", "digits"),
         ('family = "llama"', 'config = "none.json"', "[model] config", "no such file"),
         ("block_size = 32", "block_size = 32000", "[data] source", "too few"),
+        ("steps = 20\nlengths = [0.5, 1]", "lengths = [1, 1e308]", "[final] lengths", "1e+308: too long"),
     ],
 )
 def test_what_only_data_and_models_show_has_its_place_too(tmp_path, old, new, place, said):

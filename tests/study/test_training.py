@@ -354,6 +354,13 @@ def test_what_cannot_be_trained_is_named(tokens: Tokens, tmp_path: Path) -> None
         TrainConfig(optimizer="adam")
     with pytest.raises(GrowthError, match="momentum is 1, expected at least 0 and less than 1"):
         TrainConfig(momentum=1)
+    for key in ("lr", "weight_decay", "eps", "max_grad_norm"):
+        for value in (float("inf"), float("nan")):
+            with pytest.raises(GrowthError, match=f"{key} is {value}, expected a finite number"):
+                TrainConfig(**{key: value})
+    for seed in (-1, 2**32):
+        with pytest.raises(GrowthError, match=f"seed is {seed}, expected 0 to 4294967295"):
+            TrainConfig(seed=seed)
     with pytest.raises(GrowthError, match="optimizer muon: only a plan tells hidden matrices"):
         build_optimizer(network(), TrainConfig(optimizer="muon"))
     make = partial(resnet18, channels=1, classes=2)

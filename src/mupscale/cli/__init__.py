@@ -94,8 +94,10 @@ def _parse(argv: list[str]) -> Callable[[], int]:
             return tyro.extras.subcommand_cli_from_dict(  # type: ignore[no-any-return]
                 {name: bind(command) for name, command in COMMANDS.items()},
                 prog="mupscale",
-                description="Grow a small trained network into a larger one: exactly, with its optimizer, "
-                "and with every hyperparameter scaled.\n\nmupscale COMMAND --help says more.\n\n"
+                description="Grow a small trained network into a larger one, with every hyperparameter "
+                "scaled; exactly, and with its optimizer, by --operator duplicate.\n\n"
+                "mupscale COMMAND --help says more.\n\n"
+                "Example: mupscale grow narrow same --width 2 --operator duplicate\n"
                 "Example: mupscale grow narrow wide --width 2",
                 args=argv,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),

@@ -10,15 +10,19 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mupscale.cli.studying import HeldOut, Json, Text, need_extras, run_study, text_source, training_table
+from mupscale.cli.names import DEFAULT_GROWTH
+from mupscale.cli.studying import HeldOut, Json, Text, need_extras, run_study
+from mupscale.cli.tables import check_folder, check_tables, text_source, training_table
 from mupscale.errors import GrowthError
 
 STARTS = (
     "scratch",
+    "continued",
     "duplicate",
     "duplicate,noise=gaussian:0.3",
     "zero_pad",
     "zero_pad,shrink=1",
+    f"{DEFAULT_GROWTH[0]},shrink={DEFAULT_GROWTH[1]}",
     "hyperclone",
     "net2net",
 )
@@ -36,8 +40,9 @@ def compare(
     starts: Annotated[
         tuple[str, ...],
         arg(
-            help="what to compare: scratch, or OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried]; "
-            "operators as in `mupscale grow`. Default: all of them but aki",
+            help="what to compare: scratch; continued: the narrow model, for as many FLOPs as scratch; or "
+            "OPERATOR[,noise=KIND:X][,shrink=X][,optimizer=fresh|carried], operators as in `mupscale grow`, "
+            "but for those of depth. Default: all of them but aki, expand as it is by default there",
         ),
     ] = STARTS,
     lrs: Annotated[tuple[float, ...], arg(help="rates to tune over, times the narrow model's")] = (
@@ -65,8 +70,9 @@ def compare(
 ) -> int:
     """Compare growth operators with each other and with μP from scratch: losses, FLOPs to reach, a picture.
 
-    All runs of a width have the same steps, blocks and schedules; each side's learning rate is tuned over the
-    same grid with the first seed. Given again, the command goes on where it stopped.
+    All runs of a width have the same steps, blocks and schedules, or the same FLOPs, where the narrow model
+    is continued; each side's learning rate is tuned over the same grid with the first seed. Given again, the
+    command goes on where it stopped.
 
     Example: mupscale compare narrow comparison --widths 2 4 --starts scratch duplicate zero_pad,shrink=0.4
     """
@@ -85,29 +91,37 @@ def compare(
     }
     settings = training_like(source, steps=steps, **{k: v for k, v in given.items() if v is not None})
     common = {
-        "lengths": [1.0],
         "constant": True,
-        "steps": steps,
         "cooldown_fraction": cooldown_fraction,
         "try": {"lr": [settings.lr * factor for factor in lrs]},
         "search_seeds": 1,
     }
+
+    def side(text: str, width: int) -> dict[str, Any]:
+        if text == "continued":
+            return _continued(source, width)
+        return {**_start(text), "width": width, "steps": steps, "lengths": [1.0]}
+
     sides = [
-        (f"{text}-{width}", {**_start(text), "width": width})
+        (f"{text}-{width}", side(text, width))
         for width in sorted((factor * model.config.hidden_size for factor in widths), reverse=True)
         for text in starts
     ]
     names = [name for name, _ in sides]
     for several, values in (("--starts", starts), ("--widths", widths), ("--lrs", lrs)):
+        if not values:
+            raise GrowthError(f"{several}: expected at least one; leave it out for the default")
         if len(set(values)) < len(values):
             raise GrowthError(f"{several}: {', '.join(map(str, values))}; give each once")
     if min(widths, default=0) < 2:
         raise GrowthError(f"--widths {widths}: expected whole factors of at least 2")
+    if "continued" in starts and "scratch" not in starts:
+        raise GrowthError("start 'continued': takes the FLOPs of scratch; give that start, too")
     tables = {
         "title": f"{source.name}: which start for the wide model?",
         "seeds": seeds,
         "growth_seed": 0,
-        "model": {"checkpoint": source.absolute()},
+        "model": {"checkpoint": str(source.absolute())},
         "data": {"source": text_source(data), "held_out": held_out},
         "training": training_table(settings),
         "sweep": {
@@ -119,8 +133,18 @@ def compare(
             {"ask": "cost"},
         ],
     }
-    write_toml(tables, out / "study.toml")
-    return run_study(out / "study.toml", out, jobs=jobs, stack=1, as_json=json)
+    file = out / "study.toml"
+    check_tables(tables, file)
+    check_folder(tables, out)
+    write_toml(tables, new := out / "study.toml.new")
+    new.replace(file)
+    return run_study(file, out, jobs=jobs, stack=1, as_json=json)
+
+
+def _continued(source: Path, width: int) -> dict[str, Any]:
+    """The narrow model goes on, for the FLOPs that a wide one from scratch takes."""
+    state = "carried" if (source / "optimizer.pt").is_file() else "fresh"
+    return {"begin": "continue", "from": "narrow", "optimizer_state": state, "match": f"scratch-{width}"}
 
 
 def _start(text: str) -> dict[str, Any]:
@@ -137,7 +161,7 @@ def _start(text: str) -> dict[str, Any]:
             raise GrowthError(f"start {text!r}: scratch has no options; leave them out")
         return {"begin": "scratch", "after": "narrow"}
     if operator not in OPERATORS:
-        raise GrowthError(f"start {text!r}: expected scratch or one of {', '.join(OPERATORS)}")
+        raise GrowthError(f"start {text!r}: expected scratch, continued or one of {', '.join(OPERATORS)}")
     given = dict(option.partition("=")[::2] for option in options)
     if unknown := given.keys() - {"noise", "shrink", "optimizer"}:
         raise GrowthError(

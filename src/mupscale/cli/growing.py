@@ -304,7 +304,11 @@ def hparams(
     from mupscale.theory.tables import groups_table
 
     made = Plan.load(destination)
-    assert made.config is not None
+    if made.config is None:
+        raise GrowthError(
+            f"{destination}: is no transformers model, and its parameters can only be told from the module; "
+            "give that to mupscale.param_groups(model, mupscale.Plan.load(directory), …)"
+        )
     wide = skeleton(made.config)
     decay = Trainer.get_decay_parameter_names(None, wide) if trainer_split else None
     given: dict[str, Any] = {"weight_decay": weight_decay, "eps": eps, "betas": betas}

@@ -1,12 +1,13 @@
 """The commands of studies: `study`, `tune`, `compare`, `demo`; `coord-check` and `advise`.
 
 Knows what they take and print. What is heavy is imported when a command runs. With `json`, exactly one object
-goes to standard output; progress and words go to standard error.
+goes to standard output; progress and words go to standard error. A worker, which finds nothing out by itself,
+has none to print, and refuses.
 """
 
 from __future__ import annotations
 
-import json as json_module
+import math
 import os
 import shutil
 import sys
@@ -14,14 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from mupscale.cli.tables import check_folder
+from mupscale.cli.terminal import print_json
 from mupscale.errors import GrowthError
-
-if TYPE_CHECKING:
-    from mupscale.study.spec.recipe import TrainConfig
 
 StudyFile = Annotated[Positional[Path], arg(metavar="STUDY.toml", help="what is trained, swept and asked")]
 Out = Annotated[Path | None, arg(help="folder for models and results; default: STUDY, without .toml")]
@@ -40,6 +40,10 @@ Text = Annotated[
 HeldOut = Annotated[float, arg(help="share of the text kept for evaluation")]
 
 
+# Optimizers that cannot train the whole of a language model, and why.
+NOT_ALONE = {"muon": "it takes hidden matrices alone", "sparseadam": "it takes sparse gradients alone"}
+
+
 # ---- studies -----------------------------------------------------------------------------------------------
 
 
@@ -49,7 +53,9 @@ def study(
     *,
     out: Out = None,
     storage: Storage = None,
-    sweeps: Annotated[tuple[str, ...], arg(help="only these, and those that they extend; default: all")] = (),
+    sweeps: Annotated[
+        tuple[str, ...], arg(help="only these, with their further seeds (NAME+); default: all")
+    ] = (),
     jobs: Jobs = None,
     stack: Stack = None,
     worker: OneWorker = False,
@@ -106,6 +112,10 @@ def tune(
         if stage not in STAGES:
             raise GrowthError(f"stage {stage!r}: expected some of {', '.join(STAGES)}")
     found = read_study(study, check_transfer=check_transfer).sweeps.values() if stages else ()
+    there = [stage for stage in STAGES if any(sweep.table == stage for sweep in found)]
+    if missing := [stage for stage in stages if stage not in there]:
+        said = f"expected some of {', '.join(there)}" if there else "a file of sweeps has none; give --sweeps"
+        raise GrowthError(f"--stages {missing[0]}: no such stage in {study} here; {said}")
     return run_study(
         study,
         out,
@@ -141,11 +151,14 @@ def demo(
     import torch
 
     from mupscale.study.files import DEMOS
+    from mupscale.study.files.toml import read_toml
 
     if along not in DEMOS:
         raise GrowthError(f"--along {along}: expected {' or '.join(DEMOS)}")
+    check_folder(read_toml(DEMOS[along]), out)
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(DEMOS[along], out / "study.toml")
+    shutil.copy(DEMOS[along], new := out / "study.toml.new")
+    new.replace(out / "study.toml")
     # With small matrices and anything else running, more threads mostly wait for each other.
     threads = threads or max(1, torch.get_num_threads() // 2)
     return run_study(out / "study.toml", out, jobs=1, threads=threads, as_json=json)
@@ -169,7 +182,8 @@ def run_study(
     need_extras()
     import torch
 
-    from mupscale.study.page import json_safe, markdown, write
+    from mupscale.study.files import read_study
+    from mupscale.study.page import markdown, write
     from mupscale.study.questions import answers
     from mupscale.study.runs.progress import make_progress, quiet
     from mupscale.study.work.driver import Job, estimate, run, work
@@ -178,6 +192,11 @@ def run_study(
     jobs = jobs if jobs is not None else 1 if on_gpu else cores
     if jobs < 1 or (stack is not None and stack < 1):
         raise GrowthError(f"--jobs {jobs}, --stack {stack}: expected at least 1")
+    if worker and as_json:
+        raise GrowthError("--worker --json: a worker reports nothing; leave one of them out")
+    known = read_study(file, check_transfer=check_transfer).sweeps if sweeps else {}
+    if unknown := [name for name in sweeps if name not in known]:
+        raise GrowthError(f"--sweeps {unknown[0]}: no such sweep; expected some of {', '.join(known)}")
     job = Job(
         file=file,
         out=out or file.with_suffix(""),
@@ -209,7 +228,7 @@ def run_study(
     }
     # How it was measured, the last of the answers, is for the page.
     words = f"{markdown(results, found[:-1])}\nPictures, settings and all numbers are in {report}."
-    tell(as_json, json_safe(told), words)
+    tell(as_json, told, words)
     return 1 if any(answer.passed is False for answer in found) else 0
 
 
@@ -260,6 +279,8 @@ def advise(
     Example: mupscale advise --params 5M --to 70M --tokens 1.4B
     Example: mupscale advise --params 76K --to 119K --tokens 2.4M --along layers
     """
+    if compare is not None:  # its answers come with pictures
+        need_extras()
     from mupscale.study.advice import advise as judge
     from mupscale.study.advice import parse_count
 
@@ -307,9 +328,17 @@ def coord_check(
     Example: mupscale coord-check narrow --widths 1 2 4 8 --optimizer adamw --lr 2e-3
     Example: mupscale coord-check narrow --depths 2 4 8 16 32 --widths 1 4
     """
+    if not parametrizations:
+        raise GrowthError(
+            "--parametrizations: expected some of standard, mup, grown; name one, or leave it out"
+        )
+    if optimizer in NOT_ALONE:
+        raise GrowthError(
+            f"--optimizer {optimizer}: {NOT_ALONE[optimizer]}; check with another, such as adamw"
+        )
+    if min(steps, seeds) < 1 or not 0 < lr < math.inf:
+        raise GrowthError(f"--steps {steps}, --seeds {seeds}, --lr {lr}: expected numbers above 0")
     need_extras()
-    from dataclasses import asdict
-
     from mupscale.study.coordinates import coordinate_check, holds, picture, slopes, verdicts
     from mupscale.study.runs.models import read_config
     from mupscale.study.runs.progress import make_progress, quiet
@@ -357,23 +386,12 @@ def need_extras() -> None:
         )
 
 
-def text_source(data: str) -> str:
-    """What `--data` names: a corpus with a name, or else a path, from anywhere."""
-    from mupscale.study.data.corpus import NAMED
-
-    return data if data in NAMED else str(Path(data).absolute())
-
-
-def training_table(settings: TrainConfig) -> dict[str, Any]:
-    """Settings as the table [training] of a study file."""
-    from mupscale.study.files.knobs import TRAINING
-
-    return {key: value for key, value in asdict(settings).items() if key in TRAINING and value is not None}
-
-
 def tell(as_json: bool, result: Mapping[str, Any], words: str) -> None:
     """Print a result on standard output: one JSON object, or words."""
-    print(json_module.dumps(result, default=str) if as_json else words)
+    if as_json:
+        print_json(result)
+    else:
+        print(words)
 
 
 def say(words: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,8 +37,18 @@ def print_table(make: Callable[[bool], Table]) -> None:
     Console(highlight=False, width=max(console.width, FULL_WIDTH) if roomy else None).print(make(roomy))
 
 
-def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, indent=1))
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON object, in which numbers that JSON does not know, NaN and infinities, are null."""
+    print(json.dumps(_finite(data), indent=1, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """As `mupscale.study.page.json_safe`, which comes with pictures, and needs matplotlib."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Knows what the command takes and prints; what is heavy is imported when it runs.
 
 from __future__ import annotations
 
+import json as json_module
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +22,8 @@ from mupscale.cli.studying import (
     run_study,
     say,
     tell,
-    text_source,
-    training_table,
 )
+from mupscale.cli.tables import check_tables, text_source, training_table
 from mupscale.errors import GrowthError
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def train(
     /,
     *,
     config: Annotated[
-        str, arg(help="preset (llama-tiny, llama-small, llama-medium), config.json or its folder")
-    ] = ("llama-tiny"),
+        str | None,
+        arg(help="preset (llama-tiny, the default, llama-small, llama-medium), config.json or its folder"),
+    ] = None,
     start: Annotated[
         Path | None, arg(name="from", help="checkpoint to start from, such as a grown one")
     ] = None,
@@ -87,7 +89,7 @@ def train(
     Example: mupscale train deeper --config llama-tiny --stages 1:300 1x2:200 2x1:100
     """
     need_extras()
-    from mupscale.study.runs.models import PRESETS, read_config
+    from mupscale.study.runs.models import PRESETS, read_config, read_tokenizer
     from mupscale.study.runs.training import RUN_FILE, seen_blocks
     from mupscale.study.spec.recipe import TrainConfig
 
@@ -95,6 +97,13 @@ def train(
         raise GrowthError(f"{out}: holds no run to resume; leave --resume out to begin one")
     if start is not None and start.resolve() == out.resolve():
         raise GrowthError(f"{out}: cannot be both the start and the output; choose another directory")
+    if start is not None and config is not None:
+        raise GrowthError(f"--from {start}, --config {config}: the start has a config of its own; give one")
+    config = config or "llama-tiny"
+    if start is not None and (start / "config.json").is_file() and read_tokenizer(start) is None:
+        raise GrowthError(
+            f"{start}: no tokenizer.json; the text must be encoded with the model's own tokenizer"
+        )
     if start is None and config not in PRESETS:
         vocab_size = read_config(Path(config)).vocab_size  # a wrong name fails before the text is read
     settings = TrainConfig(
@@ -190,8 +199,14 @@ def _train(
         "first_held_out_loss": history.held_out[0].loss,
         "final_held_out_loss": history.final_loss,
     }
-    tell(as_json, result, f"{out}: held-out loss {history.final_loss:.4f} after {history.steps} steps")
-    return 0
+    if math.isfinite(history.final_loss):
+        tell(as_json, result, f"{out}: held-out loss {history.final_loss:.4f} after {history.steps} steps")
+        return 0
+    said = f"{out}: the loss is not finite after {history.steps} steps: training diverged; lower --lr"
+    tell(as_json, result, said)
+    if as_json:
+        say(said)
+    return 1
 
 
 def _train_stages(
@@ -208,10 +223,8 @@ def _train_stages(
     """Write a study of all stages to OUT/study.toml, and run it."""
     from mupscale.layout.depth import depth_of
     from mupscale.study.files.stages import line, read_stages
-    from mupscale.study.files.sweeps import read_sweeps
     from mupscale.study.files.toml import read_toml, write_toml
     from mupscale.study.runs.models import PRESETS, read_config
-    from mupscale.study.spec.sweeps import FieldError
 
     first: dict[str, Any] = {"begin": "scratch", "parametrization": "standard"}
     if start is not None:
@@ -238,10 +251,7 @@ def _train_stages(
         "training": training_table(settings),
         **stages,
     }
-    try:
-        read_sweeps(tables, file)
-    except FieldError as error:  # before anything is written, and by the name that the stage has here
-        raise GrowthError(f"{error.table.removeprefix('sweep.')}: {error.key}: {error}") from None
+    check_tables(tables, file)
     before = read_toml(file) if file.is_file() else None
     begun = (out / "trials.journal").is_file()
     write_toml(tables, new := out / "study.toml.new")
@@ -256,4 +266,9 @@ def _train_stages(
         for stage in out.glob("stage[0-9]*/"):
             shutil.rmtree(stage)
     new.replace(file)
-    return run_study(file, out, jobs=1, as_json=as_json)
+    status = run_study(file, out, jobs=1, as_json=as_json)
+    last = json_module.loads((out / "results.json").read_text(encoding="utf-8"))["sweeps"][-1]
+    if any(point["state"] == "diverged" for point in last["points"]):
+        say(f"{out}: the loss of {last['name']} is not finite: training diverged; lower its learning rate")
+        return 1
+    return status

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import tomli_w
 
 from mupscale.errors import GrowthError
+from mupscale.study.spec.recipe import LARGEST_SEED
 from mupscale.study.spec.sweeps import FieldError
 
 MOST_SEEDS = 10_000
@@ -109,6 +110,8 @@ def whole(table: str, key: str, value: Any, missing: str = "missing") -> int:
 def seeds_of(table: str, value: Any) -> tuple[int, ...]:
     """How many, from 0 on; or which."""
     if isinstance(value, list) and value and all(is_whole(seed) and seed >= 0 for seed in value):
+        if max(value) > LARGEST_SEED:
+            raise FieldError(table, "seeds", f"{max(value)}: expected seeds of at most {LARGEST_SEED}")
         return tuple(sorted(set(value)))
     if (count := whole(table, "seeds", value)) > MOST_SEEDS:
         raise FieldError(table, "seeds", f"{count}: expected at most {MOST_SEEDS}")

@@ -121,10 +121,16 @@ def _stage(name: str, table: Any) -> Tables:
     """One table as a sweep's that has no size yet: lists, ranges and knobs of growth are what it tries."""
     if not isinstance(table, dict):
         raise FieldError("", name, f"expected a table [{name}]")
+    listed = table.get("try", {})
+    if not isinstance(listed, dict):
+        raise FieldError(name, "try", "expected { knob = [values] }")
+    if twice := listed.keys() & table.keys():
+        raise FieldError(name, min(twice), "given beside try, which names it, too; give it once")
     tried = {
         key: value
         for key, value in table.items()
         if key in ("lr", *GROWTH_KNOBS) or (key in TRAINING_KNOBS and isinstance(value, list | dict))
     }
-    rest = {key: value for key, value in table.items() if key not in tried}
+    rest = {key: value for key, value in table.items() if key not in tried and key != "try"}
+    tried |= listed
     return {**rest, "try": tried} if tried else rest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from mupscale.study.page.parts import Answer, Table, table_of
 from mupscale.study.page.plots import Line, Plot
 from mupscale.study.questions.reading import Names, Row, best_row, first_below, flops_before, sweeps_of
@@ -13,12 +15,14 @@ def starts(results: Row, *, of: Names, against: Names) -> Answer:
 
     Args:
         results: of the study.
-        of: sweeps, a start each; those of one start at several widths may end in ``-WIDTH``.
+        of: sweeps, a start each; those of one start at several widths may end in ``-WIDTH``: of a narrow
+            model that is continued, the width from scratch that it is set against.
         against: from scratch, one at each width.
     """
     scratch = {sweep["width"]: sweep for sweep in sweeps_of(results, against)}
     sweeps = list({s["name"]: s for s in (*sweeps_of(results, of), *scratch.values())}.values())
-    rows = [start_row(results, sweep, scratch.get(sweep["width"])) for sweep in sweeps if sweep["best"]]
+    places = [(sweep, _place(sweep, scratch)) for sweep in sweeps if sweep["best"]]
+    rows = [start_row(results, sweep, scratch.get(width), width) for sweep, width in places]
     rows.sort(key=lambda row: (row["width"], row["cooldown"]))
     panels: dict[str, list[Row]] = {}
     for row in rows:
@@ -45,8 +49,14 @@ def starts(results: Row, *, of: Names, against: Names) -> Answer:
     )
 
 
-def start_row(results: Row, sweep: Row, scratch: Row | None) -> Row:
-    """The numbers of one start at its best point.
+def _place(sweep: Row, widths: Collection[int]) -> int:
+    """The width that a sweep is compared at."""
+    told = sweep["name"].rpartition("-")[2]
+    return int(told) if told.isdigit() and int(told) in widths else int(sweep["width"])
+
+
+def start_row(results: Row, sweep: Row, scratch: Row | None, width: int) -> Row:
+    """The numbers of one start at its best point, compared at a width.
 
     ``share`` is where its mean curve falls to the end of that from scratch, linear between evaluations, as a
     share of what the latter cost; None where it never does. ``with_before`` counts what it came of.
@@ -61,8 +71,8 @@ def start_row(results: Row, sweep: Row, scratch: Row | None) -> Row:
         with_before = share + before / cost if share is not None and before else None
     constant = row["curve_end"] if sweep["constant"] else {}
     return {
-        "start": sweep["name"].removesuffix(f"-{sweep['width']}"),
-        "width": sweep["width"],
+        "start": sweep["name"].removesuffix(f"-{width}"),
+        "width": width,
         "lr": row["point"].get("lr"),
         "at_edge": "lr" in sweep["at_edge"],
         "initial": row["curve"][0][1],

@@ -6,6 +6,7 @@ Knows studies and their models; trains nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +82,13 @@ class Budget:
             return [self.narrow_history.steps] if self.narrow_history else [0]
         ratios = () if sweep.steps else sweep.lengths or (sweep.tokens_per_parameter,)
         parameters = self.workload.parameters(self.size(sweep)) / self.items_per_step(sweep)
-        found = {*self.study.ends(sweep), *(max(1, round(ratio * parameters)) for ratio in ratios if ratio)}
+        said = [ratio * parameters for ratio in ratios if ratio]
+        if math.inf in said:
+            key = "lengths" if sweep.lengths else "tokens_per_parameter"
+            raise FieldError(
+                sweep.table, key, f"{max(filter(None, ratios)):g}: too long; give a smaller number"
+            )
+        found = {*self.study.ends(sweep), *(max(1, round(steps)) for steps in said)}
         if sweep.match is not None:
             found.add(max(1, round(self.cost(self.study.sweeps[sweep.match]) / self.step_flops(sweep))))
         return sorted(found)

@@ -5,6 +5,7 @@ Knows the optimizer side of the core; nothing of data or of the training loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ _LEAST = {
     1: ("steps", "batch_size", "eval_every", "log_every", "eval_blocks", "save_every"),
 }
 
+LARGEST_SEED = 2**32 - 1  # that numpy takes
 SCHEDULER = "warmup_stable_decay"  # of transformers
 
 
@@ -83,6 +85,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))  # of JSON they are a list
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise GrowthError(f"{name} is {value}, expected a finite number")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise GrowthError(f"seed is {self.seed}, expected 0 to {LARGEST_SEED}")
         for least, names in _LEAST.items():
             for name in names:
                 value = getattr(self, name)
