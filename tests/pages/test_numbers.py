@@ -117,3 +117,41 @@ def test_the_rates_over_depth():
         losses = next(line for line in DEPTH[DEPTH.index(f"| {start}: best rate") :].splitlines()[1:])
         told = [column.strip() for column in losses.replace("*", "").split("|")[2:-1]]
         assert told == [f"{one['loss']:.3f}" for one in best]
+
+
+def test_what_the_default_is_told_to_save_is_what_the_map_says():
+    page = (ROOT / "docs/guide/does-it-pay.md").read_text()
+    best = {
+        cell["narrow_tokens_per_parameter"]: cell
+        for cell in packaged()["cells"]
+        if cell["start"] == packaged()["best"] and cell["tokens_per_parameter"] == 20
+    }
+    rows = {
+        line.split(" | ")[0]: line.strip("| ").split(" | ")[1:]
+        for line in page.splitlines()
+        if "| saved" in line
+    }
+    already, counted = (
+        rows["| saved, if the narrow model is there already"],
+        rows["| saved, its training counted in"],
+    )
+    assert already == [f"{100 - 100 * best[narrow]['share']:.0f} %" for narrow in (5, 20, 80, 320)]
+    assert counted[:2] == [f"{100 - 100 * best[narrow]['with_narrow']:.0f} %" for narrow in (5, 20)]
+    assert counted[2] == f"none (costs {100 * best[80]['with_narrow'] - 100:.0f} % more)"
+    assert counted[3] == f"none ({best[320]['with_narrow']:.1f} times)"
+
+
+def test_faster_new_weights_did_what_is_told():
+    rows = json.loads((ROOT / "docs/evidence/faster_new_units/results.json").read_text())["rows"]
+    lowest: dict[str, float] = {}
+    for row in rows:
+        lowest[row["start"]] = min(row["loss"]["20"], lowest.get(row["start"], 9))
+    page = (ROOT / "docs/guide/does-it-pay.md").read_text()
+    for line, start, told in (
+        ("`expand`, λ = 0.7, fresh optimizer", "expand", ("", ", new × 1.3", ", new × 2")),
+        ("`expand`, λ = 0.7, padded optimizer", "expand, carried", ("", ", new × 1.3")),
+        ("pure copies, asymmetric optimizer", "copies, asymmetric", ("", ", new × 1.3")),
+    ):
+        shown = next(text for text in page.splitlines() if text.startswith(f"| {line} |")).replace("*", "")
+        values = [f"{lowest[start + how]:.3f}" for how in told]
+        assert shown.split(" | ")[1 : 1 + len(values)] == values

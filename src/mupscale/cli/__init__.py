@@ -97,7 +97,7 @@ def _parse(argv: list[str]) -> Callable[[], int]:
                 description="Grow a small trained network into a larger one, with every hyperparameter "
                 "scaled; exactly, and with its optimizer, by --operator duplicate.\n\n"
                 "mupscale COMMAND --help says more.\n\n"
-                "Example: mupscale grow narrow same --width 2 --operator duplicate\n"
+                "Example: mupscale grow narrow same --width 2 --operator duplicate\n\n"
                 "Example: mupscale grow narrow wide --width 2",
                 args=argv,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
