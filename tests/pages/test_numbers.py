@@ -154,4 +154,4 @@ def test_faster_new_weights_did_what_is_told():
     ):
         shown = next(text for text in page.splitlines() if text.startswith(f"| {line} |")).replace("*", "")
         values = [f"{lowest[start + how]:.3f}" for how in told]
-        assert shown.split(" | ")[1 : 1 + len(values)] == values
+        assert [cell.strip() for cell in shown.split("|")[2 : 2 + len(values)]] == values
