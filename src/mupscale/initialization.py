@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mupscale.models.sharding import fill_shard_, reshard_, rows_held
 from mupscale.models.surroundings import plain_surroundings
+from mupscale.operators.catalogue import unmark_
 from mupscale.operators.fresh import fresh_blocks, fresh_laws, law_of
 from mupscale.operators.own import own_values
 from mupscale.theory.manifest import Plan
@@ -39,6 +40,7 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     with plain_surroundings(), torch.no_grad():
         laws = fresh_laws(plan)
         own = own_values(plan, laws, seed=seed)
+        unmark_(wide)
         for name, param in wide.named_parameters():
             scaling = plan[name]
             plan.check_shape(name, param)

@@ -14,6 +14,7 @@ from models import batch, build, loss_of, make_mlp, plan_source
 from mupscale import GrowthError, Power, Rule
 from mupscale.models.precision import Float64
 from mupscale.operators.duplicate import duplicate_scaled
+from mupscale.theory.registry import rule_for
 
 # ResNet's SGD-like updates and sign-like ones are kept small: the bound is on rounding, not on a diverging run.
 OPTIMIZERS = {
@@ -326,6 +327,26 @@ def test_an_optimizer_from_elsewhere_is_registered():
     mupscale.register_optimizer(Lion, Rule(degree=0, state={"exp_avg": 1}, decoupled=True))
     for name in ("mlp", "resnet"):
         assert_lockstep(name, lambda p: Lion(p, lr=1e-4, weight_decay=0.1), 3)
+
+
+def test_a_rule_holds_of_subclasses_that_take_the_same_steps():
+    class Named(optim.Adagrad):
+        """Its `step` is there after the first one is made: torch's, wrapped."""
+
+    class Trusting(optim.SGD):
+        """You et al. 2017, arXiv 1708.03888: by a ratio of norms, which growth scales otherwise."""
+
+        def step(self, closure=None):
+            for p in (p for group in self.param_groups for p in group["params"]):
+                p.grad.mul_(p.norm() / p.grad.norm())
+            return super().step(closure)
+
+    for kind in (Named, optim.SGD):
+        assert_lockstep("mlp", lambda p, kind=kind: kind(p, lr=1e-3), 2)
+    with pytest.raises(GrowthError, match="'Trusting' .* of which that of SGD may not hold; register it"):
+        assert_lockstep("mlp", lambda p: Trusting(p, lr=1e-3), 2)
+    mupscale.register_optimizer(Trusting, Rule(degree=0, state={}))
+    assert not rule_for(Trusting, {}).degree
 
 
 def test_powers_are_powers():

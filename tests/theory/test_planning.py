@@ -1,6 +1,9 @@
 """Layout × growth → scales: the μP tables, per-axis growth, the plan as a file, and what is refused."""
 
+import copy
+import io
 import json
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -66,6 +69,26 @@ def test_plan_survives_json(name):
     assert again.params == plan.params
     assert again.layout == plan.layout
     assert json.loads(again.to_json()) == json.loads(plan.to_json())
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "resnet"])
+def test_a_plan_is_pickled_as_json(name):
+    """What only this process can call, a function that builds a plain model, stays here, also in copies."""
+    plan = mupscale.plan(plan_source(name, build(name)), width=2)
+    file = io.BytesIO()
+    torch.save(plan, file)
+    file.seek(0)
+    for again in (pickle.loads(pickle.dumps(plan)), torch.load(file, weights_only=False)):
+        assert again == Plan.from_json(plan.to_json())
+        assert again.to_json() == plan.to_json()
+        assert (again.build_wide is None) == (plan.config is None)
+    assert copy.deepcopy(plan).build_wide is plan.build_wide is copy.copy(plan).build_wide
+
+
+@pytest.mark.parametrize("text", ["{}", "abc", "[]", None, '{"narrow_config": {"model_type": "llama"}}'])
+def test_what_is_no_plan_is_refused(text):
+    with pytest.raises(GrowthError, match="^not a plan: .*; expected the text that Plan.to_json gave$"):
+        Plan.from_json(text)
 
 
 def test_plan_to_a_wide_config_equals_plan_by_factors():

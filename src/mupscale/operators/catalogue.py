@@ -178,7 +178,7 @@ def operator_named(name: str) -> Operator:
     >>> operator_named("zero_pad").source
     'Mallik et al. 2024, arXiv 2411.07340'
     """
-    if name not in OPERATORS:
+    if not isinstance(name, str) or name not in OPERATORS:
         raise GrowthError(f"operator {name!r} is unknown; expected one of {', '.join(OPERATORS)}")
     return OPERATORS[name]
 
@@ -189,6 +189,11 @@ _MARK = "_grown_with"  # an attribute, so that copies of a model and pickles of 
 def mark_(wide: nn.Module, operator: str) -> None:
     """Let a module say which operator it was grown with."""
     setattr(wide, _MARK, operator)
+
+
+def unmark_(wide: nn.Module) -> None:
+    """Let a module no longer say what it was grown with: it holds other values now."""
+    vars(unwrapped(wide)).pop(_MARK, None)
 
 
 def grown_with(wide: nn.Module, said: str | None = None) -> str | None:

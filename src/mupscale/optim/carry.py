@@ -54,16 +54,21 @@ def carry_optimizer(
             of an input. It makes copies differ at once (after arXiv 2602.02472).
 
     Returns:
-        A new optimizer of the same class. Learning rates are scaled from their present values; attach a new
-        scheduler, or go on with `set_lr`. Hooks on the optimizer are not carried. State that it keeps in few
-        bits (torchao's, bitsandbytes') is unpacked, grown and packed again; a warning says by how much that
-        is off.
+        A new optimizer of the same class. Learning rates are scaled from their present values, as are those
+        that schedulers keep in groups; attach a new scheduler, or go on with `set_lr`, which takes optimizers
+        of one rate. Hooks on the optimizer are not carried. State that it keeps in few bits (torchao's,
+        bitsandbytes') is unpacked, grown and packed again; a warning says by how much that is off.
 
     Raises:
-        GrowthError: it is not known what ``wide`` was grown with; the optimizer has no rule, holds a
-            parameter that is not the narrow model's, or holds state that the rule does not know or that the
-            operator cannot grow.
+        GrowthError: it is not known what ``wide`` was grown with; a model has other shapes than the plan; the
+            optimizer has no rule, holds a parameter that is not the narrow model's, or holds state that the
+            rule does not know or that the operator cannot grow.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise GrowthError(
+            "carry_optimizer: expected the narrow model's optimizer, such as "
+            f"torch.optim.AdamW(narrow.parameters()), found {optimizer!r}"
+        )
     operator = grown_with(wide, operator)
     if operator is None:
         raise GrowthError(
@@ -79,6 +84,8 @@ def carry_optimizer(
     reshard_(narrow, wide)
     names = {id(p): plan.own_name(n) for n, p in narrow.named_parameters()}
     wide_params = {plan.own_name(n): p for n, p in wide.named_parameters()}
+    for name, wide_param in wide_params.items():
+        plan.check_shape(name, wide_param)
     becomes: dict[str, list[str]] = {}  # a parameter becomes one, or one in each of several layers
     for name in wide_params:
         becomes.setdefault(plan.canonical(name), []).append(name)
@@ -101,6 +108,11 @@ def carry_optimizer(
                     "model; give the model that it trains"
                 )
             name = names[id(param)]
+            if name not in becomes or tuple(param.shape) != plan.of_narrow(name).shape:
+                raise GrowthError(
+                    f"{name}: by the plan its shape {tuple(param.shape)} in the narrow model does not become "
+                    "that of the wide one; give the two models that the plan is of"
+                )
             carried.append((name, param, rule))
             group_of[param] = group
             values = rule.group(name, plan.of_narrow(name), group)

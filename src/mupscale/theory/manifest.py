@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.depth import renumbered, source_of
 from mupscale.models.skeletons import PreTrainedConfig, config_class, skeleton
@@ -24,7 +24,7 @@ from mupscale.theory.tables import as_text, collapse, count, scaling_table
 MANIFEST = "mupscale.json"
 
 # Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
-_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -84,7 +84,7 @@ class Plan:
         """The name of a tensor without what torch.compile, DDP and the like put before it."""
         if self.layout.knows(name) or name in self.wide_names:
             return name
-        stripped = ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+        stripped = ".".join(word for word in name.split(".") if word not in WRAPPERS)
         return stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
 
     def own_name(self, name: str) -> str:
@@ -218,8 +218,23 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """The plan that `to_json` wrote."""
-        return Plan.from_dict(json.loads(text))
+        """The plan that `to_json` wrote.
+
+        Raises:
+            GrowthError: it wrote something else.
+        """
+        with said_as("not a plan", "; expected the text that Plan.to_json gave"):
+            return Plan.from_dict(json.loads(text))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For pickle, which takes no functions made on the way: what builds models is lost, but for configs.
+        return Plan.from_json, (self.to_json(),)
+
+    def __copy__(self) -> Plan:
+        return self  # nothing changes a plan
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self
 
     @staticmethod
     def load(directory: str | Path, *, last_growth: bool = False) -> Plan:

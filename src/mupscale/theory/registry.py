@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,7 +28,7 @@ def register_optimizer(optimizer_class: type[optim.Optimizer], rule: RuleOf) -> 
     """Say how an optimizer from elsewhere scales.
 
     Args:
-        optimizer_class: it and its subclasses, as far as those have no rule of their own.
+        optimizer_class: it and its subclasses, as far as those have no rule nor steps of their own.
         rule: its `Rule`, or a function from a parameter group's values (flags) to one.
 
     Raises:
@@ -59,6 +60,12 @@ def rule_for(optimizer_class: type[optim.Optimizer], group: Mapping[str, Any]) -
     for base in optimizer_class.__mro__:
         known = (base.__module__.partition(".")[0], base.__name__)
         if (rule := _REGISTRY.get(base) or ELSEWHERE.get(known)) is not None:
+            if not _steps_as(optimizer_class, base):
+                raise GrowthError(
+                    f"optimizer {optimizer_class.__name__!r} has no scaling rule: its steps are its own, of "
+                    f"which that of {base.__name__} may not hold; register it with "
+                    "mupscale.register_optimizer"
+                )
             return rule if isinstance(rule, Rule) else rule(group)
         if reason := _REFUSED.get(base) or REFUSED_ELSEWHERE.get(known):
             raise GrowthError(
@@ -71,6 +78,16 @@ def rule_for(optimizer_class: type[optim.Optimizer], group: Mapping[str, Any]) -
         f"{', '.join(sorted({f'{package}.{name}' for package, name in ELSEWHERE}))}, or register it with "
         "mupscale.register_optimizer"
     )
+
+
+def _steps_as(optimizer_class: type, base: type) -> bool:
+    """Whether a subclass takes the steps of ``base``: torch puts wrapped ones into it."""
+
+    def method(owner: type, name: str) -> Any:
+        return inspect.unwrap(getattr(owner, name, None))  # type: ignore[arg-type]
+
+    names = ("step", "_init_group", "update_step")  # what torch's and bitsandbytes' steps are made of
+    return all(method(optimizer_class, name) is method(base, name) for name in names)
 
 
 def optimizer_names() -> dict[str, type[optim.Optimizer]]:

@@ -24,6 +24,9 @@ from torch import Tensor
 from mupscale.errors import GrowthError
 from mupscale.theory.scaling import Scaling
 
+# The learning rates of a group: its own, and those that schedulers of torch keep there (OneCycleLR, SWALR).
+RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+
 
 @dataclass(frozen=True)
 class Power:
@@ -101,8 +104,7 @@ class Rule:
             )
         wide = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         scales: dict[str, Scale | tuple[Scale | None, ...]] = {
-            "lr": self.lr_scale,
-            "initial_lr": self.lr_scale,
+            **dict.fromkeys(RATES, self.lr_scale),
             "weight_decay": self.weight_decay_scale,
             "eps": Power(grad=self.eps),
             **self.values,
