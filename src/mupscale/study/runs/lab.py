@@ -210,7 +210,7 @@ class Lab:
             shutil.rmtree(folder, ignore_errors=True)
         start = {"study": self.study.name, "run": name, "narrow": self.workload.narrow}
         norms = RecordNorms(max(1, run.config.steps // sweep.record)) if sweep.record else None
-        more = {"start": start, "callbacks": [norms] if norms else []}
+        more: dict[str, Any] = {"start": start, "callbacks": [norms] if norms else []}
         if sweep.branches:
             outcome = self._train_branches(sweep, run, folder, name, more)
         else:

@@ -205,8 +205,13 @@ class Board:
             "growth_seed": study.growth_seed,
             "model": asdict(study.model),
             # By their content: a file may change under its name.
-            **({"to": budget.size(sweep).to_dict()} if sweep.to is not None else {}),
-            "model_config": (own / "config.json" if own.is_dir() else own).read_text() if own else None,
+            **({"to": _text_of(study.file.parent / sweep.to)} if sweep.to is not None else {}),
+            "model_config": _text_of(own) if own else None,
             "weights": budget.weights if study.model.checkpoint else None,
             "data": budget.workload.data.about,
         }
+
+
+def _text_of(config: Path) -> str:
+    """Of a config.json, or the one in a folder."""
+    return (config / "config.json" if config.is_dir() else config).read_text()
