@@ -115,6 +115,27 @@ def test_what_none_saves_is_one_line(spoil, said, config, tmp_path):
         WideTrainingState.of(tmp_path, plan(config, width=2))
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
+        lambda o: optim.swa_utils.SWALR(o, 0.05),
+        lambda o: optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False),
+    ],
+)
+def test_what_schedulers_keep_in_groups_is_scaled_with_the_rates(schedule, config, tmp_path):
+    model = LlamaForCausalLM(config)
+    optimizer = optim.AdamW(model.parameters(), lr=0.01)
+    schedule(optimizer)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    (narrow,) = optimizer.param_groups
+    grown = WideTrainingState.of(tmp_path, plan(config, width=2)).optimizer["param_groups"]
+    assert len({group["lr"] for group in grown}) > 1
+    for group in grown:
+        for key in {"max_lr", "min_lr", "swa_lr", "initial_lr"} & narrow.keys():
+            assert group[key] == pytest.approx(narrow[key] * group["lr_scale"])
+
+
 @pytest.mark.parametrize("name", ["optimizer.bin", "global_step6"])
 def test_an_optimizer_in_another_form_is_not_passed_over(name, config, tmp_path):
     assert WideTrainingState.of(tmp_path, plan(config, width=2)) is None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.theory.registry import class_of_state
+from mupscale.theory.rules import RATES
 
 # Where and how a step is computed, which does not change what the state is.
 _ANYWHERE = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
@@ -38,7 +39,7 @@ def check_groups(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
         if len({*group["params"]} - seen) < len(group["params"]):
             raise GrowthError(f"{place}: expected every parameter once, in one group")
         seen |= {*group["params"]}
-        for key in ("lr", "initial_lr", "lr_scale", "weight_decay"):
+        for key in (*RATES, "lr_scale", "weight_decay"):
             value = group.get(key, 0.0)
             if isinstance(value, tuple | list) or len([*_numbers(value)]) != 1:
                 raise GrowthError(f"{place}: {key} is {group[key]!r}, expected a number")

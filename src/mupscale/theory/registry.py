@@ -14,7 +14,7 @@ from torch import nn, optim
 from mupscale.errors import GrowthError
 from mupscale.theory.elsewhere import ELSEWHERE, REFUSED_ELSEWHERE, RuleOf
 from mupscale.theory.horizon import STEPS_RATIO
-from mupscale.theory.rules import Power, Rule, Scale
+from mupscale.theory.rules import SCHEDULED, Power, Rule, Scale
 from mupscale.theory.scaling import Scaling
 
 _REGISTRY: dict[type[optim.Optimizer], RuleOf] = {}
@@ -101,7 +101,7 @@ def class_of_state(group: Mapping[str, Any]) -> type[optim.Optimizer]:
     Raises:
         GrowthError: the group is of no optimizer that has a rule, or of Adam or AdamW without a sign which.
     """
-    keys = set(group) - {"params", "param_names", "lr_scale", "initial_lr", STEPS_RATIO}
+    keys = set(group) - {"params", "param_names", "lr_scale", STEPS_RATIO, *SCHEDULED}
     if "amsgrad" in keys and "decoupled_weight_decay" not in keys:
         if group["weight_decay"]:
             raise GrowthError(

@@ -26,6 +26,7 @@ from mupscale.theory.scaling import Scaling
 
 # The learning rates of a group: its own, and those that schedulers of torch keep there (OneCycleLR, SWALR).
 RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+SCHEDULED = (*RATES[1:], "max_momentum", "base_momentum")  # all that these keep there
 
 
 @dataclass(frozen=True)
