@@ -19,15 +19,15 @@ from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import mark_
 from mupscale.operators.filling import (
-    check_built,
+    check_given,
     check_memory,
     fill_buffers_,
     fill_tables_,
-    keep_settings_,
     like,
     same_modes_,
 )
 from mupscale.operators.noise import Noise
+from mupscale.operators.settings import as_planned, check_as_planned, check_built, keep_settings_
 from mupscale.operators.zero_pad import ShrinkLike
 from mupscale.planner import prove_operator
 from mupscale.theory.manifest import Plan
@@ -73,6 +73,7 @@ def grow_(
     >>> torch.allclose(narrow(x), wide(x), atol=1e-6)
     True
     """
+    check_given(plan, narrow=narrow, wide=wide)
     inner, theirs = unwrapped(narrow), unwrapped(wide)
     reshard_(inner, theirs)
     own = {plan.unwrapped(name): tensor for name, tensor in state_tensors(inner).items()}
@@ -92,6 +93,7 @@ def grow_(
         check_memory(model)
     _check_architecture(theirs, inner, grower.plan)
     with plain_surroundings(), torch.no_grad():
+        check_as_planned(inner, made := as_planned(plan))
         if grower.keeps_function_if_proved:
             with torch.enable_grad():
                 prove_operator(plan, grower.operator.name)
@@ -108,7 +110,7 @@ def grow_(
                 tensor.requires_grad_(source.requires_grad)
         fill_buffers_(theirs, buffers)
         fill_tables_(theirs, inner, in_place=True)
-        keep_settings_(theirs, inner, plan)
+        keep_settings_(theirs, inner, made, plan, whole_numbers=False)
     same_modes_(theirs, inner)
     mark_(theirs, grower.operator.name)
     return wide

@@ -23,8 +23,9 @@ from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import mark_
 from mupscale.operators.expand import with_eps_of
-from mupscale.operators.filling import built, check_memory, fill_
+from mupscale.operators.filling import built, check_given, check_memory, fill_
 from mupscale.operators.noise import Noise
+from mupscale.operators.settings import as_planned, check_as_planned, keep_settings_
 from mupscale.operators.zero_pad import ShrinkLike
 from mupscale.optim.carry import way_of
 from mupscale.planner import plan as make_plan
@@ -82,6 +83,7 @@ def grow(
     >>> bool((narrow(x) - wide(x)).abs().max() < 1e-12)
     True
     """
+    check_given(plan, model=model)
     inner = unwrapped(model)
     tensors = state_tensors(inner)
     grower = Grower(
@@ -104,15 +106,20 @@ def grow(
         )
     check_memory(inner)
     with plain_surroundings(), torch.no_grad():
+        check_as_planned(inner, made := as_planned(plan))
         if grower.keeps_function_if_proved:
             with torch.enable_grad():
                 prove_operator(plan, grower.operator.name)
         plan = grower.plan
         if plan.config is None:
-            wide = fill_(built(inner, plan), inner, plan, grower)
+            wide = built(inner, plan)
+            keep_settings_(wide, inner, made, plan)
+            fill_(wide, inner, plan, grower)
         else:
             state = {name: grower(name) for name in plan.wide_names}
-            wide = fill_(_loaded(inner, plan, state), inner, plan, state.__getitem__)
+            wide = _loaded(inner, plan, state)
+            keep_settings_(wide, inner, made, plan)
+            fill_(wide, inner, plan, state.__getitem__)
     mark_(wide, grower.operator.name)
     if isinstance(model, torch._dynamo.OptimizedModule):  # wrapped again, with the same options
         return type(model)(wide, model.dynamo_ctx)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mupscale.errors import GrowthError, said_as
 from mupscale.models.contents import attribute_tensors
@@ -22,8 +23,14 @@ def copied(model: nn.Module) -> nn.Module:
     others (old weight norm's).
 
     Raises:
-        GrowthError: the module holds something that cannot be copied.
+        GrowthError: the module holds something that cannot be copied, or a lazy parameter.
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise GrowthError(
+                f"{name}: has no shape yet, as its module is lazy; call the model once first, model(x), in a "
+                "function make before it returns the model"
+            )
     memo: dict[int, Any] = {}
     for _, _, tensor in attribute_tensors(model):
         if not tensor.is_leaf:

@@ -110,14 +110,17 @@ class Grower:
         Raises:
             GrowthError: the name or shape is not the plan's.
         """
-        wide, end = torch.empty(0), 0
+        wide, end, shape = None, 0, self.plan.wide_shape(name)
         for block in self.blocks(name, dtype):
-            if not end and tuple(block.shape) == self.plan.wide_shape(name):
+            if tuple(block.shape) == shape:
                 return block
-            if not end:
-                wide = block.new_empty(self.plan.wide_shape(name))
+            if wide is None:
+                wide = block.new_empty(shape)
             end += len(block)
             wide[end - len(block) : end] = block
+        if wide is None:  # of no rows
+            narrow = self._narrow(name)
+            wide = narrow.new_empty(shape, dtype=dtype or narrow.dtype)
         return wide
 
     def blocks(
@@ -187,7 +190,7 @@ class Grower:
             return None
         if self.operator.copies_evenly and (noise is None or noise.is_local):
             return self._copied_rows(name, dtype, noise)
-        if self.operator.shrink is not None and self._is_param(name) and name in self._fresh():
+        if self.operator.shrink is not None and self._is_param(name) and self._shows_law(name):
             narrow = self._narrow(name)
             return self._rows_beside_fresh(name, narrow, dtype) if narrow.is_floating_point() else None
         return None
@@ -262,6 +265,10 @@ class Grower:
         laws, first = fresh_laws(self.from_first), self.from_first
         return {n: laws[first.canonical(n)] for n in self.plan.wide_names if first.canonical(n) in laws}
 
+    def _shows_law(self, name: str) -> bool:
+        """Whether a fresh one is drawn by a law, and not what the model's own code makes."""
+        return name in self._fresh() and not self._fresh()[name].table
+
     def _narrow(self, name: str) -> Tensor:
         """What a tensor of the wide model comes from."""
         narrow, scaling = self._read(self.plan.canonical(name)), self.plan[name]
@@ -269,6 +276,11 @@ class Grower:
             raise GrowthError(
                 f"{name}: expected shape {scaling.shape} for axes '{scaling.axes}', "
                 f"found {tuple(narrow.shape)}; make the plan from this model"
+            )
+        if narrow.is_floating_point() and narrow.dtype.itemsize == 1:
+            raise GrowthError(
+                f"{name}: is {narrow.dtype}, in which nothing can be computed; convert the model first, "
+                "model.to(torch.bfloat16)"
             )
         return narrow
 
@@ -318,7 +330,7 @@ class Grower:
 
     def _fresh_wide(self, name: str, narrow: Tensor) -> tuple[Tensor, float | Tensor]:
         """A fresh wide tensor, and what a fresh narrow one is: its mean, or all of it where that is known."""
-        if name not in self._fresh() or name in self.plan.layout.buffers:
+        if not self._shows_law(name) or name in self.plan.layout.buffers:
             exact = torch.promote_types(narrow.dtype, torch.float32)
             if (own := self._own().get(name)) is not None:
                 fresh = own.fresh(self._strength).to(narrow.device, exact, copy=True)

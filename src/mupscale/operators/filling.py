@@ -75,44 +75,23 @@ def built(model: nn.Module, plan: Plan) -> nn.Module:
         )
     wide = plan.build_wide()
     _check_tables(model, wide, plan)
-    keep_settings_(wide, model, plan)
     return wide
 
 
-def check_built(wide: nn.Module, narrow: nn.Module, plan: Plan) -> None:
-    """Refuse a module of the right shapes whose settings are not those of the plan's: other heads, say.
-
-    What was changed on the narrow module after it was built may differ on the wide one, too.
+def check_given(plan: object, **models: object) -> None:
+    """Refuse what is no plan, or no module.
 
     Raises:
-        GrowthError: names the first that differs.
+        GrowthError: names it, and says what is there instead.
     """
-    if plan.build_wide is None or plan.build_narrow is None:
-        raise GrowthError(
-            "this plan was loaded from a file; make it here with mupscale.plan(...), which knows the module"
-        )
-    kinds = (bool, int, float, str)
-    made, before = (_settings_of(build, kinds) for build in (plan.build_wide, plan.build_narrow))
-    own, theirs = _settings(narrow, kinds), _settings(wide, kinds)
-    for place, value in made.items():
-        if (found := theirs.get(place, value)) != value and own.get(place) == before.get(place):
+    if not isinstance(plan, Plan):
+        raise GrowthError(f"plan: expected what mupscale.plan(...) gives, found {type(plan).__name__}")
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
             raise GrowthError(
-                f"{'.'.join(place).lstrip('.')}: is {found!r} in the wide module, and {value!r} in the "
-                "plan's; build it alike"
+                f"{name}: expected a torch.nn.Module, found {type(model).__name__}; load it first, or grow a "
+                "checkpoint on disk by mupscale.grow_checkpoint"
             )
-
-
-def _settings_of(
-    build: Callable[[], nn.Module], kinds: tuple[type, ...]
-) -> dict[tuple[str, str], bool | int | float | str]:
-    """The settings of a module as it is built; none of one that is no longer to be copied."""
-    try:
-        with torch.device("meta"):  # no memory, where the constructor asks nothing of numbers
-            return _settings(build(), kinds)
-    except GrowthError:  # the plan was made from this very module, which has been sharded since
-        return {}
-    except Exception:
-        return _settings(build(), kinds)
 
 
 def check_memory(model: nn.Module) -> None:
@@ -221,31 +200,3 @@ def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
                 f"{'.'.join(key)}: grows with the width, but is no parameter and no persistent buffer, and "
                 "no longer holds what the constructor put there; register it as a persistent buffer"
             )
-
-
-def keep_settings_(wide: nn.Module, model: nn.Module, plan: Plan) -> None:
-    """Let plain attributes that were changed after construction be as in the narrow model.
-
-    That is a dropout that was switched off, a temperature: what the constructor makes alike at both widths.
-    Whole numbers stay as they are, as they may count what a cache holds.
-    """
-    own, theirs = _settings(model), _settings(wide)
-    changed = {place: value for place, value in own.items() if theirs.get(place, value) != value}
-    if not changed or plan.build_narrow is None:
-        return
-    with torch.enable_grad():
-        made = _settings(plan.build_narrow())
-    for (name, key), value in changed.items():
-        if made.get((name, key)) == theirs[name, key]:
-            setattr(wide.get_submodule(name), key, value)
-
-
-def _settings(
-    model: nn.Module, kinds: tuple[type, ...] = (bool, float, str)
-) -> dict[tuple[str, str], bool | int | float | str]:
-    return {
-        (name, key): value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if type(value) in kinds and key != "training"
-    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
 from typing import Any
@@ -28,10 +28,17 @@ from mupscale.theory.scaling import Scaling
 
 @dataclass(frozen=True)
 class Law:
-    """Mean and standard deviation of a fresh parameter; a constant has std 0."""
+    """Mean and standard deviation of a fresh parameter; a constant has std 0.
+
+    Attributes:
+        silent: the row that is zero all the same, an embedding's of padding.
+        table: it is always the same and no constant, so that a wide one is what its own code makes.
+    """
 
     mean: float
     std: float
+    silent: int | None = None
+    table: bool = False
 
 
 class _RecordFills(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -114,21 +121,17 @@ def fresh_laws(plan: Plan) -> dict[str, Law]:
     fresh, again = plan.build_narrow(), plan.build_narrow()
     model = copied(fresh).to("meta")
     with torch.device("meta"), _RecordFills() as record, record.with_truncated():
-        if transformers_config(model) is not None:
-            model.initialize_weights()  # type: ignore[operator]
-        else:
-            for module in model.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-    laws = {}
+        _initialize_(model)
+    laws, silent = {}, _silent_rows(fresh)
     # By all names: on the meta device, tied parameters are two.
     values, others = (dict(m.named_parameters(remove_duplicate=False)) for m in (fresh, again))
+    draws = any(not v.is_meta and not torch.equal(v, others[n]) for n, v in values.items())
     for name, param in model.named_parameters():
-        law, value = record.laws.get(id(param)), values[name].detach()
-        if not value.is_meta and (law is None or _constructed_otherwise(law, value, others[name].detach())):
-            law = Law(value.mean().item(), 0.0 if _is_constant(value) else value.std().item())
+        law = record.laws.get(id(param))
+        if not values[name].is_meta:
+            law = _constructed(law, values[name], others[name], draws=draws)
         if law is not None:
-            laws[name] = law
+            laws[name] = replace(law, silent=silent.get(name))
     for name, buffer in model.named_buffers():
         value, other = fresh.get_buffer(name), again.get_buffer(name)
         if (law := record.laws.get(id(buffer))) is not None:
@@ -148,31 +151,79 @@ def law_of(laws: Mapping[str, Law], name: str, plan: Plan) -> Law:
         mend = (
             "choose the operator duplicate, which needs no fresh values"
             if plan.config is not None
-            else "plan from a function make(width), give the module that owns it a reset_parameters() method "
-            "that fills it, or grow by the operator duplicate"
+            else "plan from a function make(width) that fills all of it by one law, in reset_parameters() of "
+            "the module that owns it, or grow by the operator duplicate"
         )
         raise GrowthError(f"{name}: cannot tell how a fresh one is initialized; {mend}")
     return law
 
 
-def _constructed_otherwise(law: Law, value: Tensor, other: Tensor) -> bool:
-    """Whether the constructor fills a parameter by another law than ``reset_parameters``, as nanoGPT's does.
+def _initialize_(model: nn.Module) -> None:
+    """Let a model's own code fill it."""
+    if transformers_config(model) is not None:
+        model.initialize_weights()  # type: ignore[operator]
+        return
+    for module in model.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+
+
+def _silent_rows(fresh: nn.Module) -> dict[str, int]:
+    """The row of padding of every embedding where a fresh one is zero, by the name of the parameter."""
+    rows, weights = dict[str, int](), dict[str, Tensor]()
+    for name, module in fresh.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            rows[name], weights[name] = module.padding_idx, module.weight
+    if any(weight.is_meta for weight in weights.values()):
+        tried = copied(fresh)
+        for name, weight in weights.items():  # a real one, of a single column
+            weights[name] = real = nn.Parameter(torch.ones(len(weight), 1, device="cpu"))
+            tried.get_submodule(name).weight = real
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            _initialize_(tried)
+    return {f"{name}.weight".lstrip("."): row for name, row in rows.items() if not weights[name][row].any()}
+
+
+def _constructed(law: Law | None, value: Tensor, other: Tensor, *, draws: bool) -> Law | None:
+    """The law of what a constructor has filled: another than ``reset_parameters`` has, as nanoGPT's does.
 
     Args:
+        law: what ``reset_parameters`` says.
         value, other: of two models that were built one after the other. A parameter that is the same in both,
-            and no constant, may be one that has been trained, of a model that was there before.
+            and no constant, is a table; or one that has been trained, of a model that was there before.
+        draws: whether anything differs between the two, as where a constructor draws.
     """
-    if _is_constant(value):
-        return value.numel() > 1 and (law.std > 0 or law.mean != float(value.flatten()[0]))
+    frozen, value, other = not value.requires_grad, value.detach(), other.detach()
+    if not value.numel():
+        return law or Law(0.0, 0.0)
+    constant = value.flatten()[0]
+    if (value == constant).all():
+        told = law is not None and (value.numel() == 1 or law == Law(constant.item(), 0.0))
+        return law if told else Law(constant.item(), 0.0)
     if torch.equal(value, other):
-        return False
+        if draws or (frozen and law is None):
+            return replace(_measured(value), table=True)
+        return law or _measured(value)
+    if value.is_complex() or _has_parts(value, other):
+        return None
+    if law is None:
+        return _measured(value)
     n, std = value.numel(), value.std().item()
     far = abs(std - law.std) > (0.1 + 4 / math.sqrt(2 * n)) * law.std
-    return far or abs(value.mean().item() - law.mean) > 5 * std / math.sqrt(n)
+    return _measured(value) if far or abs(value.mean().item() - law.mean) > 5 * std / math.sqrt(n) else law
 
 
-def _is_constant(value: Tensor) -> bool:
-    return bool((value == value.flatten()[0]).all())
+def _measured(value: Tensor) -> Law:
+    value = value if value.is_floating_point() else (value.real if value.is_complex() else value).double()
+    return Law(value.mean().item(), value.std().item())
+
+
+def _has_parts(value: Tensor, other: Tensor) -> bool:
+    """Whether two draws show parts: they agree where they are large, or are zero for the most part."""
+    if (value == 0).double().mean() > 0.5:
+        return True
+    one, two = (draw.double().flatten() - draw.double().mean() for draw in (value, other))
+    return bool(one @ two > (0.1 + 5 / math.sqrt(len(one))) * one.norm() * two.norm())
 
 
 def fresh_value(
@@ -211,9 +262,10 @@ def fresh_rows(
     strength: float = 1.0,
 ) -> Tensor:
     """Some of the ``row_blocks``, of single rows, of what `fresh_value` gives, that follow one another."""
-    shape, rows = torch.Size(scaling.wide_shape), rows_of(blocks, numbers)
-    draw = partial(drawn_rows, shape, blocks, numbers, seed, name)
-    return _of_law(scaling, law, (rows.stop - rows.start, *shape[1:]), draw, dtype=dtype, strength=strength)
+    whole, rows = torch.Size(scaling.wide_shape), rows_of(blocks, numbers)
+    draw = partial(drawn_rows, whole, blocks, numbers, seed, name)
+    shape = (rows.stop - rows.start, *whole[1:])
+    return _of_law(scaling, law, shape, draw, dtype=dtype, strength=strength, start=rows.start)
 
 
 def _of_law(
@@ -224,9 +276,13 @@ def _of_law(
     *,
     dtype: torch.dtype,
     strength: float,
+    start: int = 0,
 ) -> Tensor:
     exact = torch.promote_types(dtype, torch.float32)
     mean = (law.mean + scaling.offset) * scaling.weight_scale - scaling.offset
     if not law.std or not strength:
         return torch.full(shape, mean, dtype=exact)
-    return draw().mul_(strength * law.std * scaling.init_scale).to(exact).add_(mean)
+    fresh = draw().mul_(strength * law.std * scaling.init_scale).to(exact).add_(mean)
+    if law.silent is not None and scaling.wide_shape[0] == scaling.shape[0]:
+        fresh[max(0, law.silent - start) : max(0, law.silent - start + 1)] = 0
+    return fresh

@@ -70,7 +70,7 @@ class Noise:
             return None
         if isinstance(text, Noise):
             return text
-        kind, _, strength = text.partition(":")
+        kind, _, strength = text.partition(":") if isinstance(text, str) else ("", "", "")
         try:
             value = float(strength)
         except ValueError:

@@ -41,15 +41,16 @@ class Own:
 def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, Own]:
     """What shows no law, by the wide model's names, as far as its own code tells what a fresh one holds.
 
-    Of plain modules that a function builds these are buffers that are always the same. Of transformers models
-    it is buffers, and parameters that do not sum over what grows: the others have the size that μP gives,
-    which the wide model's own draws do not have. No others are allocated.
+    Of plain modules that a function builds it is tables: buffers or parameters that are always the same. Of
+    transformers models it is buffers, and parameters that do not sum over what grows: the others have the
+    size that μP gives, which the wide model's own draws do not have. No others are allocated.
     """
     if plan.build_narrow is None or plan.build_wide is None:
         return {}
     if plan.config is None:
+        tables = {name for name, law in laws.items() if law.table}
         builders = plan.build_narrow, plan.build_narrow, plan.build_wide
-        narrow, again, wide = (dict(build().named_buffers(remove_duplicate=False)) for build in builders)
+        narrow, again, wide = (_held(build(), tables) for build in builders)
     else:
         params = {name for name in plan.layout.params if plan.of_narrow(name).init_scale == 1}
         names = (params | {*plan.layout.buffers}) - laws.keys()
@@ -72,6 +73,12 @@ def own_values(plan: Plan, laws: Mapping[str, Law], *, seed: int) -> dict[str, O
         if not drawn or plan.config is not None:  # else it shows a law
             found[name] = Own(_throughout(value) if drawn else value, wide[name], drawn)
     return found
+
+
+def _held(model: nn.Module, tables: Collection[str]) -> dict[str, Tensor]:
+    """The buffers of a model, and some of its parameters."""
+    params = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False) if n in tables}
+    return dict(model.named_buffers(remove_duplicate=False)) | params
 
 
 def _initialized(model: nn.Module, names: Collection[str], seed: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import TypeAlias
 
 from torch import Tensor
@@ -47,10 +48,14 @@ class Shrink:
         """
         if isinstance(given, Shrink):
             return given
-        if isinstance(given, int | float):
+        if isinstance(given, Real | Tensor):
             return cls(_checked(given))
         if isinstance(given, str):
             given = [given]
+        if not isinstance(given, Mapping) and not (
+            isinstance(given, Sequence) and all(isinstance(word, str) for word in given)
+        ):
+            raise _not_a_number(given)
         if not isinstance(given, Mapping):
             patterns = [word.rpartition("=")[0] for word in given]
             if len(set(patterns)) != len(patterns):
@@ -75,19 +80,24 @@ class Shrink:
         return " ".join([f"{self.value:g}", *(f"{p}={v:g}" for p, v in self.patterns.items())])
 
 
-ShrinkLike: TypeAlias = "Shrink | float | Mapping[str, float] | Sequence[str]"
+ShrinkLike: TypeAlias = "Shrink | float | Tensor | Mapping[str, float] | Sequence[str]"
 
 
-def _checked(value: float | str) -> float:
+def _checked(value: object) -> float:
     try:
-        number = float(value)
-    except ValueError:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # the last: a tensor of several numbers
         number = math.nan
     if not 0 <= number < math.inf:
-        raise GrowthError(
-            f"shrink {value!r}: expected a number of at least 0, or PATTERN=NUMBER such as '*.mlp.*=0.6'"
-        )
+        raise _not_a_number(value)
     return number
+
+
+def _not_a_number(value: object) -> GrowthError:
+    return GrowthError(
+        f"shrink {' '.join(repr(value).split())}: expected a number of at least 0, or PATTERN=NUMBER such as "
+        "'*.mlp.*=0.6'"
+    )
 
 
 def zero_pad(
