@@ -10,6 +10,7 @@ Of a directory that `mupscale grow` wrote there is a third: `mupscale.checkpoint
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,16 +35,20 @@ from mupscale.proof.deviations import (
     deviation,
     grown_call,
     grown_outputs,
+    judged,
     layer_deviations,
-    spread,
+    rounding,
+    size,
     watch,
 )
 from mupscale.proof.lockstep import natural_loss, paired_optimizers, train_step
 from mupscale.theory.manifest import Plan
 
 # Allowed difference of outputs, relative to their standard deviation, by the precision that weights are
-# stored in; rounding of the stored weights is all that separates the two models.
+# stored in; rounding of the stored weights is all that separates the two models. Where these are of several,
+# it is that of the finest, and more where moving each weight in its own last digit explains more.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_COARSEST = max(_TOLERANCE.values())
 
 # Allowed difference of losses in lockstep: constants that a model keeps in float32 are rounded on both sides.
 LOSS_TOLERANCE = 1e-8
@@ -55,8 +60,9 @@ class Report:
 
     Attributes:
         equal: weights and outputs both passed.
-        max_abs_diff: largest absolute difference of the outputs (logits).
-        logits_std: standard deviation of the narrow model's outputs, to judge the difference by.
+        max_abs_diff: largest absolute difference of the outputs (logits); of several outputs, each judged by
+            itself, that of the one furthest beyond what is allowed.
+        logits_std: standard deviation of the narrow model's output, to judge the difference by.
         tolerance: the largest difference that counts as equal.
         parameters: how many wide parameters and buffers do not reproduce the narrow one.
         first_deviation: the first module, in the order of execution, whose weights or output deviate.
@@ -157,6 +163,8 @@ def verify(
     >>> verify(narrow, wide, wide_plan, torch.randn(4, 8), steps=3).equal
     True
     """
+    if not isinstance(steps, int) or steps < 0:
+        raise GrowthError(f"steps: expected a whole number of optimizer steps, 0 or more, found {steps!r}")
     operator = grown_with(wide, operator) or "duplicate"
     with plain_surroundings():
         return _verified(unwrapped(model), unwrapped(wide), plan, inputs, steps, operator, optimizer)
@@ -180,8 +188,8 @@ def _verified(
                 "full state dicts, or save both and run `mupscale verify SRC DST`"
             )
     call = Call.of(inputs if inputs is not None else _example(model))
-    kinds = (p.dtype.to_real() for p in wide.parameters() if p.is_floating_point() or p.is_complex())
-    dtype = next(kinds, torch.float64)
+    kinds = {p.dtype.to_real() for p in wide.parameters() if p.is_floating_point() or p.is_complex()}
+    bounds = [_TOLERANCE.get(kind, _COARSEST) for kind in kinds or {torch.float64}]
     by_weight = operator_named(operator).copies_evenly and plan.keeps_function
     if steps and DEPTH in plan.growth:
         raise GrowthError(
@@ -203,7 +211,7 @@ def _verified(
                 first = name, detail
             if first is None and name in narrow_outputs:
                 error = deviation(narrow_outputs.pop(name), wide_output, name.partition("#")[0], plan)
-                if error is not None and not error <= _TOLERANCE[dtype]:
+                if error is not None and not error <= max(bounds):
                     first = name, f"its output is off by {error:.3g} of its standard deviation"
 
         with watch(narrow64, narrow_outputs.__setitem__):
@@ -228,20 +236,24 @@ def _verified(
     if DEPTH in plan.growth:
         with Float64(), torch.no_grad(), SameChance(0):
             layers = layer_deviations(narrow64, wide64, operator_named(operator).own_plan(plan), call)
-    std = max(map(spread, outputs))
-    difference = max(
-        (a - b).abs().max().item() if a.numel() else 0.0 for a, b in zip(expected, wide_outputs, strict=True)
+
+    def noise() -> list[float]:
+        own = _rounding(copied(narrow64), model, call)
+        return [*map(max, own, _rounding(wide64, wide, grown_call(call, plan)))]
+
+    worst = max(
+        judged(outputs, expected, wide_outputs, noise, bound=min(bounds), most=max(bounds)),
+        key=lambda output: output.excess,
     )
-    tolerance = _TOLERANCE[dtype] * max(1.0, std)
     loss_diff = _train_side_by_side(narrow64, plan, call, steps) if steps else None
-    equal = difference <= tolerance and not broken and (loss_diff is None or loss_diff <= LOSS_TOLERANCE)
+    equal = worst.excess <= 1 and not broken and (loss_diff is None or loss_diff <= LOSS_TOLERANCE)
     if equal:
         first = None
     return Report(
         equal=equal,
-        max_abs_diff=difference,
-        logits_std=std,
-        tolerance=tolerance,
+        max_abs_diff=worst.difference,
+        logits_std=worst.spread,
+        tolerance=worst.tolerance,
         parameters=len(broken),
         first_deviation=first and first[0].partition("#")[0],
         detail=first and first[1],
@@ -266,6 +278,17 @@ def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:
     return outputs
 
 
+def _rounding(moved: nn.Module, stored: nn.Module, call: Call) -> list[float]:
+    """What rounding of the stored weights does to each output of a model, of which ``moved`` is a copy."""
+    digits = {
+        name: torch.finfo(p.dtype).eps
+        for name, p in stored.named_parameters()
+        if p.is_floating_point() or p.is_complex()
+    }
+    with Float64():
+        return rounding(moved, lambda model: _run("", model, call), lambda name: digits.get(name, 0.0))
+
+
 def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -> float:
     for param in narrow.parameters():  # what is frozen now may be trained later
         param.requires_grad_(param.is_floating_point() or param.is_complex())
@@ -274,13 +297,24 @@ def _train_side_by_side(narrow: nn.Module, plan: Plan, call: Call, steps: int) -
     calls = call, grown_call(call, plan)
     worst = 0.0
     with Float64():
+        loss = partial(natural_loss, sizes=_sizes(narrow, call))
         for step in range(steps):
             losses = []
             for model, optimizer, own in zip((narrow, wide), optimizers, calls, strict=True):
                 with SameChance(step):
-                    losses.append(train_step(model, optimizer, own, natural_loss))
+                    losses.append(train_step(model, optimizer, own, loss))
             worst = max(worst, abs(losses[0] - losses[1]))
     return worst
+
+
+def _sizes(narrow: nn.Module, call: Call) -> dict[int, float]:
+    """By which the outputs are divided in the loss; not those that are mere rounding."""
+    with torch.no_grad():
+        sizes = [*map(size, _run("narrow", narrow, call))]
+        if min(sizes) < 1e-6:
+            noise = _rounding(copied(narrow), narrow, call)
+            sizes = [own if own > 1e4 * n else 1.0 for own, n in zip(sizes, noise, strict=True)]
+    return dict(enumerate(sizes))
 
 
 def _example(model: nn.Module) -> dict[str, Any]:

@@ -95,12 +95,11 @@ def check_as_planned(narrow: nn.Module, made: nn.Module | None) -> None:
             functions = [f for f in (value, then) if isinstance(f, _FUNCTIONS) or _compiled(f) is not f]
             if key in _NO_SETTINGS or then is _UNKNOWN or not functions or _code(value) == _code(then):
                 continue
-            if (
-                _is_of_library(_home(value))
-                or f"_old_{key}" in vars(mine)
-                or f"_original_{key}" in vars(mine)
-            ):
-                continue  # the last two: what accelerate has put around it
+            around = f"_old_{key}" in vars(mine) or f"_original_{key}" in vars(
+                mine
+            )  # put there by accelerate
+            if _is_of_library(_home(value)) or around or _is_made_by(type(mine), value):
+                continue
             raise GrowthError(
                 f"{name}.{key}".lstrip(".") + ": is another function than in the model that was planned, or "
                 f"in its place{_MEND}"
@@ -318,6 +317,12 @@ def _content(cell: Any) -> object:
         return cell.cell_contents
     except ValueError:  # never filled
         return None
+
+
+def _is_made_by(kind: type, value: object) -> bool:
+    """Whether a method of the class itself has made a function, as it does in the wide model, too."""
+    place = getattr(value, "__qualname__", "")
+    return any(place.startswith(f"{each.__qualname__}.") and "<locals>" in place for each in kind.__mro__)
 
 
 def _home(value: object) -> str:

@@ -5,7 +5,8 @@ Or layer by layer, where the wide one is deeper, too: how far its residual strea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,103 @@ from mupscale.theory.manifest import Plan
 def spread(tensor: Tensor) -> float:
     """The standard deviation of the entries; 0 of a single one."""
     return tensor.std().item() if tensor.numel() > 1 else 0.0
+
+
+def size(output: Tensor) -> float:
+    """What differences of an output are judged by, in whatever unit it comes.
+
+    The standard deviation of its entries; where they are nearly one number, of which rounding takes its
+    share, a little of that number, and the number itself where they are one. What is infinite does not count.
+    """
+    finite = _finite(output.detach())
+    largest = finite.abs().max().item() if finite.numel() else 0.0
+    if not largest:
+        return 0.0
+    own = spread(finite / largest)  # whose squares neither vanish nor overflow
+    return largest * (max(own, 1e-4) if own else 1.0)
+
+
+def _finite(output: Tensor) -> Tensor:
+    return output if not output.numel() or output.abs().max().isfinite() else output[output.isfinite()]
+
+
+def apart(expected: Tensor, found: Tensor) -> float:
+    """The largest difference of two tensors' entries; infinite where one is no number."""
+    if not expected.numel():
+        return 0.0
+    difference = (expected - found).abs()
+    if not difference.max().isfinite():  # two infinities may be equal
+        difference = difference.masked_fill(expected == found, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
+    return difference.max().item()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How far one output is off, what is allowed, and the `spread` of the narrow one."""
+
+    difference: float
+    tolerance: float
+    spread: float
+
+    @property
+    def excess(self) -> float:
+        """The difference in units of what is allowed: more than 1 is too much."""
+        if not self.difference:
+            return 0.0
+        return self.difference / self.tolerance if self.tolerance else math.inf
+
+
+def judged(
+    outputs: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    found: Sequence[Tensor],
+    noise: Callable[[], Sequence[float]],
+    *,
+    bound: float,
+    most: float | None = None,
+) -> list[Judged]:
+    """Judge each output by its own `size`, of which ``bound`` is allowed.
+
+    An output may be the little that is left where large numbers cancel. What rounding does to it is measured
+    then, and allowed, up to ``most`` of its standard deviation, or of one.
+
+    Args:
+        outputs: the narrow model's; ``expected`` are these, grown.
+        noise: measures what rounding does to each output; called where that may matter.
+    """
+    most = most or bound
+    differences = [apart(e, f) for e, f in zip(expected, found, strict=True)]
+    spreads = [spread(_finite(output)) for output in outputs]
+    allowed = [bound * size(output) for output in outputs]
+    limits = [most * max(1.0, own) for own in spreads]
+    if any(a < d <= limit for a, d, limit in zip(allowed, differences, limits, strict=True)):
+        explained = [min(4 * n, limit) for n, limit in zip(noise(), limits, strict=True)]
+        allowed = [max(*pair) for pair in zip(allowed, explained, strict=True)]
+    return [Judged(*each) for each in zip(differences, allowed, spreads, strict=True)]
+
+
+def rounding(
+    model: nn.Module,
+    run: Callable[[nn.Module], Sequence[Tensor]],
+    digit: Callable[[str], float] = lambda _: torch.finfo(torch.float64).eps,
+) -> list[float]:
+    """By how much each output differs when the weights are moved in the last digit, as they are, in place.
+
+    Args:
+        digit: of a parameter, how large that is beside it.
+    """
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = run(model)
+        worst = [0.0] * len(before)
+        for _ in range(3):
+            for name, param in model.named_parameters():
+                if param.is_floating_point() or param.is_complex():
+                    noise = torch.randn(param.shape, generator=draw, dtype=torch.float64).to(param.device)
+                    param.mul_(1 + digit(name) * noise)
+            model.train().eval()  # drops what some keep of their weights
+            worst = [max(w, apart(a, b)) for w, a, b in zip(worst, before, run(model), strict=True)]
+    return worst
 
 
 def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | None:

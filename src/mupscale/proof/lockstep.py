@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,12 @@ from mupscale.models.chance import SameChance
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import transformers_config
 from mupscale.optim import param_groups
-from mupscale.proof.deviations import grown_call
+from mupscale.proof.deviations import grown_call, size
 from mupscale.theory.manifest import Plan
 
 LOSS_TOLERANCE = 1e-9
 STEPS = 5
+_LOUD = 1e4
 
 Pair = tuple[nn.Module, nn.Module]
 Optimizers = tuple[torch.optim.Optimizer, torch.optim.Optimizer]
@@ -51,6 +52,8 @@ class _Lockstep:
     plan: Plan
     call: Call
     still: bool
+    relative: bool = True
+    sizes: dict[int, float] = field(default_factory=dict)
     worst: float = 0.0
     draws: int = 0
     failure: str | None = None
@@ -69,6 +72,8 @@ class _Lockstep:
                     continue
                 rounding = self._rounding(partial(kind, **own), step)
                 told = error > 100 * rounding
+                if not told and self.relative:  # an output may be next to nothing, left where numbers cancel
+                    return replace(self, relative=False, worst=0.0).tried()
                 if step > 1 and not told:
                     break  # rounding alone does as much to the narrow model: more cannot be told from here
                 self.failure = (
@@ -87,15 +92,19 @@ class _Lockstep:
         pair = copied(self.narrow).train(), copied(self.wide).train()
         optimizers = paired_optimizers(*pair, self.plan, kind, **values)
         calls = self.call, grown_call(self.call, self.plan)
+        self.sizes = {}
         return [self._step(pair, optimizers, calls, step) for step in range(STEPS)]
 
     def _step(
         self, pair: Pair, optimizers: Optimizers, calls: tuple[Call, Call], step: int
     ) -> tuple[float, float]:
         losses = []
+        # The same to Adam, but for what cuts gradients off where they are large.
+        loud = _LOUD if step == STEPS - 2 and isinstance(optimizers[0], torch.optim.AdamW) else 1.0
+        loss = partial(_loss, sizes=self.sizes if self.relative else None, loud=loud)
         for model, optimizer, call in zip(pair, optimizers, calls, strict=True):
             with SameChance(step, still=self.still) as chance:
-                losses.append(train_step(model, optimizer, call, _loss))
+                losses.append(train_step(model, optimizer, call, loss) / loud)
             self.draws += chance.draws
         return losses[0], losses[1]
 
@@ -112,6 +121,7 @@ class _Lockstep:
                     param.mul_(1 + 1e-15 * torch.randn(param.shape, generator=draw, dtype=param.dtype))
         first, second = (make([p for p in m.parameters() if p.requires_grad]) for m in pair)
         calls = self.call, self.call
+        self.sizes = {}
         return max(_error(self._step(pair, (first, second), calls, step)) for step in range(steps + 1))
 
 
@@ -161,22 +171,35 @@ def train_step(
             "take no_grad and detach() out of its forward"
         )
     loss.backward()  # type: ignore[no-untyped-call]
+    for param in model.parameters():
+        if param.grad is not None and param.grad.is_sparse:  # which AdamW does not take
+            param.grad = param.grad.to_dense()
     optimizer.step()
     return loss.item()
 
 
-def _loss(model: nn.Module, call: Call) -> Tensor:
+def sized(at: int, output: Tensor, sizes: dict[int, float] | None) -> Tensor:
+    """An output over its `size` when it was first seen, the narrow model's: in whatever unit, it counts."""
+    if sizes is None:
+        return output
+    if at not in sizes:
+        sizes[at] = size(output) or 1.0
+    return output / sizes[at]
+
+
+def _loss(model: nn.Module, call: Call, sizes: dict[int, float] | None, loud: float) -> Tensor:
     """A mean over each output, which copies leave as it is, with a different pull on every place."""
     loss = torch.zeros(())
-    for output in result_tensors(call(model)):
+    for at, output in enumerate(result_tensors(call(model))):
+        output = sized(at, output, sizes)
         places = output if output.ndim else output[None]
         target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
         loss = loss + (places - target.reshape(-1, *[1] * (places.ndim - 1))).abs().square().mean()
-    return loss
+    return loss * loud
 
 
-def natural_loss(model: nn.Module, call: Call) -> Tensor:
-    """Next-token loss where the inputs are tokens, else the mean square of the outputs."""
+def natural_loss(model: nn.Module, call: Call, sizes: dict[int, float]) -> Tensor:
+    """Next-token loss where the inputs are tokens, else the mean square of the outputs over their sizes."""
     takes = inspect.signature(model.forward).parameters
     if "input_ids" in call.kwargs and "labels" in takes and "labels" not in call.kwargs and _is_causal(model):
         return model(*call.args, **call.kwargs, labels=call.kwargs["input_ids"]).loss  # type: ignore[no-any-return]
@@ -185,7 +208,10 @@ def natural_loss(model: nn.Module, call: Call) -> Tensor:
     return (
         loss
         if loss is not None
-        else sum((t.abs().square().mean() for t in result_tensors(output)), start=torch.zeros(()))
+        else sum(
+            (sized(at, t, sizes).abs().square().mean() for at, t in enumerate(result_tensors(output))),
+            start=torch.zeros(()),
+        )
     )
 
 

@@ -30,7 +30,7 @@ from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64, float64
 from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
 from mupscale.operators.filling import fill_
-from mupscale.proof.deviations import spread
+from mupscale.proof.deviations import judged, rounding
 from mupscale.proof.proof import TOLERANCE, still, tried
 from mupscale.theory.manifest import Plan
 
@@ -89,22 +89,26 @@ def _layer_by_layer(
     """What is wrong where a layer of the deeper model, filled with copies, is not what it comes from."""
     depth = plan.layout.sizes[DEPTH]
     deeper = int(depth * plan.growth[DEPTH])
+
+    def run(model: nn.Module) -> list[torch.Tensor]:
+        with torch.no_grad(), SameChance(0):
+            return result_tensors(call(model))
+
     speaks = [0, 0]  # the layer that is not silenced, of either
     with_factors(narrow, depth, terms_of(narrow, depth, call), lambda layer: float(layer == speaks[0]))
     with_factors(deep, deeper, terms, lambda layer: float(layer == speaks[1]))
     for layer in range(deeper):
         speaks[:] = source_of(layer, depth, deeper, plan.period), layer
-        with torch.no_grad(), SameChance(0):
-            expected = result_tensors(call(narrow))
-        with torch.no_grad(), SameChance(0):
-            found = result_tensors(call(deep))
-        for a, b in zip(expected, found, strict=True):
-            error = (a - b).abs().max().item() / max(1.0, spread(a)) if a.shape == b.shape else float("inf")
-            if not error <= TOLERANCE:
-                return (
-                    f"layer {layer} of the deeper model differs from layer {speaks[0]}, its source, in "
-                    f"constants that go by the number of the layer (outputs differ by {error:.3g})"
-                )
+        expected, found = run(narrow), run(deep)
+        error = float("inf")
+        if [a.shape for a in expected] == [b.shape for b in found]:
+            each = judged(expected, expected, found, lambda: rounding(narrow, run), bound=TOLERANCE)
+            error = TOLERANCE * max(output.excess for output in each)
+        if not error <= TOLERANCE:
+            return (
+                f"layer {layer} of the deeper model differs from layer {speaks[0]}, its source, in "
+                f"constants that go by the number of the layer (outputs differ by {error:.3g})"
+            )
     return None
 
 

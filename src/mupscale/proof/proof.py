@@ -29,7 +29,7 @@ from mupscale.layout.tiny_config import tiny
 from mupscale.models.calls import Call, result_tensors
 from mupscale.models.chance import SameChance
 from mupscale.models.contents import state_tensors
-from mupscale.models.copying import doubled
+from mupscale.models.copying import copied, doubled
 from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64, float64
 from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
@@ -37,7 +37,7 @@ from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import operator_named
 from mupscale.operators.expand import with_smaller_eps
 from mupscale.operators.filling import fill_
-from mupscale.proof.deviations import deviation, grown_call, grown_outputs, spread, watch
+from mupscale.proof.deviations import deviation, grown_call, grown_outputs, judged, rounding, watch
 from mupscale.proof.lockstep import in_lockstep
 from mupscale.theory.manifest import Plan
 
@@ -57,8 +57,7 @@ class Proof:
     """What the tiny model showed.
 
     Attributes:
-        difference: largest difference of the outputs, relative to their standard deviation where that is
-            above 1.
+        difference: largest difference of the outputs, each relative to its standard deviation.
         loss_difference: largest difference of the losses over the steps of both optimizers.
         nonlinear: weights of the tiny model that get no noise: terms that sum to zero over copies change the
             outputs.
@@ -185,7 +184,8 @@ def tried(
         if failure is None and operator == "duplicate":
             loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
         if failure is None and operator == "duplicate":
-            nonlinear = _under_noise(narrow, wide, plan, calls)
+            known = [name for name, p in plan.params.items() if not p.linear]
+            nonlinear = known + _under_noise(narrow, wide, plan, calls)
     return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
 
 
@@ -243,22 +243,35 @@ def _outputs(
         raise GrowthError(
             f"{type(narrow).__name__}: returns no floating-point tensor to compare; let it return its outputs"
         )
-    worst = 0.0
-    for output, grown, expected in zip(outputs, wide_outputs, grown_outputs(outputs, plan), strict=True):
+    expected_outputs = grown_outputs(outputs, plan)
+    for output, grown, expected in zip(outputs, wide_outputs, expected_outputs, strict=True):
         if expected.shape != grown.shape:
             return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
         if not expected.numel():
             raise GrowthError(
                 f"{type(narrow).__name__}: returns empty outputs on these inputs; give inputs with entries"
             )
-        error = (expected - grown).abs().max().item() / max(1.0, spread(output))
-        worst = max(worst, error) if math.isfinite(error) else math.inf
+    found = judged(
+        outputs, expected_outputs, wide_outputs, lambda: _rounding(narrow, wide, plan, call), bound=TOLERANCE
+    )
+    worst = TOLERANCE * max(output.excess for output in found)
     if worst <= TOLERANCE:
         return worst, None
     said = f"outputs differ by {worst:.3g}"
     if by_module:
         said += f"; {first[0]}" if first else "; every module's own output agrees"
     return worst, said
+
+
+def _rounding(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> list[float]:
+    """What rounding does to each output, of either model."""
+
+    def run(call: Call, model: nn.Module) -> list[Tensor]:
+        with SameChance(0):
+            return result_tensors(call(model))
+
+    own = rounding(copied(narrow), partial(run, call))
+    return [*map(max, own, rounding(copied(wide), partial(run, grown_call(call, plan))))]
 
 
 def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call]) -> list[str]:

@@ -82,14 +82,20 @@ _ATTENTION = _names(
     "_scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention "
     "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
 )
+_CUTS = _names("gt ge lt le clamp clamp_min clamp_max hardtanh threshold softshrink hardshrink")
 _NO_SCALE = _names(
     "eq ne isnan isinf sign argmax argsort argmin isneginf nonzero empty_like zeros_like ones_like "
     "full_like new_zeros new_ones signbit _local_scalar_dense"
 )
 
 
-def folds(narrow: Trace, wide: Trace, growth: Callable[[Unit], float]) -> dict[Variable, float]:
+def folds(
+    narrow: Trace, wide: Trace, growth: Callable[[Unit], float]
+) -> tuple[dict[Variable, float], frozenset[str], str | None]:
     """log of the fold of every parameter that needs one; an empty dict where none does, or none would do.
+
+    And the parameters that are cut off at some value before they are used, or compared with one: with noise
+    in them, other entries would be. And what comes out larger where it is cut off, if no fold mends that.
 
     Args:
         narrow, wide: traces of the two sides, for the constants in them.
@@ -100,7 +106,7 @@ def folds(narrow: Trace, wide: Trace, growth: Callable[[Unit], float]) -> dict[V
         book.write(step, other)
     for tensor in narrow.outputs:
         book.equal(book.scale(tensor), ONE)
-    return book.units | book.solved()
+    return book.units | book.solved(), frozenset(book.cut), book.refused
 
 
 class _Book:
@@ -112,7 +118,13 @@ class _Book:
         self.equations: list[Scale] = []
         self.offset: dict[int, str] = {}
         self.units: dict[Variable, float] = {}
+        # What is made of parameters and buffers alone, of which parameters; those that a number cuts off.
+        self.made_of: dict[int, frozenset[str]] = {}
+        self.cut: set[str] = set()
+        self.cuts: list[tuple[Step, Scale | None]] = []
+        self.refused: str | None = None
         for name, tensor in trace.tensors.items():
+            self.made_of[_key(tensor)] = frozenset({name} & trace.parameters)
             if name in trace.parameters:
                 fan_in = sum(
                     self.log_growth(units)
@@ -163,6 +175,14 @@ class _Book:
         if step.is_view and step.outs and all(_key(t) == _key(tensors[0]) for t in outs):
             return
         scales = [self._of(t, step, other) for t in tensors]
+        own = [self.made_of.get(_key(t)) for t in step.inputs]  # whole numbers, too: rows may be looked up
+        for out in outs:
+            self.made_of.pop(_key(out), None)
+            if None not in own:
+                self.made_of[_key(out)] = frozenset().union(*filter(None, own))
+        if name in _CUTS and _cuts_off(step):
+            self.cut = self.cut.union(*filter(None, own))
+            self.cuts += [(step, scales[0])] * (len(tensors) == 1)
         if step.name.startswith(("zeros", "new_zeros", "empty", "new_empty")):
             self.give(outs, None)
         elif name in _NO_SCALE:
@@ -308,8 +328,20 @@ class _Book:
                 matrix[i, at[variable]] = power
         solution = sparsest(matrix, right)
         if np.abs(matrix @ solution - right).max() > 1e-4:
+            self.refused = self._wrongly_cut()
             return {}
         return {v: float(x) for v, x in zip(variables, solution, strict=True) if abs(x) > 1e-5}
+
+    def _wrongly_cut(self) -> str | None:
+        """A run may not reach the value at which something is cut off, and show nothing."""
+        for step, scale in self.cuts:
+            if scale is not None and abs(scale.constant) > 1e-4:
+                return (
+                    f"{step.place}: {step.name} compares with a fixed number, or cuts off there, what comes "
+                    f"out {math.exp(scale.constant):.4g} times as large in the wide model; take a mean over "
+                    "units in place of a sum, and no weight itself, or keep that width"
+                )
+        return None
 
 
 def _plus(scale: Scale | None, constant: float) -> Scale | None:
@@ -345,6 +377,14 @@ def _is_guard(step: Step) -> bool:
     low = step.args[1] if len(step.args) > 1 else step.kwargs.get("min")
     high = step.args[2] if len(step.args) > 2 else step.kwargs.get("max")
     return high is None and isinstance(low, float) and 0 < low < 1e-4
+
+
+def _cuts_off(step: Step) -> bool:
+    """Whether it compares with a number that is neither 0 nor a guard against it or against overflow."""
+    bounds = [v for v in (*step.args[1:], *step.kwargs.values()) if v is not None]
+    return any(isinstance(v, Tensor) or 1e-4 <= abs(v) < 1e30 for v in bounds) or step.name.startswith(
+        "hardtanh"
+    )
 
 
 def _is_unit(buffer: Tensor) -> bool:

@@ -28,7 +28,8 @@ def folds_of(
         growth: what becomes of the axes; each fold is said as a power of one of these.
 
     Raises:
-        GrowthError: a constant of the architecture changes in a way that is no power of an axis's growth.
+        GrowthError: a constant of the architecture changes in a way that is no power of an axis's growth; or
+            what is cut off at a fixed number changes.
     """
     small = family.small
     base = run(small)[1]
@@ -39,7 +40,10 @@ def folds_of(
     def growth_of(unit: Unit) -> float:
         return grown.get(id(unit.find()), 1.0)
 
-    return said_as_folds(folds(base, wide, growth_of), family.axes, growth, family.model_type)
+    found, _, refused = folds(base, wide, growth_of)
+    if refused is not None and not any(family.laws[a].fixed for a in growth if a in family.laws):
+        raise GrowthError(f"{family.model_type}: {refused}")
+    return said_as_folds(found, family.axes, growth, family.model_type)
 
 
 def said_as_folds(

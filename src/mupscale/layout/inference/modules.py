@@ -31,7 +31,8 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
     Axes are named after their size and growth, as in `layout_by_shape`.
 
     Raises:
-        GrowthError: the modules differ in more than widths, or do not run on the inputs.
+        GrowthError: the modules differ in more than widths, or do not run on the inputs; or what is cut off
+            at a fixed number changes with the width.
     """
     base, other = _traced(narrow, call), _traced(wide, call)
     if differing := state_tensors(narrow).keys() ^ state_tensors(wide).keys():
@@ -47,7 +48,9 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
     params = dict(narrow.named_parameters())
     # Whole numbers have no axes: their shapes stay.
     plain = {n: Axes(tuple(Dim((s,)) for s in t.shape)) for n, t in state_tensors(narrow).items()}
-    found = folds(base, other, lambda unit: float(grown.growth.get(str(grown.named(unit)), 1)))
+    found, cut, refused = folds(base, other, lambda unit: float(grown.growth.get(str(grown.named(unit)), 1)))
+    if refused is not None and not grown.inexact:
+        raise GrowthError(f"{type(narrow).__name__}: {refused}")
     layout = Layout(
         sizes=grown.sizes,
         params={n: seen.axes.get(n, plain[n]) for n in params},
@@ -57,6 +60,7 @@ def layout_by_running(narrow: nn.Module, wide: nn.Module, call: Call) -> tuple[L
         folds={
             n: (f,) for n, f in said_as_folds(found, seen.axes, grown.growth, type(narrow).__name__).items()
         },
+        nonlinear=cut,
         inexact=grown.inexact,
         outputs=seen.outputs,
     )
