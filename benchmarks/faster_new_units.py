@@ -1,6 +1,6 @@
 """Does growing pay more when new weights move faster than old ones for a while?
 
-    python benchmarks/faster_new_units.py --out faster-new-units.json     # 40 minutes of one core, and goes on
+    python benchmarks/faster_new_units.py --out faster-new-units.json     # 40 minutes of a core, resumable
 
 SPARKLING (arXiv 2602.02472) goes on with the old weights as before, begins what is new without moments, and
 warms its learning rate up anew, to 1.3 times the old one's. Here: a Llama of d_model 32 at 20 tokens per
