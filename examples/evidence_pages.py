@@ -328,9 +328,9 @@ def _results_page(
         "Written by `make evidence` from the results of the studies that it names, at sizes that a CPU "
         "trains in minutes. What the papers say is told in our words; whether a study agrees is computed "
         "from its answers, by `examples/claims.py`.",
-        "*Transfers*: at the widest pair the optimum of the narrowest costs at most 0.5 % of the loss, and no "
-        "number moved by more than a factor of 2, to or from zero being more. *Not known*: an optimum stands at "
-        "the edge of what was tried, or what should differ does so by less than a deviation.",
+        "*Transfers*: at the widest pair the optimum of the narrowest costs at most 0.5 % of the loss, "
+        "and no number moved by more than a factor of 2, to or from zero being more. *Not known*: an optimum "
+        "stands at the edge of what was tried, or what should differ does so by less than a deviation.",
     ]
     by_name = {study.name: study for study in known}
     for paper, group in groupby(claims, key=lambda claim: claim.paper):
