@@ -249,7 +249,7 @@ def test_a_map_is_told_as_far_as_it_is_measured(tmp_path):
     evidence.evidence(jobs=1, **places, studies=(study,), claims=())
     whole = json.loads((tmp_path / "table").read_text())
     assert {cell["start"] for cell in whole["cells"]} == {"even", "padded"}
-    assert {*whole} == {"about", "model", "command", "best", "cells"}
+    assert {*whole} == {"about", "narrow", "model", "command", "best", "cells"}
     assert "What follows is of its sweeps" not in (tmp_path / "docs" / GROWING).read_text()
 
     results = study.results(tmp_path / "out")
@@ -338,7 +338,8 @@ def test_every_study_file_is_listed():
 
 def cell(start="warm", ratio=20.0, loss=2.0, **more):
     numbers = {"share": 0.8, "share_spread": None, "with_narrow": 0.9, "sign": "", "factor": 2.5}
-    return {"start": start, "tokens_per_parameter": ratio, "loss": loss, **numbers, **more}
+    place = {"start": start, "tokens_per_parameter": ratio}
+    return {**place, "loss": loss, "loss_spread": 0.01, **numbers, **more}
 
 
 def answer(**data):
@@ -395,6 +396,7 @@ def test_one_start_below_the_others():
     judge = best_together("warm", ("shrunk",), 20)
     assert judge(answer(cells=[cell(), cell("shrunk", loss=2.1)]))[1] is True
     assert judge(answer(cells=[cell(), cell("shrunk", loss=1.9)]))[1] is False
+    assert judge(answer(cells=[cell(), cell("shrunk", loss=2.005)]))[1] is None  # within a deviation
     assert judge(answer(cells=[cell()]))[1] is None
 
 
