@@ -179,6 +179,7 @@ def finished(folder):
     }
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_killed(tmp_path, capsys, monkeypatch):
     process = begun(tmp_path)
     try:

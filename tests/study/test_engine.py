@@ -159,7 +159,7 @@ def test_costs_are_those_of_the_runs(finished):
         assert sweep(results, name)["flops"] == foretold[name]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_stack_finds_what_separate_runs_find(study, optimizer):
     text = STUDY.replace("[training]", f'[training]\noptimizer = "{optimizer}"')
     alone, together = (
@@ -252,7 +252,9 @@ def test_where_everything_diverges_the_field_is_named(study):
         work(study(text))
 
 
-@pytest.mark.parametrize(("sampler", "stack"), [("random", 4), ("tpe", 1)])
+@pytest.mark.parametrize(
+    ("sampler", "stack"), [("random", 4), pytest.param("tpe", 1, marks=pytest.mark.slow)]
+)
 def test_other_samplers_knobs_and_pruning(study, sampler, stack):
     text = (
         STUDY[: STUDY.index("[grow]")]
