@@ -54,6 +54,15 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Narrow:
+    """A model that a sweep has trained, the plan that it was trained by, and where it lies."""
+
+    model: nn.Module
+    plan: mupscale.Plan | None
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a run went.
 
@@ -118,23 +127,23 @@ class Lab:
             model = self.workload.fresh(size := self.budget.size(sweep), seed, standard=standard)
             plan = None if standard else self.workload.relative(size)
             return Run(model=model, plan=plan, optimizer=None, config=config)
-        source = self.study.sweeps[str(sweep.source)]
-        narrow, before, folder = self._narrow(source, seed)
+        narrow = self._narrow(self.study.sweeps[str(sweep.source)], seed)
         if sweep.begin == "grow":
-            return self._grown(sweep, source, narrow, before, folder, knobs, seed, config)
+            return self._grown(sweep, narrow, knobs, seed, config)
         carried = knobs.get("optimizer_state", "carried") == "carried"
-        optimizer = carried_optimizer(narrow, config, before, folder) if carried else None
+        optimizer = carried_optimizer(narrow.model, config, narrow.plan, narrow.folder) if carried else None
         # What has been grown before it is continued keeps its manifest.
-        known = folder / MANIFEST
+        known = narrow.folder / MANIFEST
         manifest = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
-        return Run(model=narrow, plan=before, optimizer=optimizer, config=config, manifest=manifest)
+        return Run(
+            model=narrow.model, plan=narrow.plan, optimizer=optimizer, config=config, manifest=manifest
+        )
 
-    def _narrow(self, source: Sweep, seed: int) -> tuple[nn.Module, mupscale.Plan | None, Path]:
-        """A model that a sweep has trained, the plan that it was trained by, and where it lies."""
+    def _narrow(self, source: Sweep, seed: int) -> Narrow:
         if source.begin == "checkpoint":
             folder = self.budget.checkpoint
             plan = mupscale.Plan.load(folder) if (folder / MANIFEST).is_file() else None
-            return load_checkpoint(folder), plan, folder
+            return Narrow(model=load_checkpoint(folder), plan=plan, folder=folder)
         knobs, folder = self.trained(source, seed)
         if not (folder / HISTORY_FILE).is_file():
             raise GrowthError(
@@ -147,34 +156,26 @@ class Lab:
         else:
             load_model(model := self.workload.empty(size), folder / "model.safetensors")
         standard = source.begin == "scratch" and knobs.get("parametrization") == "standard"
-        return model, None if standard else self.workload.relative(size), folder
+        return Narrow(model=model, plan=None if standard else self.workload.relative(size), folder=folder)
 
-    def _grown(
-        self,
-        sweep: Sweep,
-        source: Sweep,
-        narrow: nn.Module,
-        before: mupscale.Plan | None,
-        folder: Path,
-        knobs: Knobs,
-        seed: int,
-        config: TrainConfig,
-    ) -> Run:
-        size = self.budget.size(sweep)
-        growth, relative = self.workload.plan(self.budget.size(source), size), self.workload.relative(size)
+    def _grown(self, sweep: Sweep, narrow: Narrow, knobs: Knobs, seed: int, config: TrainConfig) -> Run:
+        size, before = self.budget.size(sweep), self.budget.size(self.study.sweeps[str(sweep.source)])
+        growth, relative = self.workload.plan(before, size), self.workload.relative(size)
         operator, seed = str(knobs.get("operator", GROWTH_KNOBS["operator"])), self.study.growth_seed + seed
         noise = str(operator_named(operator).noise(noise_of(knobs)) or "none")
         how: dict[str, Any] = {"operator": operator, "noise": noise, "seed": seed}
         if (own := operator_named(operator).shrink) is not None:
             how["shrink"] = str(knobs.get("shrink", own))
-        wide = mupscale.grow(narrow, growth, from_first=relative, **how)
+        wide = mupscale.grow(narrow.model, growth, from_first=relative, **how)
         optimizer = build_optimizer(wide, config, relative)
         default = "carried" if operator == "duplicate" else "fresh"  # as the operators' papers do
         if (state := str(knobs.get("optimizer_state", default))) != "fresh":
-            saved = carried_optimizer(narrow, config, before, folder)
-            carried = mupscale.carry_optimizer(saved, narrow, wide, growth, operator=operator, state=state)
+            saved = carried_optimizer(narrow.model, config, narrow.plan, narrow.folder)
+            carried = mupscale.carry_optimizer(
+                saved, narrow.model, wide, growth, operator=operator, state=state
+            )
             optimizer.state.update(carried.state)
-        equality = self._compare(narrow, wide, growth, operator, config) if sweep.verify else None
+        equality = self._compare(narrow.model, wide, growth, operator, config) if sweep.verify else None
         if growth.config is not None:
             growth = replace(growth, config=wide.config)
         manifest = {**how, "plan": growth.to_dict(), "from_first": relative.to_dict()}
