@@ -338,8 +338,8 @@ class _Book:
             if scale is not None and abs(scale.constant) > 1e-4:
                 return (
                     f"{step.place}: {step.name} compares with a fixed number, or cuts off there, what comes "
-                    f"out {math.exp(scale.constant):.4g} times as large in the wide model; take a mean over "
-                    "units in place of a sum, and no weight itself, or keep that width"
+                    f"out {math.exp(scale.constant):.4g} times as large in the wide model; let it see a mean "
+                    "over units and not a sum, or an activation and not a weight, or keep that width"
                 )
         return None
 
