@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BigBirdConfig
 
 import mupscale
 from models import CONFIGS
@@ -247,3 +247,16 @@ def test_float8_is_to_be_converted_first():
     narrow = make(1).to(torch.float8_e4m3fn)
     with pytest.raises(GrowthError, match=r"^0.weight: is torch.float8_e4m3fn.*model.to\(torch.bfloat16\)"):
         mupscale.grow(narrow, mupscale.plan(make, width=2), operator="duplicate")
+
+
+def test_what_a_model_s_own_code_has_made_of_it_is_no_change():
+    """BigBird puts another kind of attention in place of its own when it meets a short text."""
+    config = BigBirdConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        is_decoder=True,
+    )  # fmt: skip
+    narrow = AutoModelForCausalLM.from_config(config)
+    narrow(torch.arange(8)[None])
+    plan = mupscale.plan(narrow, width=2)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    assert mupscale.verify(narrow, wide, plan).equal

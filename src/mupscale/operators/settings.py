@@ -122,7 +122,7 @@ def keep_settings_(
     Raises:
         GrowthError: names what goes by the width and was set otherwise.
     """
-    if made is None:
+    if made is None or any(_is_own_change(type(m), type(t)) for _, m, t in _side_by_side(narrow, made)):
         return
     for name, module in wide.named_modules():
         source = _source(name, plan)
@@ -240,6 +240,8 @@ def _same_kind(mine: type[nn.Module], theirs: type[nn.Module]) -> bool:
     """Whether one computes what the other does: it is the same, or a library has wrapped it."""
     if mine is theirs or (issubclass(mine, _BatchNorm) and issubclass(theirs, _BatchNorm)):
         return True
+    if _is_own_change(mine, theirs):
+        return True
     if (mine.__module__, mine.__qualname__) == (theirs.__module__, theirs.__qualname__):
         return _code(mine.forward) == _code(theirs.forward)  # defined twice, as parametrized ones are
     one, other = (mine, theirs) if issubclass(mine, theirs) else (theirs, mine)
@@ -247,6 +249,15 @@ def _same_kind(mine: type[nn.Module], theirs: type[nn.Module]) -> bool:
         return False
     added = [k for k in one.__mro__ if k not in other.__mro__ and not _is_of_library(k.__module__)]
     return not any(hasattr(other, key) for k in added for key in vars(k) if not key.startswith("__"))
+
+
+def _is_own_change(mine: type, theirs: type) -> bool:
+    """Whether a model's own code changes one for the other, as BigBird's its attention on short texts.
+
+    The wide model does so, too; until then the settings that go with either are its own.
+    """
+    home = mine.__module__
+    return mine is not theirs and home == theirs.__module__ and home.startswith("transformers.models.")
 
 
 def _keeps_tables(mine: nn.Module, theirs: nn.Module, wide: nn.Module) -> bool:
