@@ -21,27 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
 from mupscale.layout.depth import renumbered
-from mupscale.theory.manifest import Plan
+from mupscale.theory.manifest import WRAPPERS, Plan
 
 _NO_SETTINGS = {*vars(nn.Module()), "_compiled_call_impl", "_is_hf_initialized", "name_or_path"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _SET_LATER = ("_gradient_checkpointing_func", "_loss_function")  # by methods of transformers models
 # Whose hooks, functions and kinds of modules leave what a module computes as it is.
 _LIBRARIES = (
-    *("accelerate", "bitsandbytes", "deepspeed", "kernels", "lightning", "liger_kernel", "peft"),
-    *(
-        "pytorch_lightning",
-        "torchao",
-        "transformers.utils",
-        "transformers.integrations",
-        "transformers.modeling_utils",
-        "trl",
-        "unsloth",
-    ),
-    *("wandb", "torch._dynamo", "torch._functorch", "torch.ao", "torch.distributed", "torch.fx"),
-    *("torch.nn.parallel", "torch.nn.utils", "torch.profiler", "torch.utils"),
+    *("accelerate", "bitsandbytes", "deepspeed", "kernels", "lightning", "liger_kernel", "peft", "trl"),
+    *("pytorch_lightning", "torchao", "transformers.utils", "transformers.integrations", "unsloth"),
+    *("transformers.modeling_utils", "wandb", "torch._dynamo", "torch._functorch", "torch.ao", "torch.fx"),
+    *("torch.distributed", "torch.nn.parallel", "torch.nn.utils", "torch.profiler", "torch.utils"),
 )
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
@@ -193,7 +184,7 @@ def _settings(model: nn.Module) -> dict[tuple[str, str], bool | int | float | st
 
 def _inner(module: nn.Module) -> nn.Module:
     """What torch.compile, checkpoint_wrapper and FSDP have put something around."""
-    while (name := next((n for n in _WRAPPED if module._modules.get(n) is not None), None)) is not None:
+    while (name := next((n for n in WRAPPERS if module._modules.get(n) is not None), None)) is not None:
         module = module._modules[name]  # type: ignore[assignment]
     return module
 
@@ -209,7 +200,7 @@ def _at(model: nn.Module, name: str) -> nn.Module | None:
 
 def _source(name: str, plan: Plan) -> str:
     """The narrow model's name of a module of the wide one: of layers, of the one that it comes from."""
-    name = ".".join(word for word in name.split(".") if word not in _WRAPPED)
+    name = ".".join(word for word in name.split(".") if word not in WRAPPERS)
     layer = renumbered(f"{name}.", 0)[1]
     if layer is None or DEPTH not in plan.growth:
         return name
