@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mupscale.errors import Terminated
+from mupscale.study.spec.space import json_safe
 
 
 def quiet_libraries() -> None:
@@ -39,16 +39,7 @@ def print_table(make: Callable[[bool], Table]) -> None:
 
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one JSON object, in which numbers that JSON does not know, NaN and infinities, are null."""
-    print(json.dumps(_finite(data), indent=1, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """As `mupscale.study.page.json_safe`, which comes with pictures, and needs matplotlib."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(json_safe(data), indent=1, default=str, allow_nan=False))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 from mupscale.study.page.parts import Answer, Part, Table, html_table, markdown_table
+from mupscale.study.spec.space import json_safe
 
 Row = dict[str, Any]
 
@@ -53,19 +54,6 @@ def markdown(results: Row, answers: Sequence[Answer]) -> str:
             elif isinstance(part, str) and part not in top:  # what is said there is not said again
                 blocks.append(part)
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def json_safe(value: Any) -> Any:
-    """Plain data without infinities, which JSON does not know: they become None.
-
-    >>> json_safe({"loss": math.inf, "curve": [1.5, math.nan]})
-    {'loss': None, 'curve': [1.5, None]}
-    """
-    if isinstance(value, dict):
-        return {key: json_safe(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _top(results: Row, answers: Sequence[Answer]) -> list[str]:

@@ -128,3 +128,16 @@ def show_point(point: Mapping[str, Any]) -> str:
 def is_number(value: Any) -> bool:
     """Whether it is one; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def json_safe(value: Any) -> Any:
+    """Plain data without infinities, which JSON does not know: they become None.
+
+    >>> json_safe({"loss": math.inf, "curve": [1.5, math.nan]})
+    {'loss': None, 'curve': [1.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: json_safe(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
