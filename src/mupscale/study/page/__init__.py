@@ -4,6 +4,7 @@ Knows HTML, Markdown and matplotlib, and what answers are made of; not what was 
 """
 
 from mupscale.study.page.parts import Answer, Table, markdown_table
-from mupscale.study.page.report import json_safe, markdown, write
+from mupscale.study.page.report import markdown, write
+from mupscale.study.spec.space import json_safe
 
 __all__ = ["Answer", "Table", "json_safe", "markdown", "markdown_table", "write"]
