@@ -36,7 +36,25 @@ class CutWeight(Deeper):
         return h + F.linear(h, self.middle.weight.clamp(-1.5, 1.5), self.middle.bias)
 
 
-@pytest.mark.parametrize(("kind", "operator"), [(CutByNorm, "gt"), (CutWeight, "clamp")])
+class CutByTable(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.register_buffer("limit", torch.tensor(10.0))
+
+    def hidden(self, h):
+        norm = h.norm(dim=-1, keepdim=True)
+        return torch.where(norm > self.limit, h * (self.limit / norm), h)
+
+
+class CutInPython(Net):
+    def hidden(self, h):
+        return h * (10 / norm) if (norm := h.norm().item()) > 10 else h
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [(CutByNorm, "gt"), (CutWeight, "clamp"), (CutByTable, "gt"), (CutInPython, "item")],
+)
 def test_a_number_that_cuts_off_what_grows_is_refused_though_no_run_reaches_it(kind, operator):
     with pytest.raises(
         GrowthError, match=f"{kind.__name__}: the model: {operator} compares with a fixed number"
@@ -55,7 +73,30 @@ class Guarded(Net):
         return h.masked_fill((norm < 1e-6) | (norm > 1e30), 0.0)
 
 
-@pytest.mark.parametrize("kind", [CutMean, Guarded])
+class CutByLearned(Deeper):
+    """At a threshold of each unit's own."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.limit = nn.Parameter(torch.full((16 * width,), 0.3))
+
+    def hidden(self, h):
+        return torch.where(self.middle(h) > self.limit, self.middle(h), 0.1 * h)
+
+
+class CutByOther(Deeper):
+    """What grows, by what grows as much."""
+
+    def hidden(self, h):
+        return h.masked_fill(h.norm(dim=-1, keepdim=True) > 2 * self.middle(h).norm(dim=-1, keepdim=True), 0.0)
+
+
+class MeanInPython(Net):
+    def hidden(self, h):
+        return h if h.square().mean().item() < 0.8 else 0.1 * h
+
+
+@pytest.mark.parametrize("kind", [CutMean, Guarded, CutByLearned, CutByOther, MeanInPython])
 def test_what_grows_not_may_be_cut_off_and_what_grows_guarded(kind):
     plan, narrow = mupscale.plan(kind, width=2, inputs=X), kind(1)
     with torch.no_grad():

@@ -49,6 +49,9 @@ class Step:
     is_view: bool
 
 
+ITEM = "_local_scalar_dense"  # a number taken out of a tensor: what Python does with it is not seen
+
+
 @dataclass
 class Trace:
     """What one run showed.
@@ -124,9 +127,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         call = Call(name, args, kwargs or {}, out, self.dims_of, self.mark, self.place)
         outs = [o for o in (out if isinstance(out, tuple | list) else [out]) if isinstance(o, Tensor)]
-        if not outs:
-            return out
         inputs = call.tensors
+        if not outs:
+            if name == ITEM and inputs[0].is_floating_point():
+                self.trace.steps.append(Step(name, self.place, args, {}, inputs, [], [], (), False))
+            return out
         for tensor in inputs:
             if id(tensor) in self.names:
                 self.trace.seen.add(self.names[id(tensor)])

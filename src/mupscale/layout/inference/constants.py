@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mupscale.layout.flow.trace import Step, Trace, paired
+from mupscale.layout.flow.trace import ITEM, Step, Trace, paired
 from mupscale.layout.flow.units import Unit, Units, flat
+from mupscale.layout.inference import kinds
 from mupscale.layout.inference.linear import sparsest
 
 Variable = tuple[str, float]  # a parameter, and the constant that is added to it before it is used
@@ -46,47 +47,6 @@ class Scale:
 
 
 ONE = Scale(0.0, {})
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_LINEAR = _names(
-    "neg clone _to_copy contiguous dropout native_dropout relu relu_ abs sum mean amax amin max min nansum "
-    "cumsum constant_pad_nd index gather embedding index_select repeat flip roll topk sort unfold avg_pool1d "
-    "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d "
-    "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d "
-    "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d reflection_pad1d reflection_pad2d "
-    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle col2im triu tril copy copy_ linalg_vector_norm norm fill_ zero_ "
-    "repeat_interleave upsample_nearest1d std im2col select_backward masked_select leaky_relu "
-    "upsample_bilinear2d upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar "
-    "scatter index_copy positive _embedding_bag _fft_r2c _fft_c2r _fft_c2c"
-)
-_ALIKE = _names(
-    "add add_ sub sub_ rsub cat stack where masked_fill masked_fill_ index_add index_add_ index_put "
-    "index_put_ scatter_add scatter_add_ maximum minimum lerp _index_put_impl_ hypot fmax fmin "
-    "masked_scatter scatter_"
-)
-_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
-_PRODUCTS = _names("mm bmm mv dot vdot matmul addmm baddbmm linear convolution _trilinear")
-_NORMS = _names(
-    "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit "
-    "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update _fused_rms_norm"
-)
-_SOFTMAX = _names("_softmax softmax _safe_softmax")
-_DISTANCES = _names("_cdist_forward cdist _euclidean_dist")
-_ATTENTION = _names(
-    "_scaled_dot_product_flash_attention_for_cpu scaled_dot_product_attention "
-    "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
-)
-_CUTS = _names("gt ge lt le clamp clamp_min clamp_max hardtanh threshold softshrink hardshrink")
-_NO_SCALE = _names(
-    "eq ne isnan isinf sign argmax argsort argmin isneginf nonzero empty_like zeros_like ones_like "
-    "full_like new_zeros new_ones signbit _local_scalar_dense"
-)
 
 
 def folds(
@@ -160,7 +120,7 @@ class _Book:
             self.scales[_key(tensor)] = scale
 
     def write(self, step: Step, other: Step) -> None:
-        name = step.name.removesuffix("_") if step.name not in _ALIKE | _LINEAR else step.name
+        name = step.name.removesuffix("_") if step.name not in kinds.ALIKE | kinds.LINEAR else step.name
         tensors = [t for t in step.inputs if t.is_floating_point() or t.is_complex()]
         outs = [t for t in step.outs if t.is_floating_point() or t.is_complex()]
         if not tensors:
@@ -180,12 +140,12 @@ class _Book:
             self.made_of.pop(_key(out), None)
             if None not in own:
                 self.made_of[_key(out)] = frozenset().union(*filter(None, own))
-        if name in _CUTS and _cuts_off(step):
+        if name == ITEM or (name in kinds.CUTS and _cuts_off(step)):
             self.cut = self.cut.union(*filter(None, own))
-            self.cuts += [(step, scales[0])] * (len(tensors) == 1)
+            self._compared(step, scales)
         if step.name.startswith(("zeros", "new_zeros", "empty", "new_empty")):
             self.give(outs, None)
-        elif name in _NO_SCALE:
+        elif name in kinds.NO_SCALE:
             self.give(outs, ONE)
         elif name == "mul" or name == "div":
             sign = 1 if name == "mul" else -1
@@ -198,21 +158,21 @@ class _Book:
                 self.give(outs, _plus(_power(scales[0], sign), _log_ratio(step.args[0], other.args[0])))
         elif name == "pow" and len(tensors) == 1 and isinstance(step.args[1], int | float):
             self.give(outs, _power(scales[0], step.args[1]))
-        elif name in _POWERS:
-            self.give(outs, _power(scales[0], _POWERS[name]))
-        elif name in _PRODUCTS:
+        elif name in kinds.POWERS:
+            self.give(outs, _power(scales[0], kinds.POWERS[name]))
+        elif name in kinds.PRODUCTS:
             self._product(step, other, name)
         elif name == "_weight_norm_interface":  # g · v / ‖v‖, in which v may have any scale
             self.give(outs[:1], _plus(scales[1], -self.log_growth(step.summed) / 2))
-        elif name in _SOFTMAX:
+        elif name in kinds.SOFTMAX:
             self.equal(scales[0], ONE)
             self.give(outs, Scale(-self.log_growth(step.summed), {}))
-        elif name in _DISTANCES and (power := step.args[2] if len(step.args) > 2 else 2.0):
+        elif name in kinds.DISTANCES and (power := step.args[2] if len(step.args) > 2 else 2.0):
             self.equal(scales[0], scales[1])
             self.give(outs, _plus(scales[0], self.log_growth(step.summed) / power))
-        elif name in _ATTENTION:
+        elif name in kinds.ATTENTION:
             self._attention(step, other, scales, outs)
-        elif name in _NORMS:
+        elif name in kinds.NORMS:
             self.equal(scales[0], ONE)
             affine, statistics = scales[1:], list[Scale | None]()
             if "batch_norm" in name and isinstance(step.args[3], Tensor):  # the mean and variance so far
@@ -222,9 +182,9 @@ class _Book:
             for scale in statistics:
                 self.equal(scale, ONE)
             self.give(outs, affine[0] if affine else ONE)
-        elif name in _ALIKE:
+        elif name in kinds.ALIKE:
             self._alike(step, other, name, tensors, scales, outs)
-        elif name in _LINEAR or (name in ("clamp_min", "clamp") and _is_guard(step)):
+        elif name in kinds.LINEAR or (name in ("clamp_min", "clamp") and _is_guard(step)):
             summed = self.log_growth(step.summed) if name in ("sum", "nansum") else 0.0
             if name in ("linalg_vector_norm", "norm"):
                 summed = self.log_growth(step.summed) / 2
@@ -235,12 +195,23 @@ class _Book:
             self.give(outs, _plus(source, summed))
             if name in ("_to_copy", "clone") and _key(tensors[0]) in self.offset:
                 self.offset |= {_key(out): self.offset[_key(tensors[0])] for out in outs}
-        elif name in ("gt", "lt", "ge", "le") and len(tensors) == 1 and step.args[1] == 0:
+        elif name in kinds.COMPARISONS and len(tensors) == 1 and step.args[1] == 0:
+            self.give(outs, ONE)
+        elif name in kinds.COMPARISONS and len(tensors) == 2:
+            self.equal(*scales)
             self.give(outs, ONE)
         else:  # softmax, activations, and all that is not known to be linear
             for scale in scales:
                 self.equal(scale, ONE)
             self.give(outs, ONE)
+
+    def _compared(self, step: Step, scales: Sequence[Scale | None]) -> None:
+        """Remember what is compared with a number, or with another tensor."""
+        scale, *others = scales
+        if not others:
+            self.cuts.append((step, scale))
+        elif len(others) == 1 and scale is not None and others[0] is not None:
+            self.cuts.append((step, scale - others[0]))
 
     def _of(self, tensor: Tensor, step: Step, other: Step) -> Scale | None:
         """The scale of an input; of a constant that the run did not make, from its values on both sides."""
@@ -336,8 +307,9 @@ class _Book:
         """A run may not reach the value at which something is cut off, and show nothing."""
         for step, scale in self.cuts:
             if scale is not None and abs(scale.constant) > 1e-4:
+                name = "item" if step.name == ITEM else step.name
                 return (
-                    f"{step.place}: {step.name} compares with a fixed number, or cuts off there, what comes "
+                    f"{step.place}: {name} compares with a fixed number, or cuts off there, what comes "
                     f"out {math.exp(scale.constant):.4g} times as large in the wide model; let it see a mean "
                     "over units and not a sum, or an activation and not a weight, or keep that width"
                 )
