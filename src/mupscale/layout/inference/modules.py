@@ -129,7 +129,7 @@ def _check(base: Trace, axes: Mapping[str, Axes], growth: Mapping[str, Fraction]
         if name not in base.seen and copies != 1:
             raise GrowthError(
                 f"{name}: would grow, but the run on these inputs does not use it, so that nothing about it "
-                "can be proved; give inputs that reach all of the module"
+                "can be proved; give inputs that reach all of the module, or take out of it what nothing uses"
             )
 
 
