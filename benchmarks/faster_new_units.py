@@ -24,8 +24,9 @@ from transformers import LlamaForCausalLM, TrainerCallback
 import mupscale
 from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.runs.models import fresh_model, load_checkpoint, small_llama
+from mupscale.study.runs.optimizers import build_optimizer, carried_optimizer
 from mupscale.study.runs.training import train
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
+from mupscale.study.spec.recipe import TrainConfig
 
 WIDTH, LAYERS, VOCABULARY = 32, 3, 512
 TOKENS_PER_PARAMETER = (5, 20)

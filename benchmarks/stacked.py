@@ -29,9 +29,10 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from mupscale.study.data.tokens import Tokens, load_tokens
 from mupscale.study.runs.models import fresh_model, small_llama
+from mupscale.study.runs.optimizers import build_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer
+from mupscale.study.spec.recipe import TrainConfig
 
 BOUND = 1e-5
 

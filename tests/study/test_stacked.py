@@ -21,9 +21,10 @@ from mupscale import GrowthError
 from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.history import Point
 from mupscale.study.runs.models import fresh_model
+from mupscale.study.runs.optimizers import build_optimizer, carried_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import train
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
+from mupscale.study.spec.recipe import TrainConfig
 
 PLAIN = TrainConfig(
     steps=6, batch_size=4, lr=0.05, warmup_steps=0, cooldown_fraction=0.0, eval_every=4, max_grad_norm=0.0

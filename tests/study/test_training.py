@@ -33,8 +33,9 @@ from mupscale.study.data.tokens import Tokens
 from mupscale.study.runs.history import History
 from mupscale.study.runs.models import fresh_model
 from mupscale.study.runs.networks import Classifier, mlp, resnet18
+from mupscale.study.runs.optimizers import build_optimizer, carried_optimizer, decaying
 from mupscale.study.runs.training import seen_blocks, train
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer, decaying
+from mupscale.study.spec.recipe import TrainConfig
 
 
 class Killed(Exception):

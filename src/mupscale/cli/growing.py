@@ -5,7 +5,6 @@ Arguments are checked before torch and transformers are imported.
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +134,7 @@ def grow(
     import torch
 
     from mupscale.growth import grow_checkpoint
-    from mupscale.theory.manifest import MANIFEST
+    from mupscale.theory.manifest import Manifest
 
     with _progress("growing") as advance, terminable():
         grow_checkpoint(
@@ -155,17 +154,17 @@ def grow(
             allow_nonfinite=allow_nonfinite,
             progress=advance,
         )
-    written = json_module.loads((destination / MANIFEST).read_text())
+    written = Manifest.read(destination)
     if json:
-        print_json({"destination": str(destination), **{k: v for k, v in written.items() if k != "plan"}})
+        told = {key: value for key, value in written.to_dict().items() if key != "plan"}
+        print_json({"destination": str(destination), **told})
     else:
         print_text(made.describe())
-        carried = "with its optimizer" if written["optimizer"] else "weights only"
-        if not written["optimizer"] and not no_optimizer and (source / "optimizer.pt").is_file():
-            can = " (--carry-optimizer carries it)" if "shrink" in written else ""
+        carried = "with its optimizer" if written.recipe["optimizer"] else "weights only"
+        if not written.recipe["optimizer"] and not no_optimizer and (source / "optimizer.pt").is_file():
+            can = " (--carry-optimizer carries it)" if "shrink" in written.recipe else ""
             carried += f": the optimizer is to start afresh{can}"
-        how = written["operator"] + (f", shrink {written['shrink']}" if "shrink" in written else "")
-        print_text(f"wrote {destination} ({how}, noise {written['noise']}, {carried})")
+        print_text(f"wrote {destination} ({written.made_by}, {carried})")
         print_text(f"next: mupscale verify {source} {destination}")
     return 0
 
@@ -203,30 +202,25 @@ def verify(
         raise GrowthError("--steps runs models: give SRC and DST, and no --files-only")
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint
-    from mupscale.theory.manifest import MANIFEST, Plan
+    from mupscale.theory.manifest import MANIFEST, Manifest
 
-    manifest = (destination or source) / MANIFEST
+    path = (destination or source) / MANIFEST
     with _progress("comparing") as advance:
-        known = destination is None or manifest.is_file()
+        known = destination is None or path.is_file()
         again = _compared(source, destination, advance) if known else None
     if again is not None and not json:
         print_text(str(again))
     if files_only or destination is None:
         if again is None:
-            raise GrowthError(f"{manifest}: does not say how it was grown; verify without --files-only")
+            raise GrowthError(f"{path}: does not say how it was grown; verify without --files-only")
         if json:
             print_json(again.to_dict())
         return 0 if again else 1
     narrow, wide = Checkpoint(source), Checkpoint(destination)
-    made = (
-        Plan.load(destination, last_growth=True)
-        if manifest.is_file()
-        else mupscale.plan(narrow.config, to=wide.config)
-    )
-    how = json_module.loads(manifest.read_text()) if manifest.is_file() else {}
-    report = mupscale.verify(
-        narrow.load(), wide.load(), made, steps=steps, operator=how.get("operator", "duplicate")
-    )
+    manifest = Manifest.read(destination) if path.is_file() else None
+    made = manifest.plan if manifest is not None else mupscale.plan(narrow.config, to=wide.config)
+    operator = manifest.recipe.get("operator", "duplicate") if manifest is not None else "duplicate"
+    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator)
     changes = again is not None and again.keeps_function is False and not report.equal
     if picture is not None:
         if not report.layers:

@@ -9,12 +9,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mupscale.errors import GrowthError
-
-if TYPE_CHECKING:
-    from mupscale.study.spec.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
+from mupscale.study.spec.sweeps import FieldError
 
 # What all runs of a study go by; of its sweeps, what is tried may become more.
 _FIXED = ("seeds", "growth_seed", "skip_blocks", "model", "data", "training")
@@ -41,7 +40,6 @@ def check_tables(tables: Mapping[str, Any], file: Path) -> None:
         GrowthError: they are not; names the sweep, or the table, and the key.
     """
     from mupscale.study.files.sweeps import read_sweeps
-    from mupscale.study.spec.sweeps import FieldError
 
     try:
         study = read_sweeps(tables, file)

@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -25,9 +25,7 @@ from mupscale.cli.studying import (
 )
 from mupscale.cli.tables import check_tables, text_source, training_table
 from mupscale.errors import GrowthError
-
-if TYPE_CHECKING:
-    from mupscale.study.spec.recipe import TrainConfig
+from mupscale.study.spec.recipe import TrainConfig
 
 
 def train(
@@ -91,7 +89,6 @@ def train(
     need_extras()
     from mupscale.study.runs.models import PRESETS, read_config, read_tokenizer
     from mupscale.study.runs.training import RUN_FILE, seen_blocks
-    from mupscale.study.spec.recipe import TrainConfig
 
     if resume and not (out / ("stage1" if stages else "") / RUN_FILE).is_file():
         raise GrowthError(f"{out}: holds no run to resume; leave --resume out to begin one")
@@ -149,9 +146,9 @@ def _train(
         read_tokenizer,
         small_llama,
     )
+    from mupscale.study.runs.optimizers import carried_optimizer
     from mupscale.study.runs.progress import make_progress
     from mupscale.study.runs.training import train
-    from mupscale.study.spec.recipe import carried_optimizer
     from mupscale.theory.manifest import MANIFEST
 
     given = start or (Path(config) if config not in PRESETS else None)

@@ -5,7 +5,6 @@ Knows models, growth and training; nothing of Optuna.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +24,15 @@ from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.history import HISTORY_FILE, Point, write_json
 from mupscale.study.runs.models import load_checkpoint
 from mupscale.study.runs.norms import RecordNorms
+from mupscale.study.runs.optimizers import build_optimizer, carried_optimizer
 from mupscale.study.runs.stacked import Member, train_stacked
 from mupscale.study.runs.training import AnotherRun, Listen, RunEnded, saved_checkpoints, train
 from mupscale.study.runs.workload import Workload
 from mupscale.study.spec import space
 from mupscale.study.spec.growth import GROWTH_KNOBS, noise_of
-from mupscale.study.spec.recipe import TrainConfig, build_optimizer, carried_optimizer
+from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.sweeps import TRAINING_KNOBS, Study, Sweep
-from mupscale.theory.manifest import MANIFEST
+from mupscale.theory.manifest import MANIFEST, Manifest
 
 Curve = tuple[Point, ...]
 Knobs = space.Point
@@ -49,7 +49,7 @@ class Run:
     plan: mupscale.Plan | None
     optimizer: torch.optim.Optimizer | None
     config: TrainConfig
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
     equality: Mapping[str, Any] | None = None
 
 
@@ -133,8 +133,7 @@ class Lab:
         carried = knobs.get("optimizer_state", "carried") == "carried"
         optimizer = carried_optimizer(narrow.model, config, narrow.plan, narrow.folder) if carried else None
         # What has been grown before it is continued keeps its manifest.
-        known = narrow.folder / MANIFEST
-        manifest = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+        manifest = Manifest.read(narrow.folder) if (narrow.folder / MANIFEST).is_file() else None
         return Run(
             model=narrow.model, plan=narrow.plan, optimizer=optimizer, config=config, manifest=manifest
         )
@@ -178,13 +177,12 @@ class Lab:
         equality = self._compare(narrow.model, wide, growth, operator, config) if sweep.verify else None
         if growth.config is not None:
             growth = replace(growth, config=wide.config)
-        manifest = {**how, "plan": growth.to_dict(), "from_first": relative.to_dict()}
         return Run(
             model=wide,
             plan=relative,
             optimizer=optimizer,
             config=config,
-            manifest=manifest,
+            manifest=Manifest(plan=growth, from_first=relative, recipe=how),
             equality=equality,
         )
 
@@ -218,7 +216,7 @@ class Lab:
             curve = self._train(run, folder, name, watch=watch, **more)
             outcome = Outcome(curve=curve, ends={run.config.steps: curve[-1].loss}, steps=curve[-1].step)
         if run.manifest and folder.is_dir():
-            write_json(folder / MANIFEST, run.manifest)
+            write_json(folder / MANIFEST, run.manifest.to_dict())
         return replace(outcome, norms=norms.rows() if norms else [], equality=run.equality)
 
     def _train(

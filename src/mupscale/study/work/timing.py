@@ -10,8 +10,8 @@ from statistics import median
 import torch
 
 from mupscale.study.runs.budget import Budget
+from mupscale.study.runs.optimizers import build_optimizer
 from mupscale.study.runs.workload import ANY_STEPS
-from mupscale.study.spec.recipe import build_optimizer
 from mupscale.study.spec.sweeps import Sweep
 
 MEASURED_STEPS = 3
