@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from mupscale.study.page.parts import Answer, Part, Table, table_of
 from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.questions.reading import Names, Row, best_row, sweeps_of
-from mupscale.study.questions.words import loss_axis, loss_over_flops, show, show_flops, show_loss, size
+from mupscale.study.questions.words import loss_axis, loss_over_flops, show_flops, show_loss, size
+from mupscale.study.spec.space import show
 from mupscale.theory.tables import count
 
 # By which two models that compute the same may part in training: float32 rounds, and training magnifies that.

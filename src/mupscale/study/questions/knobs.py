@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 
 from mupscale.study.page.plots import COLOURS, STYLES, Line, Plot, canvas, draw, heat
 from mupscale.study.questions.reading import Row, band, tried, varied, with_state
-from mupscale.study.questions.words import loss_axis, show_point, widths
+from mupscale.study.questions.words import loss_axis, widths
+from mupscale.study.spec.space import show_point
 
 # A line of a picture: its sweep, the kind of noise where there are several, its points.
 Group = tuple[Row, str, Sequence[Row]]

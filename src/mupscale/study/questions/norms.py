@@ -9,7 +9,8 @@ from typing import Any
 from mupscale.study.page.parts import Answer, table_of
 from mupscale.study.page.plots import Line, Plot, draw
 from mupscale.study.questions.reading import Names, Row, sweeps_of, with_state
-from mupscale.study.questions.words import show, show_loss
+from mupscale.study.questions.words import show_loss
+from mupscale.study.spec.space import show
 
 TITLE = "Sizes of activations, weights and gradients"
 # What names end with, a panel each; of models without any of them, the first few names.

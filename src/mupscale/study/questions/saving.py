@@ -16,7 +16,8 @@ from mupscale.study.page.plots import BLUE, LIGHT_BLUE, ORANGE, Line, Plot
 from mupscale.study.questions import reading
 from mupscale.study.questions.reading import Row, best_row, ends_of, sweep_of
 from mupscale.study.questions.tuned import point_rows
-from mupscale.study.questions.words import called, loss_over_flops, show, show_flops, show_loss
+from mupscale.study.questions.words import called, loss_over_flops, show_flops, show_loss
+from mupscale.study.spec.space import show
 
 # By how steps are known: the sign before them, that before a share which such steps divide, and why.
 BOUNDS = {

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from mupscale.study.page.parts import Answer, Table, table_of
 from mupscale.study.page.plots import Line, Plot
 from mupscale.study.questions.reading import Names, Row, best_row, first_below, flops_before, sweeps_of
-from mupscale.study.questions.words import loss_over_flops, several, show, show_loss
+from mupscale.study.questions.words import loss_over_flops, several, show_loss
+from mupscale.study.spec.space import show
 
 
 def starts(results: Row, *, of: Names, against: Names) -> Answer:

@@ -9,7 +9,8 @@ from typing import Any
 from mupscale.study.page.parts import Answer, Table, table_of
 from mupscale.study.questions.knobs import knob_plots
 from mupscale.study.questions.reading import Row, point_at, sweeps_of, varied
-from mupscale.study.questions.words import several, show, show_loss, widths
+from mupscale.study.questions.words import several, show_loss, widths
+from mupscale.study.spec.space import show
 
 LARGEST_FACTOR = 2.0
 LARGEST_REGRET = 0.005

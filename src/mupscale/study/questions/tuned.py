@@ -17,7 +17,8 @@ from mupscale.study.questions.reading import (
     varied,
     with_state,
 )
-from mupscale.study.questions.words import called, several, show, show_flops, show_loss, show_point, widths
+from mupscale.study.questions.words import called, several, show_flops, show_loss, widths
+from mupscale.study.spec.space import show, show_point
 
 
 def tuned(results: Row, *, of: Names) -> Answer:

@@ -11,24 +11,6 @@ from mupscale.study.page.plots import Panels, Plot, draw
 Row = dict[str, Any]
 
 
-def show(value: Any) -> str:
-    """A value of a knob; – for none.
-
-    >>> show(0.0040000001), show("balanced"), show(None)
-    ('0.004', 'balanced', '–')
-    """
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, int | float) else str(value)
-
-
-def show_point(point: Row) -> str:
-    """Knobs and values in a line.
-
-    >>> show_point({"lr": 0.004, "noise": 1.0})
-    'lr 0.004, noise 1'
-    """
-    return ", ".join(f"{knob} {show(value)}" for knob, value in point.items())
-
-
 def show_loss(loss: float | None, spread: float | None = None, *, digits: int = 4) -> str:
     """A mean and one standard deviation over the seeds.
 

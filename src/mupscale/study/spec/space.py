@@ -108,12 +108,12 @@ def at_edge(point: Point, space: Space) -> list[str]:
 
 
 def show(value: Any) -> str:
-    """A value of a knob.
+    """A value of a knob; – for none.
 
-    >>> show(0.0040000001), show("balanced")
-    ('0.004', 'balanced')
+    >>> show(0.0040000001), show("balanced"), show(None)
+    ('0.004', 'balanced', '–')
     """
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def show_point(point: Mapping[str, Any]) -> str:

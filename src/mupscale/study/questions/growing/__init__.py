@@ -12,7 +12,8 @@ from mupscale.study.questions.growing.cells import Cell, Estimate, cells_of, sta
 from mupscale.study.questions.growing.pictures import lead_plot, share_map, times_map
 from mupscale.study.questions.growing.ranking import SHORTEST, caught_up, mean_ranks, rivals_of
 from mupscale.study.questions.reading import Names, Row, sweep_of, sweeps_of
-from mupscale.study.questions.words import several, show, show_loss
+from mupscale.study.questions.words import several, show_loss
+from mupscale.study.spec.space import show
 
 TITLE = "When does growing pay?"
 # Tokens per parameter, narrow and wide, at which the best start is held against each other one.
