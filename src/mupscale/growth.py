@@ -6,7 +6,6 @@ Both go through `Grower`, a tensor at a time.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from mupscale.operators.zero_pad import ShrinkLike
 from mupscale.optim.carry import way_of
 from mupscale.planner import plan as make_plan
 from mupscale.planner import prove_operator
-from mupscale.theory.manifest import MANIFEST, Plan
+from mupscale.theory.manifest import MANIFEST, Manifest, Plan
 
 Progress = Callable[[int, int], None]
 
@@ -257,14 +256,12 @@ def grow_checkpoint(
         )
         copy_companions(checkpoint.path, partial, training_state=training is not None)
         grown.config(dtype).save_pretrained(partial)
-        manifest = {
+        recipe = {
             **how,
             "source": {"path": str(checkpoint.path.absolute()), "sha256": checksums.result()},
             "sha256": journal.sums,
-            "plan": plan.to_dict(),
-            "from_first": first.to_dict(),
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        Manifest(plan=plan, from_first=first, recipe=recipe).write(partial)
         if checkpoint.identity() != making["source"]:
             raise GrowthError(f"{checkpoint.path}: was changed while it was read; grow again")
     return plan

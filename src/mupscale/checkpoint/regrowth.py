@@ -6,7 +6,6 @@ is in memory at a time, and no model is run. What the models compute is `mupscal
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from mupscale.errors import GrowthError
 from mupscale.layout.known import family_of
 from mupscale.models.skeletons import PreTrainedConfig, skeleton
 from mupscale.optim.carry import way_of
-from mupscale.theory.manifest import MANIFEST, Plan
+from mupscale.theory.manifest import MANIFEST, Manifest
 
 Progress = Callable[[int, int], None]
 Findings = Iterator[tuple[str, float | str, int]]  # where, how far off or what is wrong, bytes compared
@@ -83,29 +82,30 @@ def regrow(
     Raises:
         GrowthError: a file cannot be read, or ``source`` is not of the size that the directory grew from.
     """
-    narrow, wide, manifest = Checkpoint(source), Checkpoint(destination), _manifest(Path(destination))
-    if "operator" not in manifest:
+    narrow, wide, manifest = Checkpoint(source), Checkpoint(destination), Manifest.read(destination)
+    recipe = manifest.recipe
+    if "operator" not in recipe:
         return None
-    plan, shrink = Plan.load(wide.path, last_growth=True), manifest.get("shrink")
+    plan, shrink = manifest.plan, recipe.get("shrink")
     grown = GrownCheckpoint(
         narrow,
         plan,
-        operator=manifest["operator"],
-        noise=manifest["noise"],
+        operator=recipe["operator"],
+        noise=recipe["noise"],
         shrink=shrink and shrink.split(),
-        seed=manifest["seed"],
-        from_first=Plan.load(wide.path),
+        seed=recipe["seed"],
+        from_first=manifest.from_first,
         allow_nonfinite=True,
     )
     training = None
-    if manifest.get("optimizer"):
-        way = way_of(manifest["operator"], manifest.get("optimizer_state", "carried"), plan)
+    if recipe.get("optimizer"):
+        way = way_of(recipe["operator"], recipe.get("optimizer_state", "carried"), plan)
         training = WideTrainingState.of(narrow.path, plan, way)
         if training is None:
             raise GrowthError(
                 f"{narrow.path}: its optimizer is gone, but {wide.path} was grown with it; put it back"
             )
-    held, rounded = _tensors(wide), manifest.get("machine") != kind_of_machine()
+    held, rounded = _tensors(wide), recipe.get("machine") != kind_of_machine()
 
     def findings() -> Findings:
         yield from _fields(grown.config(), wide)
@@ -117,7 +117,7 @@ def regrow(
             yield place, difference(mine, theirs, rounded=rounded), nbytes
 
     found = _summed_up(findings(), wide, manifest, grown.grower.keeps_function, progress)
-    sums = manifest.get("source", {}).get("sha256")
+    sums = recipe.get("source", {}).get("sha256")
     if not found and sums and narrow.checksums() != sums:
         raise GrowthError(
             f"{narrow.path}: its weights are not those that {wide.path} was grown from; "
@@ -135,20 +135,21 @@ def unchanged(destination: str | Path, *, progress: Progress | None = None) -> R
     Raises:
         GrowthError: a file cannot be read, or there are no checksums.
     """
-    wide, manifest = Checkpoint(destination), _manifest(Path(destination))
-    if "operator" not in manifest or not isinstance(manifest.get("sha256"), dict):
+    wide, manifest = Checkpoint(destination), Manifest.read(destination)
+    recipe = manifest.recipe
+    if "operator" not in recipe or "sha256" not in recipe:
         raise GrowthError(
             f"{wide.path / MANIFEST}: holds no checksums; compare with what it was grown from: "
             "mupscale verify SRC DST"
         )
-    config = Plan.load(wide.path, last_growth=True).config
+    config = manifest.plan.config
     assert config is not None
     held = _tensors(wide)
-    state = load_state(wide.path / OPTIMIZER).get("state") if manifest.get("optimizer") else {}
+    state = load_state(wide.path / OPTIMIZER).get("state") if recipe.get("optimizer") else {}
 
     def findings() -> Findings:
         yield from _fields(config, wide)
-        for name, expected in manifest["sha256"].items():
+        for name, expected in recipe["sha256"].items():
             if name.startswith(OPTIMIZER):
                 place = f"{wide.path}/{name}"
                 theirs = loaded(wide.path / OPTIMIZER, _entry(state, *name.split(" ")[1:]))
@@ -168,35 +169,6 @@ def _entry(state: Any, index: str = "", key: str = "", *_: str) -> Any:
     return entries.get(key) if isinstance(entries, dict) else None
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
-    Plan.load(directory)  # which says what is wrong with the file
-    manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
-    if "operator" not in manifest:
-        return manifest
-    for key, kind in _RECIPE.items():
-        value = manifest.get(key, kind())
-        if not isinstance(value, kind) or (key in ("noise", "seed") and key not in manifest):
-            raise GrowthError(
-                f"{directory / MANIFEST}: {key} is {manifest.get(key)!r}, expected {kind.__name__}; "
-                "grow again"
-            )
-    return manifest
-
-
-# What a growth says of itself, and its kinds.
-_RECIPE = {
-    "operator": str,
-    "noise": str,
-    "seed": int,
-    "shrink": str,
-    "optimizer": bool,
-    "optimizer_state": str,
-    "source": dict,
-    "sha256": dict,
-    "machine": str,
-}
-
-
 def _tensors(wide: Checkpoint) -> ModelTensors:
     model = skeleton(wide.config)
     return ModelTensors(wide, family_of(wide.config).layout(model, wide.config), model)
@@ -212,11 +184,11 @@ def _fields(config: PreTrainedConfig, wide: Checkpoint) -> Findings:
 def _summed_up(
     findings: Findings,
     wide: Checkpoint,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     keeps_function: bool | None,
     progress: Progress | None,
 ) -> Regrown:
-    paths = [*wide.weight_files, *([wide.path / OPTIMIZER] if manifest.get("optimizer") else [])]
+    paths = [*wide.weight_files, *([wide.path / OPTIMIZER] if manifest.recipe.get("optimizer") else [])]
     total = sum(path.stat().st_size for path in paths)
     done, tensors, rounding, wrong = 0, 0, 0.0, []
     with torch.no_grad():
@@ -229,9 +201,8 @@ def _summed_up(
             done += nbytes
             if progress is not None:
                 progress(done, total)
-    shrink = f", shrink {manifest['shrink']}" if "shrink" in manifest else ""
     return Regrown(
-        recipe=f"{manifest['operator']}{shrink}, noise {manifest['noise']}, seed {manifest['seed']}",
+        recipe=f"{manifest.made_by}, seed {manifest.recipe['seed']}",
         keeps_function=keeps_function,
         tensors=tensors,
         rounding=rounding,

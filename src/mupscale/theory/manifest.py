@@ -207,11 +207,11 @@ class Plan:
         return Plan(
             layout=Layout.from_dict(data["layout"]),
             growth={a: Fraction(g) for a, g in data["growth"].items()},
-            period=data.get("period", 1),
+            period=data["period"],
             narrow_config=narrow,
             config=wide,
-            proved=data.get("proved", False),
-            unproved_because=data.get("unproved_because"),
+            proved=data["proved"],
+            unproved_because=data["unproved_because"],
             build_narrow=narrow and builder(narrow),
             build_wide=wide and builder(wide),
         )
@@ -250,22 +250,12 @@ class Plan:
         Raises:
             GrowthError: the directory holds no readable manifest.
         """
-        path = Path(directory) / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-            return Plan.from_dict(manifest["plan" if last_growth else "from_first"])
-        except OSError:
-            raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
-        except Exception as error:  # config classes raise kinds of their own
-            reason = " ".join(str(error).split())[:160]
-            raise GrowthError(
-                f"{path}: not a mupscale manifest ({reason}); grow the checkpoint again"
-            ) from None
+        manifest = Manifest.read(directory)
+        return manifest.plan if last_growth else manifest.from_first
 
     def save(self, directory: str | Path) -> None:
         """Write a ``mupscale.json`` beside a checkpoint's weights, so that `load` finds the plan there."""
-        data = self.to_dict()
-        (Path(directory) / MANIFEST).write_text(json.dumps({"plan": data, "from_first": data}, indent=1))
+        Manifest(plan=self, from_first=self).write(directory)
 
     def describe(self) -> str:
         """One line: what grows, and how many parameters that makes."""
@@ -305,6 +295,75 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"<Plan: {self.describe()}>"
+
+
+# What a growth says of itself, and its kinds.
+_RECIPE = {
+    "operator": str,
+    "noise": str,
+    "seed": int,
+    "shrink": str,
+    "optimizer": bool,
+    "optimizer_state": str,
+    "source": dict,
+    "sha256": dict,
+    "machine": str,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``mupscale.json`` holds.
+
+    Attributes:
+        plan, from_first: of the last growth, and from the first model of the line.
+        recipe: how it was grown: at least operator, noise and seed; empty where a plan alone was saved. What
+            `mupscale grow` writes also has the checksums, the machine and what became of the optimizer.
+    """
+
+    plan: Plan
+    from_first: Plan
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(directory: str | Path) -> Manifest:
+        """That of a directory.
+
+        Raises:
+            GrowthError: it holds none, or not one of ours.
+        """
+        path = Path(directory) / MANIFEST
+        try:
+            recipe = json.loads(path.read_text())
+            plan, first = (Plan.from_dict(recipe.pop(key)) for key in ("plan", "from_first"))
+        except OSError:
+            raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
+        except Exception as error:  # config classes raise kinds of their own
+            reason = " ".join(str(error).split())[:160]
+            raise GrowthError(
+                f"{path}: not a mupscale manifest ({reason}); grow the checkpoint again"
+            ) from None
+        for key, kind in _RECIPE.items() if "operator" in recipe else ():
+            value = recipe.get(key, kind())
+            if not isinstance(value, kind) or (key in ("noise", "seed") and key not in recipe):
+                raise GrowthError(
+                    f"{path}: {key} is {recipe.get(key)!r}, expected {kind.__name__}; grow again"
+                )
+        return Manifest(plan=plan, from_first=first, recipe=recipe)
+
+    def write(self, directory: str | Path) -> None:
+        """Write it beside a checkpoint's weights."""
+        (Path(directory) / MANIFEST).write_text(json.dumps(self.to_dict(), indent=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**self.recipe, "plan": self.plan.to_dict(), "from_first": self.from_first.to_dict()}
+
+    @property
+    def made_by(self) -> str:
+        """The recipe in words."""
+        shrink = f", shrink {self.recipe['shrink']}" if "shrink" in self.recipe else ""
+        return f"{self.recipe['operator']}{shrink}, noise {self.recipe['noise']}"
 
 
 def builder(config: PreTrainedConfig) -> Callable[[], nn.Module]:
