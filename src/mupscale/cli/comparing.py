@@ -136,8 +136,7 @@ def compare(
     file = out / "study.toml"
     check_tables(tables, file)
     check_folder(tables, out)
-    write_toml(tables, new := out / "study.toml.new")
-    new.replace(file)
+    write_toml(tables, file)
     return run_study(file, out, jobs=jobs, stack=1, as_json=json)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -152,13 +151,12 @@ def demo(
 
     from mupscale.study.files import DEMOS
     from mupscale.study.files.toml import read_toml
+    from mupscale.study.writing import write_whole
 
     if along not in DEMOS:
         raise GrowthError(f"--along {along}: expected {' or '.join(DEMOS)}")
     check_folder(read_toml(DEMOS[along]), out)
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(DEMOS[along], new := out / "study.toml.new")
-    new.replace(out / "study.toml")
+    write_whole(out / "study.toml", DEMOS[along].read_text(encoding="utf-8"))
     # With small matrices and anything else running, more threads mostly wait for each other.
     threads = threads or max(1, torch.get_num_threads() // 2)
     return run_study(out / "study.toml", out, jobs=1, threads=threads, as_json=json)

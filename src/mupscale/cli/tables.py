@@ -1,11 +1,10 @@
-"""Study files that commands write, `OUT/study.toml`: checked first, then put in place whole.
+"""Study files that commands write, `OUT/study.toml`: and what is checked before.
 
 Knows what such files say; what is run is any study.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -56,12 +55,12 @@ def check_folder(tables: Mapping[str, Any], out: Path) -> None:
     Raises:
         GrowthError: one was.
     """
-    from mupscale.study.files.toml import read_toml
+    from mupscale.study.files.toml import read_back, read_toml
 
     file = out / "study.toml"
     if not (file.is_file() and (out / "trials.journal").is_file()):
         return
-    before, now = read_toml(file), json.loads(json.dumps(tables))  # as it would be read back
+    before, now = read_toml(file), read_back(tables)
     old, new = before.get("sweep", {}), now["sweep"]
     other = [key for key in _FIXED if before.get(key) != now.get(key)]
     other += [name for name in old.keys() & new.keys() if _settled(old[name]) != _settled(new[name])]

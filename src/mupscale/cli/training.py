@@ -220,7 +220,7 @@ def _train_stages(
     """Write a study of all stages to OUT/study.toml, and run it."""
     from mupscale.layout.depth import depth_of
     from mupscale.study.files.stages import line, read_stages
-    from mupscale.study.files.toml import read_toml, write_toml
+    from mupscale.study.files.toml import read_back, read_toml, write_toml
     from mupscale.study.runs.models import PRESETS, read_config
 
     first: dict[str, Any] = {"begin": "scratch", "parametrization": "standard"}
@@ -250,11 +250,8 @@ def _train_stages(
     }
     check_tables(tables, file)
     before = read_toml(file) if file.is_file() else None
-    begun = (out / "trials.journal").is_file()
-    write_toml(tables, new := out / "study.toml.new")
-    if begun and before != read_toml(new):
+    if (out / "trials.journal").is_file() and before != read_back(tables):
         if not overwrite:
-            new.unlink()
             raise GrowthError(
                 f"{out}: holds a run with other stages or settings; choose another directory, or replace it "
                 "(--overwrite)"
@@ -262,7 +259,7 @@ def _train_stages(
         (out / "trials.journal").unlink()
         for stage in out.glob("stage[0-9]*/"):
             shutil.rmtree(stage)
-    new.replace(file)
+    write_toml(tables, file)
     status = run_study(file, out, jobs=1, as_json=as_json)
     last = json_module.loads((out / "results.json").read_text(encoding="utf-8"))["sweeps"][-1]
     if any(point["state"] == "diverged" for point in last["points"]):

@@ -20,6 +20,7 @@ import tomli_w
 from mupscale.errors import GrowthError
 from mupscale.study.spec.recipe import LARGEST_SEED
 from mupscale.study.spec.sweeps import FieldError
+from mupscale.study.writing import write_whole
 
 MOST_SEEDS = 10_000
 
@@ -119,9 +120,13 @@ def seeds_of(table: str, value: Any) -> tuple[int, ...]:
 
 
 def write_toml(tables: Mapping[str, Any], path: Path) -> None:
-    """Write tables into a file; what is None is left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(_plain(tables)), encoding="utf-8")
+    """Write tables into a file, whole or not at all; what is None is left out."""
+    write_whole(path, tomli_w.dumps(_plain(tables)))
+
+
+def read_back(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables as they would be read from the file that they are written into."""
+    return tomllib.loads(tomli_w.dumps(_plain(tables)))
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
@@ -20,6 +18,7 @@ from typing import Any
 
 from mupscale.study.page.parts import Answer, Part, Table, html_table, markdown_table
 from mupscale.study.spec.space import json_safe
+from mupscale.study.writing import write_json, write_whole
 
 Row = dict[str, Any]
 
@@ -35,11 +34,11 @@ def write(results: Row, answers: Sequence[Answer], out: Path) -> Path:
         answers: what `mupscale.study.questions.answers` made of them.
         out: folder to write into.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "results.json", json.dumps(json_safe(results), indent=1, allow_nan=False) + "\n")
+    write_json(out / "results.json", json_safe(results))
     _write_runs(results, out / "runs.csv")
-    _write(out / "report.md", markdown(results, answers))
-    return _write(out / "report.html", _page(results, answers, out))
+    write_whole(out / "report.md", markdown(results, answers))
+    write_whole(page := out / "report.html", _page(results, answers, out))
+    return page
 
 
 def markdown(results: Row, answers: Sequence[Answer]) -> str:
@@ -117,11 +116,3 @@ def _runs(sweep: Row, row: Row) -> Iterator[list[Any]]:
             # Of a point that diverged, some seeds may have a loss.
             state = "complete" if row["state"] == "diverged" and known else row["state"]
             yield [seed, end["steps"], loss if known else None, state]
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file under a temporary name and move it into place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

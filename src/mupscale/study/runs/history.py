@@ -6,13 +6,13 @@ Knows JSON; nothing of models.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mupscale.errors import GrowthError
+from mupscale.study.writing import write_json
 
 HISTORY_FILE = "history.json"
 
@@ -107,11 +107,3 @@ def curve_of(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[Point, ...]:
     """The curve of one quantity that some rows have; of repeated steps the last counts."""
     found = {row["step"]: float(row[key]) for row in rows if row.get(key) is not None}
     return tuple(Point(*point) for point in sorted(found.items()))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON under a temporary name and move it into place: readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -21,7 +21,7 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.operators.catalogue import operator_named
 from mupscale.study.runs.budget import Budget
-from mupscale.study.runs.history import HISTORY_FILE, Point, write_json
+from mupscale.study.runs.history import HISTORY_FILE, Point
 from mupscale.study.runs.models import load_checkpoint
 from mupscale.study.runs.norms import RecordNorms
 from mupscale.study.runs.optimizers import build_optimizer, carried_optimizer
@@ -32,6 +32,7 @@ from mupscale.study.spec import space
 from mupscale.study.spec.growth import GROWTH_KNOBS, noise_of
 from mupscale.study.spec.recipe import TrainConfig
 from mupscale.study.spec.sweeps import TRAINING_KNOBS, Study, Sweep
+from mupscale.study.writing import write_json
 from mupscale.theory.manifest import MANIFEST, Manifest
 
 Curve = tuple[Point, ...]

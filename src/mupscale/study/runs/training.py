@@ -24,10 +24,11 @@ import mupscale
 from mupscale.errors import GrowthError
 from mupscale.integrations import ClipGradNorm
 from mupscale.study.data.stream import Data, collate
-from mupscale.study.runs.history import HISTORY_FILE, History, Point, curve_of, write_json
+from mupscale.study.runs.history import HISTORY_FILE, History, Point, curve_of
 from mupscale.study.runs.optimizers import build_optimizer
 from mupscale.study.runs.progress import ShowProgress, quiet
 from mupscale.study.spec.recipe import SCHEDULER, TrainConfig
+from mupscale.study.writing import write_json
 from mupscale.theory.manifest import MANIFEST
 
 RUN_FILE = "run.json"
