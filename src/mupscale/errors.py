@@ -11,9 +11,9 @@ class GrowthError(ValueError):
     """
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of other code says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, *, limit: int | None = None) -> str:
+    """What an error of other code says, on one line, of at most so many characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from mupscale.checkpoint.stored import Stored, stored_pickle, stored_safetensors
-from mupscale.errors import GrowthError, said_as
+from mupscale.errors import GrowthError, one_line, said_as
 from mupscale.layout.base import Layout
 from mupscale.layout.known import family_of
 from mupscale.models.contents import state_tensors
@@ -128,7 +128,7 @@ class Checkpoint:
             except GrowthError:
                 raise
             except Exception as error:  # of many kinds, for files that are not what they say
-                reason = " ".join(str(error).split())[:160]
+                reason = one_line(error, limit=160)
                 raise GrowthError(
                     f"{path}: truncated or corrupt ({reason}); copy or download the file again"
                 ) from None

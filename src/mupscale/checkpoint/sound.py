@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 from mupscale.theory.registry import class_of_state
 from mupscale.theory.rules import RATES
 
@@ -76,7 +76,7 @@ def own_state(group: Mapping[str, Any], number: int, ndim: int) -> dict[str, Any
             optimizer = optimizer_class([param], **values)
             optimizer.step()
     except Exception as error:  # of many kinds, for values that are not what they should be
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, limit=160)
         raise GrowthError(
             f"group {number}: {optimizer_class.__name__} refuses its values ({reason})"
         ) from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.depth import deeper_fields, layer_fields
 from mupscale.layout.inference.family import Family
@@ -111,7 +111,7 @@ def widen(
         derived = with_fields(config, {p: v for p, v in values.items() if p not in left_out} | deeper)
         return derived if left_out and _has_shapes(derived, made) else wide
     except Exception as error:  # each config class has errors of its own for what it cannot express
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         raise GrowthError(
             f"{config.model_type}: transformers takes no such sizes ({reason}); choose other factors or axes"
         ) from None
