@@ -18,7 +18,7 @@ from mupscale.checkpoint.journal import Journal
 from mupscale.checkpoint.outgoing import Outgoing
 from mupscale.checkpoint.sound import check_entries, check_groups, check_scheduler, check_values, own_state
 from mupscale.checkpoint.stored import loaded, stored, torch_file
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, one_line
 from mupscale.models.skeletons import skeleton
 from mupscale.optim.carry import Way, grow_state_rows, grow_state_value, is_copied, state_axes
 from mupscale.optim.groups import merge_groups
@@ -63,9 +63,6 @@ class WideTrainingState:
         assert plan.narrow_config is not None
         assert plan.config is not None
         narrow, wide = skeleton(plan.narrow_config), skeleton(plan.config)
-        becomes: dict[str, list[str]] = {}  # a parameter becomes one, or one in each of several layers
-        for name, _ in wide.named_parameters():
-            becomes.setdefault(plan.canonical(name), []).append(name)
         saved = load_state(path)
         with naming(path):
             groups = check_groups(saved)
@@ -92,7 +89,7 @@ class WideTrainingState:
                     if state and (reason := rule.ready(state, group)):
                         raise GrowthError(f"{name}: {reason}")
                     values = rule.group(name, plan.of_narrow(name), group)
-                    pairs += [(other, index, values) for other in becomes[name]]
+                    pairs += [(other, index, values) for other in plan.becomes[name]]
         pairs.sort(key=_place(saved["param_groups"], names, narrow, wide))
         wide_groups = merge_groups(pairs)
         order = [index for group in wide_groups for index in group["params"]]
@@ -262,7 +259,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         data = torch_file(path)
     except Exception as error:  # torch raises many kinds for a file that is not what it says
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, limit=160)
         raise GrowthError(
             f"{path}: cannot be read ({reason}); save it again, or grow the weights alone with --no-optimizer"
         ) from None

@@ -221,7 +221,7 @@ class Grower:
         """What adds local noise to a block of rows in place, by its number; None where nothing is added."""
         seed, scaling = self.seed, self.plan[name]
         if noise.kind == "between":
-            repeats = self.plan.repeats(name)
+            repeats = self.plan.becomes[self.plan.canonical(name)]
             return noise_between(narrow, scaling, noise, seed=seed, name=name, repeats=repeats)
         add = local_noise(narrow, scaling, copies, noise, fresh_std=self._fresh_std(name))
         return None if add is None else lambda rows, i: add(rows, generator_of(seed, name, i))

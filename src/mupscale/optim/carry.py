@@ -86,9 +86,8 @@ def carry_optimizer(
     wide_params = {plan.own_name(n): p for n, p in wide.named_parameters()}
     for name, wide_param in wide_params.items():
         plan.check_shape(name, wide_param)
-    becomes: dict[str, list[str]] = {}  # a parameter becomes one, or one in each of several layers
-    for name in wide_params:
-        becomes.setdefault(plan.canonical(name), []).append(name)
+    # Those that the wide model has, which may be a part of the whole.
+    becomes = {name: [w for w in wides if w in wide_params] for name, wides in plan.becomes.items()}
     if len(wide_params) != len(list(wide.parameters())):
         alias = next(n for n, p in wide.named_parameters() if wide_params[plan.own_name(n)] is not p)
         others = ", ".join(a for a, name in plan.layout.ties.items() if name == alias)
@@ -108,7 +107,7 @@ def carry_optimizer(
                     "model; give the model that it trains"
                 )
             name = names[id(param)]
-            if name not in becomes or tuple(param.shape) != plan.of_narrow(name).shape:
+            if not becomes.get(name) or tuple(param.shape) != plan.of_narrow(name).shape:
                 raise GrowthError(
                     f"{name}: by the plan its shape {tuple(param.shape)} in the narrow model does not become "
                     "that of the wide one; give the two models that the plan is of"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, said_as
 from mupscale.theory.horizon import STEPS_RATIO, rescaled, steps_ratio
-from mupscale.theory.manifest import WRAPPERS, Plan
+from mupscale.theory.manifest import Plan, bare
 from mupscale.theory.registry import rule_for
 
 
@@ -181,21 +181,21 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     def by_name(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any] | None:
         if not all("param_names" in group for group in saved["param_groups"]):
             return None
-        saved_names = _bare(name for g in saved["param_groups"] for name in g["param_names"])
+        saved_names = _unwrapped(name for g in saved["param_groups"] for name in g["param_names"])
         saved_groups = {saved_names[name]: g for g in saved["param_groups"] for name in g["param_names"]}
         index = {
             saved_names[n]: i
             for g in saved["param_groups"]
             for n, i in zip(g["param_names"], g["params"], strict=True)
         }
-        bare = _bare(name for group in optimizer.param_groups for name in group["param_names"])
-        names = [*bare.values()]
+        own_names = _unwrapped(name for group in optimizer.param_groups for name in group["param_names"])
+        names = [*own_names.values()]
         if differing := index.keys() ^ set(names):
             raise GrowthError(
                 f"{min(differing)}: only in one of the saved optimizer and this one; load one of this model"
             )
         for group in optimizer.param_groups:
-            mine = [bare[name] for name in group["param_names"]]
+            mine = [own_names[name] for name in group["param_names"]]
             values = [
                 {k: v for k, v in saved_groups[name].items() if k not in ("params", "param_names")}
                 for name in (mine[0], *mine)
@@ -214,9 +214,9 @@ def load_by_name(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         place = {name: i for i, name in enumerate(names)}
         groups = [
             {
-                **saved_groups[bare[mine[0]]],
+                **saved_groups[own_names[mine[0]]],
                 "param_names": mine,
-                "params": [place[bare[name]] for name in mine],
+                "params": [place[own_names[name]] for name in mine],
             }
             for mine in (group["param_names"] for group in optimizer.param_groups)
         ]
@@ -293,9 +293,9 @@ def _defaults(optimizer_class: type[torch.optim.Optimizer], values: Mapping[str,
         return optimizer_class([param], **values).defaults
 
 
-def _bare(names: Iterable[str]) -> dict[str, str]:
+def _unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Names without what torch.compile, DDP and the like put before them."""
-    bare = {name: ".".join(word for word in name.split(".") if word not in WRAPPERS) for name in names}
-    while bare and all(name.startswith("module.") for name in bare.values()):
-        bare = {name: short.removeprefix("module.") for name, short in bare.items()}
-    return bare
+    own = {name: bare(name) for name in names}
+    while own and all(name.startswith("module.") for name in own.values()):
+        own = {name: short.removeprefix("module.") for name, short in own.items()}
+    return own

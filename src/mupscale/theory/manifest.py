@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
-from mupscale.errors import GrowthError, said_as
+from mupscale.errors import GrowthError, one_line, said_as
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.depth import renumbered, source_of
 from mupscale.models.skeletons import PreTrainedConfig, config_class, skeleton
@@ -25,6 +25,11 @@ MANIFEST = "mupscale.json"
 
 # Submodules that torch.compile, checkpoint_wrapper and FSDP put around the one that has the parameter.
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+
+
+def bare(name: str) -> str:
+    """A name without the words of wrappers; DDP's ``module.``, which may be anybody's word, stays."""
+    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -84,7 +89,7 @@ class Plan:
         """The name of a tensor without what torch.compile, DDP and the like put before it."""
         if self.layout.knows(name) or name in self.wide_names:
             return name
-        stripped = ".".join(word for word in name.split(".") if word not in WRAPPERS)
+        stripped = bare(name)
         return stripped if self.layout.knows(stripped) else stripped.removeprefix("module.")
 
     def own_name(self, name: str) -> str:
@@ -106,14 +111,22 @@ class Plan:
             return {name: name for name in names}
         depth = self.layout.sizes[DEPTH]
         deeper = int(depth * self.growth[DEPTH])
-        becomes: dict[int | None, list[int]] = {None: [0]}
+        copies: dict[int | None, list[int]] = {None: [0]}
         for layer in range(deeper):
-            becomes.setdefault(source_of(layer, depth, deeper, self.period), []).append(layer)
+            copies.setdefault(source_of(layer, depth, deeper, self.period), []).append(layer)
         found = {}
         for name in names:
             _, own = renumbered(name, 0)
-            for layer in becomes.get(own, []):
+            for layer in copies.get(own, []):
                 found[renumbered(name, layer - (own or 0))[0]] = name
+        return found
+
+    @cached_property
+    def becomes(self) -> dict[str, list[str]]:
+        """What a parameter or buffer of the narrow model becomes: one, or one in each of several layers."""
+        found: dict[str, list[str]] = {}
+        for wide, narrow in self.wide_names.items():
+            found.setdefault(narrow, []).append(wide)
         return found
 
     @cached_property
@@ -160,10 +173,6 @@ class Plan:
         """The named axes that share a dim with ``axis``, itself among them."""
         dims = [d for axes in self.layout.params.values() for d in axes.dims if axis in d.names]
         return tuple(dict.fromkeys(name for dim in dims for name in dim.names))
-
-    def repeats(self, name: str) -> list[str]:
-        """The tensors of the wide model that come from the same one as this, itself among them."""
-        return [wide for wide, own in self.wide_names.items() if own == self.canonical(name)]
 
     def wide_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor of the wide model."""
@@ -339,7 +348,7 @@ class Manifest:
         except OSError:
             raise GrowthError(f"{path}: not found; expected a directory that `mupscale grow` wrote") from None
         except Exception as error:  # config classes raise kinds of their own
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, limit=160)
             raise GrowthError(
                 f"{path}: not a mupscale manifest ({reason}); grow the checkpoint again"
             ) from None
