@@ -202,6 +202,17 @@ class Slots(nn.Module):
         )
 
 
+class NumberInPlace(nn.Module):
+    """A sum over units with a number added to it, for which what is summed has to come out smaller."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 8 * width), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.out(self.into(x).relu().sum(-1).add_(1))
+
+
 @pytest.mark.parametrize("width", [2, 3])
 @pytest.mark.parametrize(
     ("make", "inputs"),
@@ -222,6 +233,7 @@ class Slots(nn.Module):
         (Distances, MANY),  # computed another way
         (Mixture, X),
         (Slots, X),
+        (NumberInPlace, X),
     ],
 )
 def test_it_grows(make, inputs, width):

@@ -88,7 +88,9 @@ class CutByOther(Deeper):
     """What grows, by what grows as much."""
 
     def hidden(self, h):
-        return h.masked_fill(h.norm(dim=-1, keepdim=True) > 2 * self.middle(h).norm(dim=-1, keepdim=True), 0.0)
+        return h.masked_fill(
+            h.norm(dim=-1, keepdim=True) > 2 * self.middle(h).norm(dim=-1, keepdim=True), 0.0
+        )
 
 
 class MeanInPython(Net):

@@ -69,8 +69,6 @@ class Trace:
         outputs: the tensors that the model returned as its result.
         output_dims: the units of their dims.
         ends: the units of the dims of everything that it returned.
-        conflicts: where two structures did not fit, in words.
-        unknown: operators without a rule, with the module that called them.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -85,8 +83,6 @@ class Trace:
     outputs: list[Tensor] = field(default_factory=list)
     output_dims: list[Dims] = field(default_factory=list)
     ends: list[Dims] = field(default_factory=list)
-    conflicts: list[str] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -147,13 +143,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             if known is not None:
                 found = known(call)
-            elif inputs and not name.startswith(("new_", "empty", "zeros", "ones", "full", "rand", "normal")):
-                self.trace.unknown.setdefault(name, self.place)
-        except Conflict as conflict:
-            self.trace.conflicts.append(
-                f"{name} in {self.place}: {conflict}; "
-                f"{[tuple(t.shape) for t in inputs]} → {[tuple(o.shape) for o in outs]}"
-            )
+        except Conflict:
             for tensor in inputs:
                 for units in self.dims_of(tensor):
                     for unit in units:
@@ -173,8 +163,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 or len(dims) != tensor.ndim
                 or any(size_of(d) != n for d, n in zip(dims, tensor.shape, strict=True))
             ):
-                if dims is not None:
-                    self.trace.unknown.setdefault(f"{name} (shape)", self.place)
                 dims = fresh(tensor)
             if call.pending:
                 self.pending[tensor] = call.pending

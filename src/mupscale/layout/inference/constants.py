@@ -10,9 +10,8 @@ the logarithms of the parameters' folds; of all solutions the one with the fewes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,31 +21,16 @@ from mupscale.layout.flow.trace import ITEM, Step, Trace, paired
 from mupscale.layout.flow.units import Unit, Units, flat
 from mupscale.layout.inference import kinds
 from mupscale.layout.inference.linear import sparsest
-
-Variable = tuple[str, float]  # a parameter, and the constant that is added to it before it is used
-
-
-@dataclass(frozen=True)
-class Scale:
-    """log of the constant: an affine expression in the unknown folds."""
-
-    constant: float
-    folds: Mapping[Variable, float]
-
-    def __add__(self, other: Scale) -> Scale:
-        folds = dict(self.folds)
-        for variable, power in other.folds.items():
-            folds[variable] = folds.get(variable, 0.0) + power
-        return Scale(self.constant + other.constant, {v: p for v, p in folds.items() if p})
-
-    def __mul__(self, power: float) -> Scale:
-        return Scale(self.constant * power, {v: p * power for v, p in self.folds.items()})
-
-    def __sub__(self, other: Scale) -> Scale:
-        return self + other * -1
-
-
-ONE = Scale(0.0, {})
+from mupscale.layout.inference.scale import (
+    ONE,
+    Scale,
+    Variable,
+    between,
+    log_ratio,
+    only_value,
+    raised,
+    shifted,
+)
 
 
 def folds(
@@ -67,6 +51,20 @@ def folds(
     for tensor in narrow.outputs:
         book.equal(book.scale(tensor), ONE)
     return book.units | book.solved(), frozenset(book.cut), book.refused
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A step, that of the other side, and the scales of the numbers that go in."""
+
+    step: Step
+    other: Step
+    name: str  # what is done in place does the same
+    tensors: list[Tensor]
+    scales: list[Scale | None]
+
+    def log_ratio_of(self, key: str) -> float:
+        return log_ratio(self.step.kwargs.get(key, 1), self.other.kwargs.get(key, 1))
 
 
 class _Book:
@@ -120,17 +118,11 @@ class _Book:
             self.scales[_key(tensor)] = scale
 
     def write(self, step: Step, other: Step) -> None:
-        name = step.name.removesuffix("_") if step.name not in kinds.ALIKE | kinds.LINEAR else step.name
+        name = step.name.removesuffix("_")
         tensors = [t for t in step.inputs if t.is_floating_point() or t.is_complex()]
         outs = [t for t in step.outs if t.is_floating_point() or t.is_complex()]
         if not tensors:
-            value = _constant(step.outs[0]) if step.outs else None
-            if step.name == "eye":  # as copies of it would map, which sum over copies
-                self.give(outs, Scale(-self.log_growth(step.dims[0][0]), {}))
-            elif value == 0 or step.name.startswith(("empty", "new_empty")):
-                self.give(outs, None)
-            elif outs and other.outs and (ratio := _ratio(step.outs[0], other.outs[0])) is not None:
-                self.give(outs, Scale(math.log(ratio), {}))
+            self._made_of_nothing(step, other, outs)
             return
         if step.is_view and step.outs and all(_key(t) == _key(tensors[0]) for t in outs):
             return
@@ -143,67 +135,17 @@ class _Book:
         if name == ITEM or (name in kinds.CUTS and _cuts_off(step)):
             self.cut = self.cut.union(*filter(None, own))
             self._compared(step, scales)
-        if step.name.startswith(("zeros", "new_zeros", "empty", "new_empty")):
+        self.give(outs, _RULES.get(name, _Book._nonlinear)(self, _Entry(step, other, name, tensors, scales)))
+
+    def _made_of_nothing(self, step: Step, other: Step, outs: list[Tensor]) -> None:
+        """Constants that the run makes, by their values on both sides."""
+        value = only_value(step.outs[0]) if step.outs else None
+        if step.name == "eye":  # as copies of it would map, which sum over copies
+            self.give(outs, Scale(-self.log_growth(step.dims[0][0]), {}))
+        elif value == 0 or step.name.startswith(("empty", "new_empty")):
             self.give(outs, None)
-        elif name in kinds.NO_SCALE:
-            self.give(outs, ONE)
-        elif name == "mul" or name == "div":
-            sign = 1 if name == "mul" else -1
-            if len(scales) == 2:
-                left, right = scales
-                self.give(outs, None if left is None or right is None else left + right * sign)
-            elif isinstance(step.args[0], Tensor):
-                self.give(outs, _plus(scales[0], sign * _log_ratio(step.args[1], other.args[1])))
-            else:
-                self.give(outs, _plus(_power(scales[0], sign), _log_ratio(step.args[0], other.args[0])))
-        elif name == "pow" and len(tensors) == 1 and isinstance(step.args[1], int | float):
-            self.give(outs, _power(scales[0], step.args[1]))
-        elif name in kinds.POWERS:
-            self.give(outs, _power(scales[0], kinds.POWERS[name]))
-        elif name in kinds.PRODUCTS:
-            self._product(step, other, name)
-        elif name == "_weight_norm_interface":  # g · v / ‖v‖, in which v may have any scale
-            self.give(outs[:1], _plus(scales[1], -self.log_growth(step.summed) / 2))
-        elif name in kinds.SOFTMAX:
-            self.equal(scales[0], ONE)
-            self.give(outs, Scale(-self.log_growth(step.summed), {}))
-        elif name in kinds.DISTANCES and (power := step.args[2] if len(step.args) > 2 else 2.0):
-            self.equal(scales[0], scales[1])
-            self.give(outs, _plus(scales[0], self.log_growth(step.summed) / power))
-        elif name in kinds.ATTENTION:
-            self._attention(step, other, scales, outs)
-        elif name in kinds.NORMS:
-            self.equal(scales[0], ONE)
-            affine, statistics = scales[1:], list[Scale | None]()
-            if "batch_norm" in name and isinstance(step.args[3], Tensor):  # the mean and variance so far
-                affine, statistics = scales[1:-2], scales[-2:]
-            for scale in affine[1:]:
-                self.equal(scale, affine[0])
-            for scale in statistics:
-                self.equal(scale, ONE)
-            self.give(outs, affine[0] if affine else ONE)
-        elif name in kinds.ALIKE:
-            self._alike(step, other, name, tensors, scales, outs)
-        elif name in kinds.LINEAR or (name in ("clamp_min", "clamp") and _is_guard(step)):
-            summed = self.log_growth(step.summed) if name in ("sum", "nansum") else 0.0
-            if name in ("linalg_vector_norm", "norm"):
-                summed = self.log_growth(step.summed) / 2
-            source = scales[-1] if name == "copy_" else scales[0]
-            if name == "copy_" and (before := self.scale(step.outs[0])) is not None:
-                self.equal(before, source)
-                source = before
-            self.give(outs, _plus(source, summed))
-            if name in ("_to_copy", "clone") and _key(tensors[0]) in self.offset:
-                self.offset |= {_key(out): self.offset[_key(tensors[0])] for out in outs}
-        elif name in kinds.COMPARISONS and len(tensors) == 1 and step.args[1] == 0:
-            self.give(outs, ONE)
-        elif name in kinds.COMPARISONS and len(tensors) == 2:
-            self.equal(*scales)
-            self.give(outs, ONE)
-        else:  # softmax, activations, and all that is not known to be linear
-            for scale in scales:
-                self.equal(scale, ONE)
-            self.give(outs, ONE)
+        elif outs and other.outs and (scale := between(step.outs[0], other.outs[0])) is not None:
+            self.give(outs, scale)
 
     def _compared(self, step: Step, scales: Sequence[Scale | None]) -> None:
         """Remember what is compared with a number, or with another tensor."""
@@ -219,69 +161,135 @@ class _Book:
         if key not in self.scales:
             scale: Scale | None = ONE
             at = next(i for i, t in enumerate(step.inputs) if t is tensor)
-            if at < len(other.inputs) and (ratio := _ratio(tensor, other.inputs[at])) is not None:
-                scale = Scale(math.log(ratio), {})
-            if tensor.numel() == 0 or _constant(tensor) == 0:  # zeros, and nothing at all, have any scale
+            if at < len(other.inputs):
+                scale = between(tensor, other.inputs[at]) or ONE
+            if tensor.numel() == 0 or only_value(tensor) == 0:  # zeros, and nothing at all, have any scale
                 scale = None
             self.scales[key] = scale
         return self.scales[key]
 
-    def _product(self, step: Step, other: Step, name: str) -> None:
-        operands = list(step.args)
-        bias = None
-        if name in ("addmm", "baddbmm"):
-            bias, *operands = operands
-        elif name in ("linear", "convolution") and len(operands) > 2:
-            bias = operands[2]
-        factors = operands[: 3 if name == "_trilinear" else 2]
-        product: Scale | None = ONE
-        for factor in (self._of(operand, step, other) for operand in factors):
-            product = None if product is None or factor is None else product + factor
-        product = _plus(product, self.log_growth(step.summed))
-        product = _plus(product, _log_ratio(step.kwargs.get("alpha", 1), other.kwargs.get("alpha", 1)))
-        if isinstance(bias, Tensor) and (own := self._of(bias, step, other)) is not None:
-            self.equal(
-                _plus(own, _log_ratio(step.kwargs.get("beta", 1), other.kwargs.get("beta", 1))), product
-            )
-        self.give(step.outs, product)
+    # --- What comes out, by what is done; `kinds` says of which operators.
 
-    def _attention(self, step: Step, other: Step, scales: list[Scale | None], outs: list[Tensor]) -> None:
+    def _nonlinear(self, e: _Entry) -> Scale | None:
+        """Activations, and all that is not known to be linear."""
+        for scale in e.scales:
+            self.equal(scale, ONE)
+        return ONE
+
+    def _zeros(self, e: _Entry) -> Scale | None:
+        return None
+
+    def _no_scale(self, e: _Entry) -> Scale | None:
+        return ONE
+
+    def _times(self, e: _Entry) -> Scale | None:
+        sign = 1 if e.name == "mul" else -1
+        if len(e.scales) == 2:
+            left, right = e.scales
+            return None if left is None or right is None else left + right * sign
+        if isinstance(e.step.args[0], Tensor):
+            return shifted(e.scales[0], sign * log_ratio(e.step.args[1], e.other.args[1]))
+        return shifted(raised(e.scales[0], sign), log_ratio(e.step.args[0], e.other.args[0]))
+
+    def _to_a_power(self, e: _Entry) -> Scale | None:
+        if e.name != "pow":
+            return raised(e.scales[0], kinds.POWERS[e.name])
+        if len(e.scales) == 1 and isinstance(power := e.step.args[1], int | float):
+            return raised(e.scales[0], power)
+        return self._nonlinear(e)
+
+    def _product(self, e: _Entry) -> Scale | None:
+        operands = list(e.step.args)
+        bias = None
+        if e.name in ("addmm", "baddbmm"):
+            bias, *operands = operands
+        elif e.name in ("linear", "convolution") and len(operands) > 2:
+            bias = operands[2]
+        product: Scale | None = ONE
+        for operand in operands[: 3 if e.name == "_trilinear" else 2]:
+            factor = self._of(operand, e.step, e.other)
+            product = None if product is None or factor is None else product + factor
+        product = shifted(product, self.log_growth(e.step.summed) + e.log_ratio_of("alpha"))
+        if isinstance(bias, Tensor):
+            self.equal(shifted(self._of(bias, e.step, e.other), e.log_ratio_of("beta")), product)
+        return product
+
+    def _weight_norm(self, e: _Entry) -> Scale | None:
+        """g · v / ‖v‖, in which v may have any scale."""
+        return shifted(e.scales[1], -self.log_growth(e.step.summed) / 2)
+
+    def _softmax(self, e: _Entry) -> Scale | None:
+        self.equal(e.scales[0], ONE)
+        return Scale(-self.log_growth(e.step.summed), {})
+
+    def _distance(self, e: _Entry) -> Scale | None:
+        power = e.step.args[2] if len(e.step.args) > 2 else 2.0
+        if not power:  # how many differ
+            return self._nonlinear(e)
+        self.equal(e.scales[0], e.scales[1])
+        return shifted(e.scales[0], self.log_growth(e.step.summed) / power)
+
+    def _attention(self, e: _Entry) -> Scale | None:
         """softmax(q·k × scale + mask) v, the scale by default one over the root of their size."""
-        query, key, value, *masks = scales
+        query, key, value, *masks = e.scales
         for mask in masks:
             self.equal(mask, ONE)
-        given = [s.kwargs.get("scale") or s.args[0].shape[-1] ** -0.5 for s in (step, other)]
+        given = [s.kwargs.get("scale") or s.args[0].shape[-1] ** -0.5 for s in (e.step, e.other)]
         scores = None if query is None or key is None else query + key
-        self.equal(_plus(scores, self.log_growth(step.summed) + _log_ratio(*given)), ONE)
-        self.give(outs, value)
+        self.equal(shifted(scores, self.log_growth(e.step.summed) + log_ratio(*given)), ONE)
+        return value
 
-    def _alike(
-        self,
-        step: Step,
-        other: Step,
-        name: str,
-        tensors: list[Tensor],
-        scales: list[Scale | None],
-        outs: list[Tensor],
-    ) -> None:
-        if name in ("add", "sub", "rsub") and len(tensors) == 1:
-            number = step.args[1] if isinstance(step.args[0], Tensor) else step.args[0]
-            other_number = other.args[1] if isinstance(step.args[0], Tensor) else other.args[0]
-            owner = self.offset.get(_key(tensors[0]))
-            if owner is not None and scales[0] is not None and number and name == "add":
-                # A gain that is stored as its difference from one.
-                self.give(outs, Scale(scales[0].constant, {(owner, float(number)): 1.0}))
-                return
-            if isinstance(number, int | float) and number:
-                self.equal(scales[0], Scale(_log_ratio(number, other_number), {}))
-            self.give(outs, scales[0])
-            return
-        if name == "where" and not torch.is_tensor(step.args[0]):
-            return
-        present = [s for s in scales if s is not None]
+    def _norm(self, e: _Entry) -> Scale | None:
+        self.equal(e.scales[0], ONE)
+        affine, statistics = e.scales[1:], list[Scale | None]()
+        if "batch_norm" in e.name and isinstance(e.step.args[3], Tensor):  # the mean and variance so far
+            affine, statistics = e.scales[1:-2], e.scales[-2:]
+        for scale in affine[1:]:
+            self.equal(scale, affine[0])
+        for scale in statistics:
+            self.equal(scale, ONE)
+        return affine[0] if affine else ONE
+
+    def _alike(self, e: _Entry) -> Scale | None:
+        if e.name in ("add", "sub", "rsub") and len(e.tensors) == 1:
+            return self._with_a_number(e)
+        present = [s for s in e.scales if s is not None]
         for scale in present[1:]:
             self.equal(present[0], scale)
-        self.give(outs, present[0] if present else None)
+        return present[0] if present else None
+
+    def _with_a_number(self, e: _Entry) -> Scale | None:
+        at = 1 if isinstance(e.step.args[0], Tensor) else 0
+        number, scale = e.step.args[at], e.scales[0]
+        owner = self.offset.get(_key(e.tensors[0]))
+        if owner is not None and scale is not None and number and e.step.name == "add":
+            # A gain that is stored as its difference from one.
+            return Scale(scale.constant, {(owner, float(number)): 1.0})
+        if isinstance(number, int | float) and number:
+            self.equal(scale, Scale(log_ratio(number, e.other.args[at]), {}))
+        return scale
+
+    def _linear(self, e: _Entry) -> Scale | None:
+        scale = e.scales[0]
+        if e.name == "copy":
+            scale, before = e.scales[-1], self.scale(e.step.outs[0])
+            if e.step.name == "copy_" and before is not None:  # into a part of it, maybe
+                self.equal(before, scale)
+                scale = before
+        if e.name in ("_to_copy", "clone") and (owner := self.offset.get(_key(e.tensors[0]))) is not None:
+            self.offset |= {_key(out): owner for out in e.step.outs}
+        return shifted(scale, self.log_growth(e.step.summed) * kinds.SUMS.get(e.name, 0.0))
+
+    def _compare(self, e: _Entry) -> Scale | None:
+        if len(e.scales) == 1 and e.step.args[1] == 0:
+            return ONE
+        if len(e.scales) == 2:
+            self.equal(*e.scales)
+            return ONE
+        return self._nonlinear(e)
+
+    def _clamp(self, e: _Entry) -> Scale | None:
+        return self._linear(e) if _is_guard(e.step) else self._nonlinear(e)
 
     def solved(self) -> dict[Variable, float]:
         variables = list(dict.fromkeys(v for e in self.equations for v in e.folds))
@@ -316,32 +324,26 @@ class _Book:
         return None
 
 
-def _plus(scale: Scale | None, constant: float) -> Scale | None:
-    return scale if scale is None or not constant else Scale(scale.constant + constant, scale.folds)
-
-
-def _power(scale: Scale | None, power: float) -> Scale | None:
-    return None if scale is None else scale * power
-
-
-def _log_ratio(narrow: Any, wide: Any) -> float:
-    numbers = isinstance(narrow, int | float) and isinstance(wide, int | float)
-    return math.log(wide / narrow) if numbers and narrow * wide > 0 else 0.0
-
-
-def _ratio(narrow: Tensor, wide: Tensor) -> float | None:
-    """By how much one constant is larger than another; None where that is no one number."""
-    a, b = _constant(narrow), _constant(wide)
-    return b / a if a and b and a * b > 0 and math.isfinite(b / a) else None
-
-
-def _constant(tensor: Tensor) -> float | None:
-    """The value of a tensor whose entries are all alike."""
-    if tensor.numel() == 0 or tensor.is_complex() or tensor.dtype == torch.bool:
-        return None
-    tensor = tensor.detach()
-    first = tensor.flatten()[0]
-    return float(first) if bool((tensor == first).all()) else None
+_RULES: dict[str, Callable[[_Book, _Entry], Scale | None]] = {
+    name: rule
+    for names, rule in (
+        (kinds.ZEROS, _Book._zeros),
+        (kinds.NO_SCALE, _Book._no_scale),
+        (("mul", "div"), _Book._times),
+        (("pow", *kinds.POWERS), _Book._to_a_power),
+        (kinds.PRODUCTS, _Book._product),
+        (("_weight_norm_interface",), _Book._weight_norm),
+        (kinds.SOFTMAX, _Book._softmax),
+        (kinds.DISTANCES, _Book._distance),
+        (kinds.ATTENTION, _Book._attention),
+        (kinds.NORMS, _Book._norm),
+        (kinds.ALIKE, _Book._alike),
+        (kinds.LINEAR, _Book._linear),
+        (kinds.COMPARISONS, _Book._compare),
+        (("clamp", "clamp_min"), _Book._clamp),
+    )
+    for name in names
+}
 
 
 def _is_guard(step: Step) -> bool:

@@ -10,10 +10,11 @@ from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import Fold
 from mupscale.layout.flow.structure import counterparts
 from mupscale.layout.flow.units import Unit
-from mupscale.layout.inference.constants import Variable, folds
+from mupscale.layout.inference.constants import folds
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import Path, times, value_at, with_fields
 from mupscale.layout.inference.instance import run
+from mupscale.layout.inference.scale import Variable
 from mupscale.notation.axes import Axes
 
 POWERS = [Fraction(n, 8) for n in range(-16, 17) if n]

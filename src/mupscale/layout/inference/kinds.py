@@ -1,4 +1,7 @@
-"""What operators do to a constant that all entries of their input come out times, by their names in torch."""
+"""What operators do to a constant that all entries of their input come out times.
+
+By their names in torch, without the `_` of those that work in place, which do the same.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,22 @@ def _names(text: str) -> frozenset[str]:
 
 
 LINEAR = _names(
-    "neg clone _to_copy contiguous dropout native_dropout relu relu_ abs sum mean amax amin max min nansum "
-    "cumsum constant_pad_nd index gather embedding index_select repeat flip roll topk sort unfold avg_pool1d "
+    "neg clone _to_copy contiguous dropout native_dropout relu abs sum mean amax amin max min nansum cumsum "
+    "constant_pad_nd index gather embedding index_select repeat flip roll topk sort unfold avg_pool1d "
     "avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d "
     "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d "
     "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d "
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d reflection_pad1d reflection_pad2d "
     "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle col2im triu tril copy copy_ linalg_vector_norm norm fill_ zero_ "
+    "channel_shuffle native_channel_shuffle col2im triu tril copy linalg_vector_norm norm fill zero "
     "repeat_interleave upsample_nearest1d std im2col select_backward masked_select leaky_relu "
     "upsample_bilinear2d upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar "
-    "scatter index_copy positive _embedding_bag _fft_r2c _fft_c2r _fft_c2c"
+    "positive _embedding_bag _fft_r2c _fft_c2r _fft_c2c"
 )
+SUMS = {"sum": 1.0, "nansum": 1.0, "linalg_vector_norm": 0.5, "norm": 0.5}  # to which power copies add up
 ALIKE = _names(
-    "add add_ sub sub_ rsub cat stack where masked_fill masked_fill_ index_add index_add_ index_put "
-    "index_put_ scatter_add scatter_add_ maximum minimum lerp _index_put_impl_ hypot fmax fmin "
-    "masked_scatter scatter_"
+    "add sub rsub cat stack where masked_fill index_add index_put _index_put_impl index_copy scatter "
+    "scatter_add maximum minimum lerp hypot fmax fmin masked_scatter"
 )
 POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 PRODUCTS = _names("mm bmm mv dot vdot matmul addmm baddbmm linear convolution _trilinear")
@@ -39,7 +42,7 @@ ATTENTION = _names(
 )
 COMPARISONS = _names("gt ge lt le")
 CUTS = COMPARISONS | _names("clamp clamp_min clamp_max hardtanh threshold softshrink hardshrink")
+ZEROS = _names("empty empty_strided new_empty new_empty_strided empty_like zeros new_zeros zeros_like")
 NO_SCALE = _names(
-    "eq ne isnan isinf sign argmax argsort argmin isneginf nonzero empty_like zeros_like ones_like "
-    "full_like new_zeros new_ones signbit"
+    "eq ne isnan isinf sign argmax argsort argmin isneginf nonzero ones_like full_like new_ones signbit"
 )
