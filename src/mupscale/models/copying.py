@@ -68,7 +68,7 @@ def gradient_hooks(param: nn.Parameter) -> list[tuple[Callable[..., Any], Any]]:
 def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     """Functions over parts of the original, over those of the copy instead; also inside lists and dicts."""
     if isinstance(value, FunctionType) and value.__closure__:
-        inside = [_content(cell) for cell in value.__closure__]
+        inside = [content(cell) for cell in value.__closure__]
         if any(isinstance(content, torch.optim.Optimizer) for content in inside):
             raise GrowthError(
                 f"{value.__qualname__}: a hook or function of the module steps an optimizer, which a copy of "
@@ -91,10 +91,11 @@ def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     return value
 
 
-def _content(cell: CellType) -> Any:
+def content(cell: CellType) -> Any:
+    """What a function has closed over; None where that was never filled."""
     try:
         return cell.cell_contents
-    except ValueError:  # never filled
+    except ValueError:
         return None
 
 

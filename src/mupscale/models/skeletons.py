@@ -99,6 +99,12 @@ def _is_of_transformers(kind: type) -> bool:
     return getattr(transformers, kind.__name__, None) is kind
 
 
+def parts_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """A config, and those of its towers."""
+    inner = (getattr(config, name, None) for name in config.sub_configs)
+    return [config, *(part for part in inner if part is not None)]
+
+
 def own_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """What its model is built from: the config, or of a composite one the part that the class takes."""
     wanted = getattr(model_class(config), "config_class", type(config))

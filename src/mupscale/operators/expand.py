@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.models.copying import copied
-from mupscale.models.skeletons import PreTrainedConfig
+from mupscale.models.skeletons import PreTrainedConfig, parts_of
 from mupscale.notation.axes import Axes, among_zeros, pad, padded_rows
 from mupscale.notation.dims import Dim, Growth, Sizes, wide_sizes
 from mupscale.operators.fresh import Law, fresh_laws
@@ -186,13 +186,8 @@ def with_smaller_eps(plan: Plan) -> Plan:
 def with_eps_of(config: PreTrainedConfig, other: PreTrainedConfig, share: float = 1.0) -> PreTrainedConfig:
     """A copy of a config whose norms have the other's eps, or a share of it."""
     config = deepcopy(config)
-    for part, theirs in zip(_parts(config), _parts(other), strict=True):
+    for part, theirs in zip(parts_of(config), parts_of(other), strict=True):
         for key, value in theirs.to_dict().items():
             if isinstance(value, float) and re.search(r"(^|_)eps(ilon)?$", key):
                 setattr(part, key, value * share)
     return config
-
-
-def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    inner = (getattr(config, name, None) for name in config.sub_configs)
-    return [config, *(part for part in inner if part is not None)]

@@ -90,7 +90,7 @@ def check_given(plan: object, **models: object) -> None:
         if not isinstance(model, nn.Module):
             raise GrowthError(
                 f"{name}: expected a torch.nn.Module, found {type(model).__name__}; load it first, or grow a "
-                "checkpoint on disk by mupscale.grow_checkpoint"
+                "checkpoint on disk, mupscale grow SRC DST"
             )
 
 

@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mupscale.errors import GrowthError
 from mupscale.layout.base import DEPTH
 from mupscale.layout.depth import renumbered
-from mupscale.theory.manifest import WRAPPERS, Plan
+from mupscale.models.copying import content
+from mupscale.theory.manifest import WRAPPERS, Plan, bare
 
 _NO_SETTINGS = {*vars(nn.Module()), "_compiled_call_impl", "_is_hf_initialized", "name_or_path"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -42,16 +43,18 @@ _MEND = "; plan the model as it is, mupscale.plan(make, ...) with a make that bu
 
 def as_planned(plan: Plan) -> nn.Module | None:
     """The narrow model as its constructor builds it, without values where it can be; None where it cannot."""
-    if plan.build_narrow is None:
-        return None
+    return None if plan.build_narrow is None else _without_values(plan.build_narrow)
+
+
+def _without_values(build: Callable[[], nn.Module]) -> nn.Module | None:
     with torch.enable_grad():
         try:
             with torch.device("meta"):  # no memory, where the constructor asks nothing of numbers
-                return plan.build_narrow()
+                return build()
         except GrowthError:  # the plan was made from this very module, which has been sharded since
             return None
         except Exception:
-            return plan.build_narrow()
+            return build()
 
 
 def check_as_planned(narrow: nn.Module, made: nn.Module | None) -> None:
@@ -149,7 +152,7 @@ def check_built(wide: nn.Module, narrow: nn.Module, plan: Plan) -> None:
         raise GrowthError(
             "this plan was loaded from a file; make it here with mupscale.plan(...), which knows the module"
         )
-    made, before = (_settings_of(build) for build in (plan.build_wide, plan.build_narrow))
+    made, before = (_settings(_without_values(build)) for build in (plan.build_wide, plan.build_narrow))
     own, theirs = _settings(narrow), _settings(wide)
     for place, value in made.items():
         if (found := theirs.get(place, value)) != value and own.get(place) == before.get(place):
@@ -159,21 +162,10 @@ def check_built(wide: nn.Module, narrow: nn.Module, plan: Plan) -> None:
             )
 
 
-def _settings_of(build: Callable[[], nn.Module]) -> dict[tuple[str, str], bool | int | float | str]:
-    """The settings of a module as it is built; none of one that is no longer to be copied."""
-    try:
-        with torch.device("meta"):
-            return _settings(build())
-    except GrowthError:
-        return {}
-    except Exception:
-        return _settings(build())
-
-
-def _settings(model: nn.Module) -> dict[tuple[str, str], bool | int | float | str]:
+def _settings(model: nn.Module | None) -> dict[tuple[str, str], bool | int | float | str]:
     return {
         (name, key): value
-        for name, module in model.named_modules()
+        for name, module in (model.named_modules() if model is not None else ())
         for key, value in vars(module).items()
         if type(value) in (bool, int, float, str) and key != "training"
     }
@@ -200,7 +192,7 @@ def _at(model: nn.Module, name: str) -> nn.Module | None:
 
 def _source(name: str, plan: Plan) -> str:
     """The narrow model's name of a module of the wide one: of layers, of the one that it comes from."""
-    name = ".".join(word for word in name.split(".") if word not in WRAPPERS)
+    name = bare(name)
     layer = renumbered(f"{name}.", 0)[1]
     if layer is None or DEPTH not in plan.growth:
         return name
@@ -308,17 +300,10 @@ def _code(value: object, depth: int = 0) -> object:
     if isinstance(value, partial):
         return _code(value.func, depth), _told(value.args), _told(value.keywords)
     if isinstance(value, FunctionType):
-        cells = [_content(cell) for cell in value.__closure__ or ()] if depth < 4 else []
+        cells = [content(cell) for cell in value.__closure__ or ()] if depth < 4 else []
         inside = [_code(c, depth + 1) if callable(c) else _told(c) for c in cells]
         return value.__code__, _told(value.__defaults__), tuple(inside)
     return value if isinstance(value, BuiltinFunctionType | type) else type(value)
-
-
-def _content(cell: Any) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # never filled
-        return None
 
 
 def _is_made_by(kind: type, value: object) -> bool:

@@ -165,7 +165,7 @@ class LayerDeviation:
 def layer_deviations(narrow: nn.Module, deeper: nn.Module, plan: Plan, call: Call) -> list[LayerDeviation]:
     """How far the residual stream of a deeper model is from the narrow one's, wherever a turn of layers ends.
 
-    None where no stream can be seen, as there is no one list of layers.
+    empty where no stream can be seen, as there is no one list of layers.
     """
     depth = plan.layout.sizes[DEPTH]
     factor, period = plan.growth[DEPTH], plan.period

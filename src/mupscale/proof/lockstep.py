@@ -34,15 +34,15 @@ _KINDS: tuple[tuple[Any, dict[str, Any]], ...] = (
 )
 
 
-def in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> tuple[float, str | None]:
-    """The largest difference of the losses over some steps of AdamW and of SGD, and what is wrong.
+def in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> str | None:
+    """What is wrong after some steps of AdamW or of SGD; None where the losses agree.
 
     What is random in training is drawn alike in both; where that is not possible, it stands still.
     """
     found = _Lockstep(narrow, wide, plan, call, still=False).tried()
     if found.failure is not None and found.draws:
         found = _Lockstep(narrow, wide, plan, call, still=True).tried()
-    return found.worst, found.failure
+    return found.failure
 
 
 @dataclass
@@ -54,7 +54,6 @@ class _Lockstep:
     still: bool
     relative: bool = True
     sizes: dict[int, float] = field(default_factory=dict)
-    worst: float = 0.0
     draws: int = 0
     failure: str | None = None
 
@@ -67,13 +66,12 @@ class _Lockstep:
                 if all(abs(loss) <= 1e3 * max(1.0, losses[0][0]) for loss, _ in losses):
                     break
             for step, error in enumerate(map(_error, losses)):
-                self.worst = max(self.worst, error)
                 if error <= LOSS_TOLERANCE:
                     continue
                 rounding = self._rounding(partial(kind, **own), step)
                 told = error > 100 * rounding
                 if not told and self.relative:  # an output may be next to nothing, left where numbers cancel
-                    return replace(self, relative=False, worst=0.0).tried()
+                    return replace(self, relative=False).tried()
                 if step > 1 and not told:
                     break  # rounding alone does as much to the narrow model: more cannot be told from here
                 self.failure = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from mupscale.models.contents import state_tensors
 from mupscale.models.copying import copied, doubled
 from mupscale.models.inputs import example_inputs
 from mupscale.models.precision import Float64, float64
-from mupscale.models.skeletons import PreTrainedConfig, is_stock, quiet
+from mupscale.models.skeletons import PreTrainedConfig, is_stock, parts_of, quiet
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import operator_named
 from mupscale.operators.expand import with_smaller_eps
@@ -57,15 +56,11 @@ class Proof:
     """What the tiny model showed.
 
     Attributes:
-        difference: largest difference of the outputs, each relative to its standard deviation.
-        loss_difference: largest difference of the losses over the steps of both optimizers.
         nonlinear: weights of the tiny model that get no noise: terms that sum to zero over copies change the
             outputs.
         failure: what is wrong; None where the growth is proved.
     """
 
-    difference: float
-    loss_difference: float
     nonlinear: Sequence[str] = ()
     failure: str | None = None
 
@@ -149,11 +144,7 @@ def _mend(operator: str, of_copies: str) -> str:
 def still(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config without anything random in training that goes by width: dropout and its kind."""
     config = copy.deepcopy(config)
-    parts = [
-        config,
-        *(getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None),
-    ]
-    for part in parts:
+    for part in parts_of(config):
         for key, value in part.to_dict().items():
             if isinstance(value, float) and re.search("drop|jitter|noise|mask_feature.*prob", key):
                 setattr(part, key, 0.0)
@@ -177,16 +168,16 @@ def tried(
     """
     randomize_(narrow, {name: p.axes for name, p in plan.params.items()})
     _grow(narrow, wide, plan, operator)
-    loss_difference, nonlinear = 0.0, list[str]()
+    nonlinear: list[str] = []
     with said_as(f"{type(narrow).__name__}: it does not run", _RUN), float64(), quiet(), Float64():
         copies = operator_named(operator).copies_evenly
-        difference, failure = _at_rest(narrow, wide, plan, calls, by_module=copies)
+        failure = _at_rest(narrow, wide, plan, calls, by_module=copies)
         if failure is None and operator == "duplicate":
-            loss_difference, failure = in_lockstep(narrow, wide, plan, calls[-1])
+            failure = in_lockstep(narrow, wide, plan, calls[-1])
         if failure is None and operator == "duplicate":
             known = [name for name, p in plan.params.items() if not p.linear]
             nonlinear = known + _under_noise(narrow, wide, plan, calls)
-    return Proof(difference=difference, loss_difference=loss_difference, nonlinear=nonlinear, failure=failure)
+    return Proof(nonlinear=nonlinear, failure=failure)
 
 
 def _grow(
@@ -207,21 +198,13 @@ def _grow(
 
 def _at_rest(
     narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call], *, by_module: bool = True
-) -> tuple[float, str | None]:
-    worst = 0.0
-    for call in calls:
-        error, failure = _outputs(narrow, wide, plan, call, by_module)
-        worst = max(worst, error)
-        if failure is not None:
-            return worst, failure
-    return worst, None
+) -> str | None:
+    """What is wrong with the first outputs that differ; with modules that make copies, which does not."""
+    found = (_outputs(narrow, wide, plan, call, by_module) for call in calls)
+    return next((failure for failure in found if failure is not None), None)
 
 
-def _outputs(
-    narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_module: bool
-) -> tuple[float, str | None]:
-    """The largest difference of the outputs, and what is wrong; where modules make copies, the first that
-    does not."""
+def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_module: bool) -> str | None:
     seen: dict[str, Tensor] = {}
     first: list[str] = []
 
@@ -246,7 +229,7 @@ def _outputs(
     expected_outputs = grown_outputs(outputs, plan)
     for output, grown, expected in zip(outputs, wide_outputs, expected_outputs, strict=True):
         if expected.shape != grown.shape:
-            return math.inf, f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
+            return f"an output of shape {tuple(output.shape)} becomes {tuple(grown.shape)}"
         if not expected.numel():
             raise GrowthError(
                 f"{type(narrow).__name__}: returns empty outputs on these inputs; give inputs with entries"
@@ -256,11 +239,11 @@ def _outputs(
     )
     worst = TOLERANCE * max(output.excess for output in found)
     if worst <= TOLERANCE:
-        return worst, None
+        return None
     said = f"outputs differ by {worst:.3g}"
     if by_module:
         said += f"; {first[0]}" if first else "; every module's own output agrees"
-    return worst, said
+    return said
 
 
 def _rounding(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> list[float]:
@@ -283,7 +266,7 @@ def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence
 
     def keeps(noisy: list[str]) -> bool:
         _grow(narrow, wide, plan, noisy=noisy)
-        return _at_rest(narrow, wide, plan, calls)[1] is None
+        return _at_rest(narrow, wide, plan, calls) is None
 
     parts: dict[str, list[str]] = {}
     for name, p in plan.params.items():
