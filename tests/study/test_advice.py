@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from made_up import growing
 
 from mupscale import GrowthError
 from mupscale.cli import main
+from mupscale.cli.factors import parse_count
 from mupscale.study.advice import (
     ALPHA,
     BETA,
@@ -18,7 +20,6 @@ from mupscale.study.advice import (
     advise,
     count,
     head_start,
-    parse_count,
     staged_flops,
 )
 from mupscale.study.growing_pays import packaged
@@ -143,7 +144,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_counts() -> None:
     assert [count(x) for x in (999, 1e3, 9.67e6, 70e9, 1.4e12)] == ["999", "1K", "9.67M", "70B", "1.4T"]
-    assert parse_count("1.4b") == 1.4e9
+    assert parse_count("--tokens", "1.4b") == 1.4e9
 
 
 # ---- what was measured -------------------------------------------------------------------------------------
@@ -186,11 +187,17 @@ TABLE = {
 }
 
 
+def advise_by(table: Any, narrow: float, wide: float, tokens: float, **more: float) -> Advice:
+    """Advice by another map than that of the package."""
+    with patch("mupscale.study.advice.packaged", return_value=table):
+        return advise(narrow, wide, tokens, **more)  # type: ignore[arg-type]
+
+
 def ask_map(
     factor: float, narrow_ratio: float, ratio: float, table: Any = TABLE, size: float = 1e6
 ) -> Advice:
     wide = factor * size
-    return advise(size, wide, ratio * wide, narrow_tokens=narrow_ratio * size, table=table)
+    return advise_by(table, size, wide, ratio * wide, narrow_tokens=narrow_ratio * size)
 
 
 @pytest.mark.parametrize(
@@ -295,17 +302,17 @@ def test_of_two_maps_that_of_models_nearest_in_size_decides() -> None:
     assert "with models of 256" in advice.reasons[1]
     told = "With models of 64 and 128 parameters `mupscale grow --operator expand` took 80% (130% with the narrow"
     assert told in str(advice)
-    smaller = advise(100, 200, 2000, narrow_tokens=2000, table=both)
+    smaller = advise_by(both, 100, 200, 2000, narrow_tokens=2000)
     assert smaller.verdict == "grow"
     assert "With models of 256 `mupscale grow --operator padded` took > 97% (> 147%" in str(smaller)
     assert "models of 256" not in str(ask_map(2, 20, 40, both))  # which only one of them holds
 
 
 def test_a_narrow_model_that_is_as_good_as_the_target_is_told() -> None:
-    said = str(advise(1e9, 1.8e9, 36e9, narrow_tokens=300e9, table={}))
+    said = str(advise_by({}, 1e9, 1.8e9, 36e9, narrow_tokens=300e9))
     assert "after 100.0% of its tokens" in said
     assert "So the narrow model is as good already" in said
-    assert "as good already" not in str(advise(100e6, 200e6, 1e9, table={}))
+    assert "as good already" not in str(advise_by({}, 100e6, 200e6, 1e9))
 
 
 def test_the_map_of_a_study_can_be_asked() -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mupscale
-from mupscale.cli.factors import parse_axes, parse_factor
+from mupscale.cli.factors import parse_axes, parse_count, parse_factor
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
 from mupscale.cli.studying import need_extras
 from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries, terminable
@@ -335,9 +335,7 @@ def _pair(option: str, words: tuple[str, str] | None) -> tuple[float, float] | N
     """Two numbers from words such as 1.4B."""
     if words is None:
         return None
-    from mupscale.study.advice import parse_count
-
-    narrow, wide = (parse_count(word, option) for word in words)
+    narrow, wide = (parse_count(option, word) for word in words)
     return narrow, wide
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from mupscale.cli.factors import parse_count
 from mupscale.cli.tables import check_folder
 from mupscale.cli.terminal import print_json
 from mupscale.errors import GrowthError
@@ -280,13 +281,12 @@ def advise(
     if compare is not None:  # its answers come with pictures
         need_extras()
     from mupscale.study.advice import advise as judge
-    from mupscale.study.advice import parse_count
 
     advice = judge(
-        parse_count(params, "--params"),
-        parse_count(to, "--to"),
-        parse_count(tokens, "--tokens"),
-        narrow_tokens=None if narrow_tokens is None else parse_count(narrow_tokens, "--narrow-tokens"),
+        parse_count("--params", params),
+        parse_count("--to", to),
+        parse_count("--tokens", tokens),
+        narrow_tokens=None if narrow_tokens is None else parse_count("--narrow-tokens", narrow_tokens),
         along=along,
         comparison=compare,
     )

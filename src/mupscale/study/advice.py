@@ -22,7 +22,6 @@ from typing import Any
 from mupscale.errors import GrowthError
 from mupscale.study.growing_pays import (
     Found,
-    Map,
     OutsideMapError,
     around,
     elsewhere,
@@ -111,26 +110,6 @@ class Advice:
         return "\n\n".join([self.verdict + way, *blocks])
 
 
-def parse_count(text: str, what: str = "count") -> float:
-    """A number with K, M, B or T behind it.
-
-    Raises:
-        GrowthError: not such a number, or not above 0.
-
-    >>> parse_count("1.4B")
-    1400000000.0
-    """
-    units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-    word = text.strip().upper()
-    try:
-        value = float(word[:-1]) * units[word[-1]] if word[-1:] in units else float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise GrowthError(f"{what} {text!r}: expected a number above 0, such as 70M or 1.4B")
-    return value
-
-
 def head_start(narrow: float, narrow_tokens: float, wide: float) -> float:
     """D*: the tokens after which the wide model, from scratch, has the narrow one's loss, by the law.
 
@@ -159,7 +138,6 @@ def advise(
     narrow_tokens: float | None = None,
     along: str = "width",
     comparison: Path | None = None,
-    table: Map | None = None,
 ) -> Advice:
     """Whether to grow from `narrow` to `wide` parameters, in how many stages and by how much.
 
@@ -171,7 +149,6 @@ def advise(
             parameters alone.
         comparison: `results.json` of the user's own `mupscale compare`, or of another study that asks about
             starts or savings.
-        table: the map of what was measured; by default the one that comes with the package.
 
     Raises:
         GrowthError: the wide model is not larger, the comparison cannot be read, or nothing grows so.
@@ -182,7 +159,7 @@ def advise(
     if wide <= narrow:
         raise GrowthError(f"from {count(narrow)} to {count(wide)} parameters: give a larger target (--to)")
     case = _Case(narrow, wide, tokens, narrow_tokens or tokens / wide * narrow)
-    table = packaged(along) if table is None else table
+    table = packaged(along)
     asked = {"factor": case.factor, "narrow_ratio": case.narrow_tokens / narrow, "ratio": case.ratio}
     found: list[Found] = []
     sources, unknown = SOURCES, list(UNKNOWN)

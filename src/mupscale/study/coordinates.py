@@ -34,9 +34,9 @@ from mupscale.theory.registry import optimizer_names
 from mupscale.theory.tables import collapse
 
 PARAMETRIZATIONS = {
-    "standard": "standard parametrization: the model's own initialization, one learning rate",
-    "mup": "μP relative to the narrow model: `init_` and `param_groups`",
-    "grown": "grown from the fresh narrow model: `grow` and `param_groups`",
+    "standard": "standard parametrization",  # the model's own initialization, one learning rate
+    "mup": "μP relative to the narrow model",  # `init_` and `param_groups`
+    "grown": "grown from the fresh narrow model",  # `grow` and `param_groups`
 }
 # Slopes of log activation over log width, or log depth, that count as none.
 TOLERANCE = 0.15
@@ -265,7 +265,7 @@ def picture(rows: Sequence[Row], found: Sequence[Slope]) -> Plot:
             marker="o",
             width=1.2 if slope.verdict == "keeps its size" else 2.6,
         )
-        title = PARAMETRIZATIONS[slope.parametrization].split(":")[0]
+        title = PARAMETRIZATIONS[slope.parametrization]
         panels.setdefault(title + (f", width × {slope.width}" if slope.width else ""), []).append(line)
     plot = draw(
         "coordinates",

@@ -112,7 +112,7 @@ class Labelled(Data):
 # ---- sources -----------------------------------------------------------------------------------------------
 
 
-def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0) -> Labelled:
+def load_labelled(name: str, *, held_out: float = 0.1) -> Labelled:
     """A data set by name, split and standardized.
 
     Features of tables, and channels of images, are shifted and scaled to mean 0 and variance 1 in the
@@ -124,7 +124,6 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0) -> Labelle
             rows of 54, 7 classes) and "cifar100" (50,000 images of 3×32×32; its test images are left alone)
             are fetched.
         held_out: share of the items to evaluate on.
-        seed: of the split.
 
     Raises:
         GrowthError: an unknown name, a package that is not installed, or nothing to fetch it with.
@@ -148,13 +147,13 @@ def load_labelled(name: str, *, held_out: float = 0.1, seed: int = 0) -> Labelle
     count = round(held_out * len(x))
     if not 0 < count < len(x):
         raise GrowthError(f"held_out is {held_out}, expected a share that leaves items on either side")
-    order = np.random.default_rng(seed).permutation(len(x))
+    order = np.random.default_rng(0).permutation(len(x))
     train, kept = np.sort(order[count:]), np.sort(order[:count])
     inputs, targets = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
     std, mean = torch.std_mean(inputs[train], dim=(0,) if x.ndim == 2 else (0, 2, 3), keepdim=True)
     std[std == 0] = 1  # a constant feature becomes 0
     inputs = (inputs - mean) / std
-    about = f"{len(train)} training and {count} held-out items, {len(classes)} classes (split {seed})"
+    about = f"{len(train)} training and {count} held-out items, {len(classes)} classes (split 0)"
     return Labelled(inputs[train], targets[train], inputs[kept], targets[kept], f"{name}: {about}")
 
 

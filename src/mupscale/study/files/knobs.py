@@ -34,7 +34,7 @@ _WORDS: dict[str, tuple[str, ...] | None] = {
     "operator": None,
     "noise_kind": None,
     "optimizer_state": STATES,
-    "parametrization": tuple(PARAMETRIZATIONS),
+    "parametrization": PARAMETRIZATIONS,
 }
 
 

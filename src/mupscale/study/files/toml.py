@@ -99,10 +99,10 @@ def typed(table: str, key: str, value: Any, hint: Any) -> Any:
     raise FieldError(table, key, f"{value!r}: expected {expected}")
 
 
-def whole(table: str, key: str, value: Any, missing: str = "missing") -> int:
+def whole(table: str, key: str, value: Any) -> int:
     """A whole number of at least 1."""
     if value is None:
-        raise FieldError(table, key, missing)
+        raise FieldError(table, key, "missing")
     if not is_whole(value) or value < 1:
         raise FieldError(table, key, f"{value!r}: expected a whole number of at least 1")
     return int(value)

@@ -28,7 +28,7 @@ TRAINING_KNOBS = (
     "max_grad_norm",
     "cooldown_fraction",
 )
-PARAMETRIZATIONS = {"mup": "μP relative to the narrowest model", "standard": "standard parametrization"}
+PARAMETRIZATIONS = ("mup", "standard")  # μP is relative to the narrowest model
 GROWTH_SEED = 1_000_003  # past all seeds of models: what growth draws must not be what their init drew
 
 
