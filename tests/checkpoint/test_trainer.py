@@ -200,13 +200,18 @@ def test_state_of_another_model_is_refused(narrow_run, tmp_path):
         optimizer.load_state_dict(torch.load(tmp_path / "wide/optimizer.pt"))
 
 
-def test_state_dtypes_and_step_counts_are_kept(narrow_run, tmp_path):
-    checkpoint, _, _ = narrow_run
+def test_state_dtypes_and_step_counts_are_kept(tmp_path):
+    run = trainer(build("llama_tied").bfloat16(), tmp_path, stop=STOP)
+    run.train()
+    checkpoint = tmp_path / f"checkpoint-{STOP}"
     grow_checkpoint(checkpoint, tmp_path / "wide", width=2, operator="duplicate")
-    narrow, wide = (torch.load(d / "optimizer.pt") for d in (checkpoint, tmp_path / "wide"))
-    assert len(wide["state"]) == len(narrow["state"])
-    steps = {(v["step"].dtype, v["step"].item()) for v in wide["state"].values()}
-    assert steps == {(torch.float32, float(STOP))}
+    narrow, wide = (torch.load(d / "optimizer.pt")["state"] for d in (checkpoint, tmp_path / "wide"))
+    assert len(wide) == len(narrow)
+    for state in wide.values():
+        assert state["step"].item() == STOP
+        assert {key: value.dtype for key, value in state.items()} == {
+            "step": torch.float32, "exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16,
+        }  # fmt: skip
 
 
 def test_the_training_state_can_be_left_behind(narrow_run, tmp_path):

@@ -392,14 +392,20 @@ def test_what_goes_with_widths_alone_is_refused():
 @pytest.mark.parametrize("width", [1, 2])
 def test_verify_says_how_far_every_layer_is(width):
     """The first layer's own error is of the order of what it adds, squared; of twice the width there is none."""
-    narrow = build("llama")
-    with torch.no_grad():
-        for name, param in narrow.named_parameters():
-            param *= 0.1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-    plan = mupscale.plan(narrow, width=width if width > 1 else None, axes={"layers": 2})
-    report = mupscale.verify(narrow, mupscale.grow(narrow, plan), plan)
+
+    def reported(size):
+        narrow = build("llama")
+        with torch.no_grad():
+            for name, param in narrow.named_parameters():
+                param *= size if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        plan = mupscale.plan(narrow, width=width if width > 1 else None, axes={"layers": 2})
+        return narrow, plan, mupscale.verify(narrow, mupscale.grow(narrow, plan), plan)
+
+    narrow, plan, report = reported(0.1)
     assert [(at.layer, at.deeper_layer) for at in report.layers] == [(1, 2), (2, 4)]
     assert 0 < report.layers[0].deviation < report.layers[1].deviation < 0.1
+    *_, half = reported(0.05)
+    assert half.layers[0].deviation == pytest.approx(report.layers[0].deviation / 4, rel=0.15)
     assert not report.equal
     assert "after layer" in str(report)
     other = mupscale.plan(narrow, axes={"layers": 2}, order="cycle")

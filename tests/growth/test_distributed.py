@@ -133,6 +133,9 @@ def test_what_was_changed_on_the_narrow_model_is_carried_or_let_be():
     wide.config.pad_token_id, wide.config.output_hidden_states = 3, True
     narrow.config.attention_dropout = wide.config.attention_dropout = 0.2
     grow_(narrow, wide, plan, operator="duplicate")
+    assert (wide.config.pad_token_id, wide.config.output_hidden_states) == (3, True)
+    assert wide.config.attention_dropout == 0.2
+    assert_same(wide, mupscale.grow(narrow, plan, operator="duplicate"))
 
 
 def test_buffers_keep_their_dtype_as_parameters_do():

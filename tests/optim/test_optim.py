@@ -117,6 +117,19 @@ def test_carrying_keeps_class_flags_steps_and_dtypes():
     assert state["exp_avg"].shape == wide[2].weight.shape
 
 
+def test_moments_have_the_dtype_of_the_model_and_counts_their_own():
+    """In bfloat16 a count would stand still at 256."""
+    narrow, plan = make_mlp(1).bfloat16(), mupscale.plan(make_mlp, width=2)
+    optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-2)
+    loss_of(narrow, (torch.randn(4, 7).bfloat16(), torch.randint(5, (4,)))).backward()
+    optimizer.step()
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    for state in mupscale.carry_optimizer(optimizer, narrow, wide, plan).state.values():
+        assert {key: value.dtype for key, value in state.items()} == {
+            "step": torch.float32, "exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16,
+        }  # fmt: skip
+
+
 def test_optimizers_without_a_rule_and_foreign_parameters_are_refused():
     narrow, plan = make_mlp(1), mupscale.plan(make_mlp, width=2)
     wide = mupscale.grow(narrow, plan, operator="duplicate")
