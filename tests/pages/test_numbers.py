@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -64,6 +65,63 @@ def test_what_is_told_of_the_next_size_was_measured():
     last = cells["padded", 20]
     assert f"more than {100 * last['share']:.0f} % of the FLOPs from scratch" in page
     assert f"more than {100 * last['with_narrow']:.0f} % with the narrow model's training" in page
+
+
+# ---- what was proved ---------------------------------------------------------------------------------------
+
+
+def counted(page):
+    """The table at the head of a page: its rows by their names, each with its columns by theirs."""
+    head = (ROOT / f"docs/{page}.md").read_text().partition("\n| |")[2].partition("\n\n")[0]
+    names, _, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in head.splitlines())
+    return {name: dict(zip(names, cells, strict=True)) for name, *cells in rows}
+
+
+def said(page):
+    return " ".join((ROOT / page).read_text().split())
+
+
+def test_the_families_that_are_told_to_be_proved_were_counted():
+    rows = {
+        name: {outcome: int(count) for outcome, count in row.items()}
+        for name, row in counted("families").items()
+    }
+    assert len(rows) == 5
+    assert not any(row["failed"] or row["WRONG"] for row in rows.values())  # none comes out wrong
+    causal, other = (
+        min((rows[f"{kind} × {factor}"] for factor in (2, 3)), key=lambda row: row["proved"])
+        for kind in ("causal", "other")
+    )
+    types, others = sum(causal.values()), sum(other.values())
+    assert f"| {causal['proved']} causal ones of transformers proved, and modules of your own |" in said(
+        "README.md"
+    )
+    assert (
+        f"proves {causal['proved']} of the {types} causal language model types, and {other['proved']} of {others} "
+        "encoders, sequence-to-sequence, vision, speech and vision-language models"
+    ) in said("docs/proved.md")
+    text = (ROOT / "docs/families.md").read_text()
+    proved = {
+        growth: set(re.findall(rf"^\| `(\S+)` \| {growth} \| proved", text, re.MULTILINE))
+        for growth in ("× 2", "layers × 2")
+    }
+    wide, both = proved["× 2"], proved["× 2"] & proved["layers × 2"]
+    deeper = len(proved["layers × 2"] - wide)
+    assert len(both) + deeper == rows["causal layers × 2"]["proved"]
+    assert (
+        f"the {causal['proved']} causal types of transformers that are proved for width, {len(both)} grow in depth and "
+        f"{causal['proved'] - len(both)} are refused; of the others {deeper} grow in depth alone"
+    ) in said("docs/depth.md")
+
+
+def test_the_foreign_models_that_are_told_to_be_proved_were_counted():
+    rows = counted("foreign")
+    assert not any(int(row["WRONG"]) for row in rows.values())
+    exact, proved = rows["all"]["exact"], rows["all"]["proved"]
+    assert f"of {exact} models of timm" in said("docs/proved.md")
+    assert f"whose growth even copies can express {proved} (" in said("docs/proved.md")
+    assert f"Of {exact} models of timm" in said("docs/guide/module.md")
+    assert f"can express, {proved} are proved" in said("docs/guide/module.md")
 
 
 # ---- depth -------------------------------------------------------------------------------------------------
