@@ -141,6 +141,40 @@ def test_carry_to_a_wrapped_model():
     )
 
 
+def test_what_data_parallel_has_wrapped_is_planned_grown_and_verified():
+    narrow, _ = trained_narrow()
+    wrapped = nn.DataParallel(narrow)
+    plan = mupscale.plan(wrapped, width=2)
+    assert plan == mupscale.plan(narrow, width=2)
+    wide = mupscale.grow(wrapped, plan, operator="duplicate")
+    assert type(wide) is type(narrow)
+    assert mupscale.verify(wrapped, nn.DataParallel(wide), plan)
+    with torch.no_grad():
+        wide.lm_head.weight[0, 0] += 1
+    assert not mupscale.verify(wrapped, nn.DataParallel(wide), plan)
+
+
+class Adapted(nn.Linear):
+    """What wraps a model in adapters, as peft does, is known by this method."""
+
+    def get_base_model(self):
+        return self
+
+
+def test_a_model_in_adapters_is_to_be_merged_first():
+    with pytest.raises(mupscale.GrowthError, match=r"^Adapted wraps a model in adapters: .*merge_and_unload"):
+        mupscale.plan(Adapted(3, 4), to=Adapted(3, 8))
+
+
+def test_a_plan_from_a_file_builds_no_plain_module():
+    plan = mupscale.plan(lambda width: nn.Linear(3, 4 * width), width=2)
+    for operator in ("duplicate", "zero_pad"):
+        with pytest.raises(
+            mupscale.GrowthError, match=r"loaded from a file; make it here with mupscale\.plan"
+        ):
+            mupscale.grow(nn.Linear(3, 4), mupscale.Plan.from_json(plan.to_json()), operator=operator)
+
+
 # ---- two processes -----------------------------------------------------------------------------------------
 
 
