@@ -25,6 +25,7 @@ class Net(nn.Module):
         self.head = nn.Linear(8 * width, 3)
         self.act, self.function, self.acts = nn.ReLU(), F.relu, nn.Sequential(nn.Tanh())
         self.power, self.pad, self.clip, self.means = 2, (1, 1), None, {"all": [0.0]}
+        self.temperature, self.mode, self.mirrored = 1.0, "constant", False
         self.shift, self.scale = np.zeros(1), (8 * width) ** -0.5
 
     def get_extra_state(self) -> dict[str, list[float]]:
@@ -35,7 +36,8 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x - float(self.shift[0]) - self.means["all"][0]
-        h = self.function(self.middle(F.pad(self.act(self.first(x)), self.pad)))
+        h = self.act(self.first(x.flip(-1) if self.mirrored else x)) / self.temperature
+        h = self.function(self.middle(F.pad(h, self.pad, self.mode)))
         h = self.acts(h if self.clip is None else h.clamp(max=self.clip)) ** self.power
         return self.head(h.mean(-1)) * self.scale
 
@@ -48,6 +50,9 @@ def grown(change, grow=lambda narrow, plan: mupscale.grow(narrow, plan, operator
 
 
 CARRIED = {
+    "a number": lambda net: setattr(net, "temperature", 0.5),
+    "a word": lambda net: setattr(net, "mode", "replicate"),
+    "a yes or no": lambda net: setattr(net, "mirrored", True),
     "a whole number": lambda net: setattr(net, "power", 3),
     "a tuple": lambda net: setattr(net, "pad", (3, 2)),
     "a tuple of a layer": lambda net: setattr(net.middle, "dilation", (2,)),

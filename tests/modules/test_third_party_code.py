@@ -341,43 +341,6 @@ def test_marks_on_parameters_are_kept():
     assert wide[2].bias.no_decay
 
 
-class Renamed(nn.Module):
-    """Gives its parameters other names in its state dict, as torchtitan's fused projections do."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(5, 8 * width), nn.Linear(8 * width, 3)
-        self.register_state_dict_post_hook(
-            lambda module, state, *_: state.update(w=state.pop("first.weight"))
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.first(x).tanh())
-
-
-def test_state_dict_hooks_that_rename_change_nothing():
-    assert_grows(Renamed, POINTS)
-
-
-class OddNumbers(nn.Module):
-    """A complex filter and a table of whole numbers among its parameters."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(5, 8 * width), nn.Linear(8 * width, 3)
-        self.filter = nn.Parameter(torch.randn(8 * width, dtype=torch.complex64))
-        self.order = nn.Parameter(torch.tensor([4, 3, 2, 1, 0]), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last((self.first(x[:, self.order]) * self.filter).real)
-
-
-def test_complex_and_whole_parameters():
-    narrow, wide, _ = assert_grows(OddNumbers, POINTS)
-    assert torch.equal(narrow.order, wide.order)
-    assert wide.filter.shape == (16,)
-
-
 # --- Crashes
 
 

@@ -330,16 +330,6 @@ def test_a_model_of_70b_is_planned_without_its_weights(tmp_path):
     assert int(run.stdout.split()[-1]) < 1_000_000  # KiB
 
 
-def test_planning_where_gradients_are_off_is_planning():
-    config = tiny(LlamaConfig(num_key_value_heads=4))
-    with torch.no_grad():
-        mupscale.plan(config, width=2)
-    with torch.inference_mode():
-        mupscale.plan(config, width=3)
-    with torch.no_grad():
-        mupscale.plan(nn.Linear(3, 4), to=nn.Linear(3, 8), inputs=torch.ones(2, 3))
-
-
 def test_constants_of_the_width_are_the_wide_models_own():
     """Gemma multiplies its embeddings by √d_model, which it keeps in a buffer."""
     torch.manual_seed(0)

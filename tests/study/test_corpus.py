@@ -118,12 +118,6 @@ def test_the_digest_tells_what_was_read(machine: Path) -> None:
     assert len({first.digest, second.digest, read_corpus("site-packages").digest}) == 3
 
 
-def test_the_sources_of_this_machine_hold_no_text_twice() -> None:
-    texts = documents_of(corpus := read_corpus("site-packages", max_bytes=3_000_000))
-    assert len(set(texts.values())) == len(corpus.train) + len(corpus.held_out)
-    assert {name.split("/")[0] for name in texts} <= {"stdlib", "site-packages"}
-
-
 def test_a_path_is_never_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(tmp_path / "stdlib", {"a.txt": "a text of one's own"})
     monkeypatch.chdir(tmp_path)

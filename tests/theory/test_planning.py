@@ -188,13 +188,6 @@ def test_hints_say_what_shapes_cannot():
         mupscale.plan(narrow, to=Flatten(2), hints=hints | {"haed": "5"})
 
 
-def test_planning_a_large_config_allocates_no_weights():
-    config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8,
-                         num_hidden_layers=80, vocab_size=128256)  # fmt: skip
-    plan = mupscale.plan(config, width=2)
-    assert plan.config.hidden_size == 16384
-
-
 def test_layers_of_several_sizes_grow_each_from_its_own():
     from transformers import Gemma3nTextConfig
 
