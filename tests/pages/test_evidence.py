@@ -47,6 +47,7 @@ warmup_steps = 1
 max_grad_norm = 0.0
 eval_every = 5
 eval_blocks = 64
+save_every = 1000
 """
 # One that asks whether growth stays exact, and one that looks for recipes.
 EQUAL = (

@@ -61,5 +61,5 @@ def training() -> TrainConfig:
 def narrow(tmp_path_factory: pytest.TempPathFactory, tokens: Tokens) -> Path:
     """A checkpoint of a trained narrow model."""
     folder = tmp_path_factory.mktemp("checkpoints") / "narrow"
-    train(fresh_model(tiny_llama(), 0), tokens, folder, replace(TRAINING, steps=40))
+    train(fresh_model(tiny_llama(), 0), tokens, folder, replace(TRAINING, steps=40, save_every=1000))
     return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
 
 from conftest import tiny_llama
@@ -59,6 +60,7 @@ block_size = 16
 warmup_steps = 1
 eval_every = 5
 eval_blocks = 8
+save_every = 1000
 
 [sweep.first]
 width = 16
@@ -136,6 +138,26 @@ def test_train_goes_on_from_a_grown_checkpoint(
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["start"]["optimizer_carried"]
     assert run["config"]["skip_blocks"] == 160
+
+
+def test_a_run_may_begin_with_a_fresh_optimizer(
+    narrow: Path, tmp_path: Path, text_file: Path, mupscale: Callable[..., tuple[int, Any]]
+) -> None:
+    words = ["train", tmp_path / "out", "--from", narrow, "--data", text_file, "--held-out", "0.1", *SHORT]
+    assert mupscale(*words, "--fresh-optimizer", "--json")[0] == 0
+    state = torch.load(tmp_path / "out/optimizer.pt", weights_only=True)["state"]
+    assert {one["step"].item() for one in state.values()} == {10}  # and not 40 more
+    assert not json.loads((tmp_path / "out/run.json").read_text())["start"]["optimizer_carried"]
+
+
+def test_a_run_computes_in_bfloat16_where_asked(
+    tmp_path: Path, mupscale: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("mupscale.cli.training._train", lambda settings: asked.append(settings) or 0)
+    for words in ([], ["--bf16"]):
+        assert mupscale("train", tmp_path, *words)[0] == 0
+    assert [each.settings.bf16 for each in asked] == [False, True]
 
 
 def test_training_that_diverges_says_so_and_exits_with_1(
@@ -365,10 +387,10 @@ def test_study_names_bad_input(
 ) -> None:
     text = study_file.read_text()
     for old, new, message in (
-        ("steps = 6", "stepps = 6", "study.toml:22: [sweep.first] stepps: unknown; did you mean steps?"),
+        ("steps = 6", "stepps = 6", "study.toml:23: [sweep.first] stepps: unknown; did you mean steps?"),
         ("", '[[question]]\nask = "savings"\n', "question 'savings': did you mean saving?"),
         ("", '[[question]]\nask = "saving"\nof = "second"\n', "question saving: against is missing"),
-        ('lr = "first"', 'lr = "fist"', "study.toml:28: [sweep.second] take: 'fist': no such sweep"),
+        ('lr = "first"', 'lr = "fist"', "study.toml:29: [sweep.second] take: 'fist': no such sweep"),
     ):
         study_file.write_text(text.replace(old, new, 1) if old else text + new)
         status, said = mupscale("study", study_file)
@@ -410,7 +432,7 @@ def test_the_demo_tells_the_whole_story(
     for old, new in {
         '"stdlib"': f'"{text_file}"\nvocab_size = 300',
         "layers = 3": "layers = 1\nhead_dim = 8",
-        "batch_size = 12": "batch_size = 4\nblock_size = 16\nwarmup_steps = 2",
+        "batch_size = 12": "batch_size = 4\nblock_size = 16\nwarmup_steps = 2\nsave_every = 1000",
         "eval_every = 35\neval_blocks = 96": "eval_every = 5\neval_blocks = 8",
         "width = 64": "width = 16",
         "width = 128": "width = 32",

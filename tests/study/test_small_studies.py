@@ -23,6 +23,7 @@ warmup_steps = 1
 batch_size = 8
 eval_every = 5
 eval_blocks = 16
+save_every = 1000
 cooldown_fraction = 0.2
 """
 
@@ -184,8 +185,13 @@ def test_another_config_under_the_same_name_makes_another_study(tmp_path):
         'operator = "zero_pad"\n'
     )
     study = Job(file=tmp_path / "study.toml", out=tmp_path / "out")
-    run(study)
+
+    def begin():
+        board = study.open()
+        board.queue(board.study.sweeps["b"])
+
+    begin()
     wide.intermediate_size = 64
     wide.to_json_file(tmp_path / "wide.json")
-    with pytest.raises(GrowthError, match="begun with other settings"):
-        run(study)
+    with pytest.raises(GrowthError, match="study/b: was begun with other settings"):
+        begin()
