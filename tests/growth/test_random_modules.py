@@ -5,6 +5,7 @@ losses over some steps of AdamW. Whatever else than that or a `GrowthError` come
 """
 
 import copy
+import math
 from collections import Counter
 
 import hypothesis
@@ -190,3 +191,17 @@ def test_other_operators_and_noise_grow_what_people_write(recipe, operator, nois
     difference = (wide(x) - narrow(x)).abs().max()
     assert difference.isfinite()
     assert difference < TOLERANCE or operator != "hyperclone"
+    if operator == "duplicate":  # what is drawn goes with its strength, and by √t where it is mixed in
+        kind, pure = noise.partition(":")[0], mupscale.grow(narrow, plan, operator=operator, noise=None)
+        twice = mupscale.grow(narrow, plan, operator=operator, noise=f"{kind}:0.4")
+        mixed = kind == "interpolate"
+        for name, copied in pure.named_parameters():
+            once, double = (
+                (
+                    noisy.get_parameter(name)
+                    - (math.sqrt(1 - t) if mixed and plan[name].has_noise else 1) * copied
+                ).norm()
+                for noisy, t in ((wide, 0.2), (twice, 0.4))
+            )
+            assert (once > 0) == plan[name].has_noise, name
+            torch.testing.assert_close(double, once * (math.sqrt(2) if mixed else 2), rtol=1e-4, atol=0)

@@ -15,13 +15,13 @@ from mupscale.operators.zero_pad import Shrink
 SIZES = {"5M": (48, 2), "10M": (96, 6), "22M": (192, 8), "35M": (288, 12), "70M": (512, 16)}
 
 
-def neox(size, vocab_size=VOCAB):
+def neox(size, vocab_size=VOCAB, layers=6):
     d_model, heads = SIZES[size]
     return GPTNeoXConfig(
         hidden_size=d_model,
         intermediate_size=4 * d_model,
         num_attention_heads=heads,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         vocab_size=vocab_size,
         max_position_embeddings=1024,
         bos_token_id=0,
@@ -157,14 +157,19 @@ def test_words_of_the_command_line_and_mappings_say_the_same():
 def test_all_sizes_of_the_paper_are_reached(target):
     """From 2 heads of 24; to 6 of 16 and to 12 of 24 heads, sizes of heads and ratios all differ."""
     torch.manual_seed(0)
-    narrow = AutoModelForCausalLM.from_config(neox("5M")).double()
-    plan = mupscale.plan(narrow, to=neox(target))
-    wide = padded(narrow, plan)
+    narrow = AutoModelForCausalLM.from_config(neox("5M", layers=2))
+    plan = mupscale.plan(narrow, to=neox(target, layers=2))
+    wide = padded(narrow, plan, noise=None, shrink=1)
     d_model, heads = SIZES[target]
     assert (wide.config.hidden_size, wide.config.num_attention_heads) == (d_model, heads)
-    loss = loss_of(wide, batch("gpt_neox", 0))
-    loss.backward()
-    assert loss.isfinite()
+    for name, before in narrow.named_parameters():
+        if before.ndim == 2:
+            after = wide.get_parameter(name)
+            # Whatever is not padding is the narrow matrix, in its order; where no heads are, in one corner.
+            if target != "10M" or "query_key_value" not in name:  # whose heads are smaller: see below
+                assert torch.equal(after[after != 0], before.flatten()), name
+            if "attention" not in name:
+                assert torch.equal(after[: before.shape[0], : before.shape[1]], before), name
 
 
 def test_sizes_of_the_paper_with_its_vocabulary():
