@@ -1,7 +1,10 @@
 """verify tells equal from unequal, and names where the difference starts."""
 
+import re
+
 import pytest
 import torch
+from torch import nn
 
 import mupscale
 from models import NAMES, batch, build, make_mlp, plan_source
@@ -28,7 +31,8 @@ def test_grown_models_are_equal(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_weight_changed_by_hand_is_found_and_its_module_named(name):
     narrow, wide, plan, inputs = grown(name)
-    for parameter in plan.params:
+    kinds = {re.sub(r"\.\d+", "", parameter): parameter for parameter in plan.params}  # of the last layer
+    for parameter in kinds.values():
         weight = wide.get_parameter(parameter).detach().view(-1)
         index = torch.randint(weight.numel(), (1,)).item()
         before = weight[index].clone()
@@ -74,6 +78,31 @@ def test_changed_running_statistics_are_found():
     narrow, wide, plan, inputs = grown("resnet")
     wide.stages[1][0].bn1.running_var[3] += 0.1
     assert mupscale.verify(narrow, wide, plan, inputs).first_deviation == "stages.1.0.bn1"
+
+
+class Flipping(nn.Module):
+    """Computes the same at every width, and turns a gradient around at all but the first."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8 * width), nn.Linear(8 * width, 3)
+        self.sign = 1 if width == 1 else -1
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.last((1 - self.sign) * h.detach() + self.sign * h)
+
+
+def test_models_that_are_equal_at_rest_alone_are_not_equal_over_steps():
+    narrow, plan = Flipping(1), mupscale.plan(Flipping, width=2)  # by shape alone: it is not proved
+    wide, inputs = mupscale.grow(narrow, plan, operator="duplicate"), torch.randn(6, 5)
+    assert mupscale.verify(narrow, wide, plan, inputs)
+    report = mupscale.verify(narrow, wide, plan, inputs, steps=3)
+    assert not report
+    assert (report.steps, report.first_deviation) == (3, None)
+    assert report.max_abs_diff <= report.tolerance
+    assert report.max_loss_diff > 1e-8
+    assert "lockstep over 3 AdamW steps" in str(report)
 
 
 def test_nan_is_not_equal():
