@@ -187,10 +187,10 @@ TABLE = {
 }
 
 
-def advise_by(table: Any, narrow: float, wide: float, tokens: float, **more: float) -> Advice:
+def advise_by(table: Any, narrow: float, wide: float, tokens: float, **more: Any) -> Advice:
     """Advice by another map than that of the package."""
     with patch("mupscale.study.advice.packaged", return_value=table):
-        return advise(narrow, wide, tokens, **more)  # type: ignore[arg-type]
+        return advise(narrow, wide, tokens, **more)
 
 
 def ask_map(

@@ -44,7 +44,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "study": _quietly(studying.study),
     "tune": _quietly(studying.tune),
     "compare": _quietly(comparing.compare),
-    "coord-check": _quietly(studying.coord_check),
+    "coord-check": _quietly(examining.coord_check),
     "advise": studying.advise,
     "demo": _quietly(studying.demo),
 }

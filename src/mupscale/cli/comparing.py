@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from mupscale.cli.names import DEFAULT_GROWTH
-from mupscale.cli.studying import HeldOut, Json, Text, need_extras, run_study
+from mupscale.cli.studying import HeldOut, Text, need_extras, run_study
 from mupscale.cli.tables import check_folder, check_tables, text_source, training_table
+from mupscale.cli.terminal import Json
 from mupscale.errors import GrowthError
 
 STARTS = (

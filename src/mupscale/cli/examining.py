@@ -1,21 +1,26 @@
-"""`mupscale doctor`: everything that is found out about a model, for people whose model is refused.
+"""`mupscale doctor` and `coord-check`: what is found out about a model, by its structure and by training.
 
-Knows what the command takes and prints; what is heavy is imported when it runs.
+Knows what the commands take and prints; what is heavy is imported when it runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich import box, progress
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import Positional, arg
 
 import mupscale
-from mupscale.cli.growing import Json, Source
-from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries
+from mupscale.cli.growing import Source
+from mupscale.cli.studying import need_extras
+from mupscale.cli.terminal import Json, print_json, print_table, print_text, quiet_libraries, tell
 from mupscale.errors import GrowthError
 
 if TYPE_CHECKING:  # it imports torch
@@ -200,3 +205,83 @@ def _table(title: str, *heads: str) -> Table:
     for head in heads:
         table.add_column(head, no_wrap=head == "tensor", overflow="fold")
     return table
+
+
+# ---- the coordinate check ----------------------------------------------------------------------------------
+
+# Optimizers that cannot train the whole of a language model, and why.
+NOT_ALONE = {"muon": "it takes hidden matrices alone", "sparseadam": "it takes sparse gradients alone"}
+
+
+def coord_check(
+    source: Annotated[
+        Positional[Path], arg(metavar="CONFIG_OR_SRC", help="config.json or checkpoint of the narrow model")
+    ],
+    /,
+    *,
+    widths: Annotated[
+        tuple[int, ...], arg(help="width factors to train; default: 1 2 4 8, or 1 where there are depths")
+    ] = (),
+    depths: Annotated[
+        tuple[int, ...], arg(help="numbers of layers to train, such as 2 4 8 16; at every width")
+    ] = (),
+    optimizer: Annotated[str, arg(help="as `mupscale hparams` takes it")] = "adamw",
+    lr: Annotated[float, arg(help="learning rate of the narrow model")] = 2e-3,
+    steps: Annotated[int, arg(help="steps to train each width")] = 4,
+    seeds: Annotated[int, arg(help="repetitions with other weights and tokens")] = 3,
+    parametrizations: Annotated[tuple[str, ...], arg(help="some of standard, mup, grown")] = (
+        "standard",
+        "mup",
+        "grown",
+    ),
+    out: Annotated[Path, arg(help="folder for the CSV and the picture")] = Path("coord-check"),
+    json: Json = False,
+) -> int:
+    """Train a family of widths for a few steps and see whether any activation's size goes with the width.
+
+    Or with the depth, where --depths are given. Exit status 1 where a module grows with either under μP or in
+    the grown models (or under the standard parametrization, if that alone is asked for).
+
+    Example: mupscale coord-check narrow --widths 1 2 4 8 --optimizer adamw --lr 2e-3
+    Example: mupscale coord-check narrow --depths 2 4 8 16 32 --widths 1 4
+    """
+    if not parametrizations:
+        raise GrowthError(
+            "--parametrizations: expected some of standard, mup, grown; name one, or leave it out"
+        )
+    if optimizer in NOT_ALONE:
+        raise GrowthError(
+            f"--optimizer {optimizer}: {NOT_ALONE[optimizer]}; check with another, such as adamw"
+        )
+    if min(steps, seeds) < 1 or not 0 < lr < math.inf:
+        raise GrowthError(f"--steps {steps}, --seeds {seeds}, --lr {lr}: expected numbers above 0")
+    need_extras()
+    from mupscale.study.coordinates import coordinate_check, holds, picture, slopes, verdicts
+    from mupscale.study.runs.models import read_config
+    from mupscale.study.runs.progress import make_progress, quiet
+
+    with make_progress() as progress, quiet():
+        rows = coordinate_check(
+            read_config(source),
+            widths=widths or None,
+            depths=depths,
+            optimizer=optimizer,
+            lr=lr,
+            steps=steps,
+            seeds=seeds,
+            parametrizations=parametrizations,
+            progress=progress,
+        )
+    found = slopes(rows)
+    picture(rows, found).save(out)
+    lines = verdicts(found)
+    passed = holds(found)
+    result = {
+        "passed": passed,
+        "verdicts": lines,
+        "slopes": [{**asdict(s), "verdict": s.verdict} for s in found],
+        "csv": str(out / "coordinates.csv"),
+        "picture": str(out / "coordinates.png"),
+    }
+    tell(json, result, "\n".join([*lines, f"Picture and numbers are in {out}."]))
+    return 0 if passed else 1

@@ -18,7 +18,7 @@ import mupscale
 from mupscale.cli.factors import parse_axes, parse_count, parse_factor
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
 from mupscale.cli.studying import need_extras
-from mupscale.cli.terminal import print_json, print_table, print_text, quiet_libraries, terminable
+from mupscale.cli.terminal import Json, print_json, print_table, print_text, quiet_libraries, terminable
 from mupscale.errors import GrowthError
 
 if TYPE_CHECKING:  # it imports torch
@@ -38,7 +38,6 @@ Order = Annotated[
     str | None,
     arg(help="of more layers: repeat each in place (1 1 2 2), the default, or cycle the stack (1 2 1 2)"),
 ]
-Json = Annotated[bool, arg(help="print one JSON object")]
 
 
 def plan(

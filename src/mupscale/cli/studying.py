@@ -1,4 +1,4 @@
-"""The commands of studies: `study`, `tune`, `compare`, `demo`; `coord-check` and `advise`.
+"""`mupscale study`, `tune` and `demo`, with what the other commands that run a study share; and `advise`.
 
 Knows what they take and print. What is heavy is imported when a command runs. With `json`, exactly one object
 goes to standard output; progress and words go to standard error. A worker, which finds nothing out by itself,
@@ -7,11 +7,8 @@ has none to print, and refuses.
 
 from __future__ import annotations
 
-import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +17,7 @@ from tyro.conf import Positional, arg
 
 from mupscale.cli.factors import parse_count
 from mupscale.cli.tables import check_folder
-from mupscale.cli.terminal import print_json
+from mupscale.cli.terminal import Json, say, tell
 from mupscale.errors import GrowthError
 
 StudyFile = Annotated[Positional[Path], arg(metavar="STUDY.toml", help="what is trained, swept and asked")]
@@ -32,16 +29,11 @@ Jobs = Annotated[int | None, arg(help="worker processes; default: one for each C
 Stack = Annotated[int | None, arg(help="small runs to train at once in a process; default: 4, on a GPU 16")]
 OneWorker = Annotated[bool, arg(help="be one more worker of a study that runs elsewhere; no report")]
 DryRun = Annotated[bool, arg(help="print the runs and what they would cost, and stop")]
-Json = Annotated[bool, arg(help="print one JSON object")]
 Text = Annotated[
     str,
     arg(help="text file or folder, stdlib (Python's own source) or site-packages (all packages' with it)"),
 ]
 HeldOut = Annotated[float, arg(help="share of the text kept for evaluation")]
-
-
-# Optimizers that cannot train the whole of a language model, and why.
-NOT_ALONE = {"muon": "it takes hidden matrices alone", "sparseadam": "it takes sparse gradients alone"}
 
 
 # ---- studies -----------------------------------------------------------------------------------------------
@@ -294,80 +286,6 @@ def advise(
     return 0
 
 
-def coord_check(
-    source: Annotated[
-        Positional[Path], arg(metavar="CONFIG_OR_SRC", help="config.json or checkpoint of the narrow model")
-    ],
-    /,
-    *,
-    widths: Annotated[
-        tuple[int, ...], arg(help="width factors to train; default: 1 2 4 8, or 1 where there are depths")
-    ] = (),
-    depths: Annotated[
-        tuple[int, ...], arg(help="numbers of layers to train, such as 2 4 8 16; at every width")
-    ] = (),
-    optimizer: Annotated[str, arg(help="as `mupscale hparams` takes it")] = "adamw",
-    lr: Annotated[float, arg(help="learning rate of the narrow model")] = 2e-3,
-    steps: Annotated[int, arg(help="steps to train each width")] = 4,
-    seeds: Annotated[int, arg(help="repetitions with other weights and tokens")] = 3,
-    parametrizations: Annotated[tuple[str, ...], arg(help="some of standard, mup, grown")] = (
-        "standard",
-        "mup",
-        "grown",
-    ),
-    out: Annotated[Path, arg(help="folder for the CSV and the picture")] = Path("coord-check"),
-    json: Json = False,
-) -> int:
-    """Train a family of widths for a few steps and see whether any activation's size goes with the width.
-
-    Or with the depth, where --depths are given. Exit status 1 where a module grows with either under μP or in
-    the grown models (or under the standard parametrization, if that alone is asked for).
-
-    Example: mupscale coord-check narrow --widths 1 2 4 8 --optimizer adamw --lr 2e-3
-    Example: mupscale coord-check narrow --depths 2 4 8 16 32 --widths 1 4
-    """
-    if not parametrizations:
-        raise GrowthError(
-            "--parametrizations: expected some of standard, mup, grown; name one, or leave it out"
-        )
-    if optimizer in NOT_ALONE:
-        raise GrowthError(
-            f"--optimizer {optimizer}: {NOT_ALONE[optimizer]}; check with another, such as adamw"
-        )
-    if min(steps, seeds) < 1 or not 0 < lr < math.inf:
-        raise GrowthError(f"--steps {steps}, --seeds {seeds}, --lr {lr}: expected numbers above 0")
-    need_extras()
-    from mupscale.study.coordinates import coordinate_check, holds, picture, slopes, verdicts
-    from mupscale.study.runs.models import read_config
-    from mupscale.study.runs.progress import make_progress, quiet
-
-    with make_progress() as progress, quiet():
-        rows = coordinate_check(
-            read_config(source),
-            widths=widths or None,
-            depths=depths,
-            optimizer=optimizer,
-            lr=lr,
-            steps=steps,
-            seeds=seeds,
-            parametrizations=parametrizations,
-            progress=progress,
-        )
-    found = slopes(rows)
-    picture(rows, found).save(out)
-    lines = verdicts(found)
-    passed = holds(found)
-    result = {
-        "passed": passed,
-        "verdicts": lines,
-        "slopes": [{**asdict(s), "verdict": s.verdict} for s in found],
-        "csv": str(out / "coordinates.csv"),
-        "picture": str(out / "coordinates.png"),
-    }
-    tell(json, result, "\n".join([*lines, f"Picture and numbers are in {out}."]))
-    return 0 if passed else 1
-
-
 # ---- shared ------------------------------------------------------------------------------------------------
 
 
@@ -382,16 +300,3 @@ def need_extras() -> None:
         raise GrowthError(
             f"{' and '.join(missing)} not installed; this command needs: pip install 'mupscale[study]'"
         )
-
-
-def tell(as_json: bool, result: Mapping[str, Any], words: str) -> None:
-    """Print a result on standard output: one JSON object, or words."""
-    if as_json:
-        print_json(result)
-    else:
-        print(words)
-
-
-def say(words: str) -> None:
-    """Print words for people beside it, on standard error."""
-    print(words, file=sys.stderr)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import arg
 
 from mupscale.errors import Terminated
 from mupscale.study.spec.space import json_safe
+
+Json = Annotated[bool, arg(help="print one JSON object")]
 
 
 def quiet_libraries() -> None:
@@ -40,6 +44,19 @@ def print_table(make: Callable[[bool], Table]) -> None:
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one JSON object, in which numbers that JSON does not know, NaN and infinities, are null."""
     print(json.dumps(json_safe(data), indent=1, default=str, allow_nan=False))
+
+
+def tell(as_json: bool, result: Mapping[str, Any], words: str) -> None:
+    """Print a result on standard output: one JSON object, or words."""
+    if as_json:
+        print_json(result)
+    else:
+        print(words)
+
+
+def say(words: str) -> None:
+    """Print words for people beside it, on standard error."""
+    print(words, file=sys.stderr)
 
 
 @contextmanager

@@ -9,21 +9,15 @@ import json as json_module
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from mupscale.cli.studying import (
-    HeldOut,
-    Json,
-    Text,
-    need_extras,
-    run_study,
-    say,
-    tell,
-)
+from mupscale.cli.studying import HeldOut, Text, need_extras, run_study
 from mupscale.cli.tables import check_tables, text_source, training_table
+from mupscale.cli.terminal import Json, say, tell
 from mupscale.errors import GrowthError
 from mupscale.study.spec.recipe import TrainConfig
 
@@ -118,24 +112,38 @@ def train(
         bf16=bf16,
         skip_blocks=skip_blocks if skip_blocks is not None else (seen_blocks(start) if start else 0),
     )
-    source = {"source": text_source(data), "vocab_size": vocab_size, "held_out": held_out}
-    if stages:
-        if start is not None and settings.skip_blocks != seen_blocks(start):
-            raise GrowthError("--skip-blocks: stages go on in the text where the start stopped; leave it out")
-        return _train_stages(out, stages, config, start, source, settings, fresh_optimizer, overwrite, json)
-    return _train(out, config, start, source, settings, fresh_optimizer, overwrite, json)
+    asked = _Asked(
+        out=out,
+        config=config,
+        start=start,
+        carries=start is not None and not fresh_optimizer and (start / "optimizer.pt").is_file(),
+        data={"source": text_source(data), "vocab_size": vocab_size, "held_out": held_out},
+        settings=settings,
+        overwrite=overwrite,
+        json=json,
+    )
+    if not stages:
+        return _train(asked)
+    if start is not None and settings.skip_blocks != seen_blocks(start):
+        raise GrowthError("--skip-blocks: stages go on in the text where the start stopped; leave it out")
+    return _train_stages(asked, stages)
 
 
-def _train(
-    out: Path,
-    config: str,
-    start: Path | None,
-    source: Mapping[str, Any],
-    settings: TrainConfig,
-    fresh_optimizer: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be trained: fresh from a preset or a config; or from a start, that carries its optimizer."""
+
+    out: Path
+    config: str
+    start: Path | None
+    carries: bool
+    data: Mapping[str, Any]
+    settings: TrainConfig
+    overwrite: bool
+    json: bool
+
+
+def _train(asked: _Asked) -> int:
     import mupscale
     from mupscale.study.data.tokens import load_tokens
     from mupscale.study.runs.models import (
@@ -151,14 +159,9 @@ def _train(
     from mupscale.study.runs.training import train
     from mupscale.theory.manifest import MANIFEST
 
+    out, config, start, settings = asked.out, asked.config, asked.start, asked.settings
     given = start or (Path(config) if config not in PRESETS else None)
-    tokens = load_tokens(
-        source["source"],
-        vocab_size=source["vocab_size"],
-        held_out=source["held_out"],
-        tokenizer=given and read_tokenizer(given),
-        cache=out / "tokens",
-    )
+    tokens = load_tokens(**asked.data, tokenizer=given and read_tokenizer(given), cache=out / "tokens")
     say(f"text: {tokens.about}")
     plan, optimizer = None, None
     if start is None:
@@ -169,7 +172,7 @@ def _train(
     else:
         model = load_checkpoint(start)
         plan = mupscale.Plan.load(start) if (start / MANIFEST).is_file() else None
-        if not fresh_optimizer and (start / "optimizer.pt").is_file():
+        if asked.carries:
             optimizer = carried_optimizer(model, settings, plan, start)
         origin = {"from": str(start), "optimizer_carried": optimizer is not None}
     with make_progress() as progress:
@@ -181,7 +184,7 @@ def _train(
             plan=plan,
             optimizer=optimizer,
             start=origin,
-            overwrite=overwrite,
+            overwrite=asked.overwrite,
             name=out.name,
             progress=progress,
         )
@@ -197,35 +200,26 @@ def _train(
         "final_held_out_loss": history.final_loss,
     }
     if math.isfinite(history.final_loss):
-        tell(as_json, result, f"{out}: held-out loss {history.final_loss:.4f} after {history.steps} steps")
+        tell(asked.json, result, f"{out}: held-out loss {history.final_loss:.4f} after {history.steps} steps")
         return 0
     said = f"{out}: the loss is not finite after {history.steps} steps: training diverged; lower --lr"
-    tell(as_json, result, said)
-    if as_json:
+    tell(asked.json, result, said)
+    if asked.json:
         say(said)
     return 1
 
 
-def _train_stages(
-    out: Path,
-    words: tuple[str, ...],
-    config: str,
-    start: Path | None,
-    source: Mapping[str, Any],
-    settings: TrainConfig,
-    fresh_optimizer: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> int:
+def _train_stages(asked: _Asked, words: tuple[str, ...]) -> int:
     """Write a study of all stages to OUT/study.toml, and run it."""
     from mupscale.layout.depth import depth_of
     from mupscale.study.files.stages import line, read_stages
     from mupscale.study.files.toml import read_back, read_toml, write_toml
     from mupscale.study.runs.models import PRESETS, read_config
 
+    out, config, start, settings = asked.out, asked.config, asked.start, asked.settings
     first: dict[str, Any] = {"begin": "scratch", "parametrization": "standard"}
     if start is not None:
-        state = "fresh" if fresh_optimizer or not (start / "optimizer.pt").is_file() else "carried"
+        state = "carried" if asked.carries else "fresh"
         first = {"begin": "continue", "from": "start", "optimizer_state": state}
     preset = PRESETS.get(config) if start is None else None
     depth = preset[1] if preset else depth_of(read_config(start or Path(config)))
@@ -244,14 +238,14 @@ def _train_stages(
         "growth_seed": 0,
         "skip_blocks": settings.skip_blocks,
         "model": model,
-        "data": source,
+        "data": asked.data,
         "training": training_table(settings),
         **stages,
     }
     check_tables(tables, file)
     before = read_toml(file) if file.is_file() else None
     if (out / "trials.journal").is_file() and before != read_back(tables):
-        if not overwrite:
+        if not asked.overwrite:
             raise GrowthError(
                 f"{out}: holds a run with other stages or settings; choose another directory, or replace it "
                 "(--overwrite)"
@@ -260,7 +254,7 @@ def _train_stages(
         for stage in out.glob("stage[0-9]*/"):
             shutil.rmtree(stage)
     write_toml(tables, file)
-    status = run_study(file, out, jobs=1, as_json=as_json)
+    status = run_study(file, out, jobs=1, as_json=asked.json)
     last = json_module.loads((out / "results.json").read_text(encoding="utf-8"))["sweeps"][-1]
     if any(point["state"] == "diverged" for point in last["points"]):
         say(f"{out}: the loss of {last['name']} is not finite: training diverged; lower its learning rate")
