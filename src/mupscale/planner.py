@@ -318,7 +318,7 @@ def _between(
     config: PreTrainedConfig,
     wide_config: PreTrainedConfig,
     growth: Mapping[str, Fraction],
-    period: int = 1,
+    period: int,
 ) -> Plan:
     """The plan from one config to another.
 

@@ -9,6 +9,8 @@ Of a directory that `mupscale grow` wrote there is a third: `mupscale.checkpoint
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -179,14 +181,7 @@ def _verified(
     operator: str,
     optimizer: torch.optim.Optimizer | None,
 ) -> Report:
-    for side, tensors in (("narrow", state_tensors(model)), ("wide", state_tensors(wide))):
-        if name := next((n for n, t in tensors.items() if t.is_meta), None):
-            raise GrowthError(f"{name}: is on the meta device in the {side} model; load its values first")
-        if name := next((n for n, t in tensors.items() if is_sharded(t)), None):
-            raise GrowthError(
-                f"{name}: is sharded in the {side} model, and verify runs whole ones; give models with "
-                "full state dicts, or save both and run `mupscale verify SRC DST`"
-            )
+    _check_whole(model, wide)
     call = Call.of(inputs if inputs is not None else _example(model))
     kinds = {p.dtype.to_real() for p in wide.parameters() if p.is_floating_point() or p.is_complex()}
     bounds = [_TOLERANCE.get(kind, _COARSEST) for kind in kinds or {torch.float64}]
@@ -202,34 +197,11 @@ def _verified(
         broken.setdefault(name, detail)
     with Float64(), torch.no_grad():
         narrow64, wide64 = _float64(model), _float64(wide)
-        narrow_outputs: dict[str, Tensor] = {}
-        first: tuple[str, str] | None = None
-
-        def compare(name: str, wide_output: Tensor) -> None:
-            nonlocal first
-            if first is None and (detail := broken.get(name.partition("#")[0])):
-                first = name, detail
-            if first is None and name in narrow_outputs:
-                error = deviation(narrow_outputs.pop(name), wide_output, name.partition("#")[0], plan)
-                if error is not None and not error <= max(bounds):
-                    first = name, f"its output is off by {error:.3g} of its standard deviation"
-
-        with watch(narrow64, narrow_outputs.__setitem__):
-            outputs = _run("narrow", narrow64, call)
-        expected = grown_outputs(outputs, plan) if by_weight else outputs
-        with watch(wide64, compare if by_weight else lambda name, output: None):
-            wide_outputs = _run("wide", wide64, grown_call(call, plan))
-    if len(expected) != len(wide_outputs):
-        raise GrowthError(
-            f"outputs are {len(expected)} tensors of the narrow model, {len(wide_outputs)} of the wide one; "
-            "build both alike"
+        outputs, wide_outputs, first = _side_by_side(
+            narrow64, wide64, plan, call, broken, max(bounds), by_module=by_weight
         )
-    for narrow_output, wide_output in zip(expected, wide_outputs, strict=True):
-        if narrow_output.shape != wide_output.shape:
-            raise GrowthError(
-                f"outputs have shape {tuple(narrow_output.shape)} and {tuple(wide_output.shape)}; "
-                "expected the same"
-            )
+        expected = grown_outputs(outputs, plan) if by_weight else outputs
+    _check_alike(expected, wide_outputs)
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
     layers = list[LayerDeviation]()
@@ -255,13 +227,74 @@ def _verified(
         logits_std=worst.spread,
         tolerance=worst.tolerance,
         parameters=len(broken),
-        first_deviation=first and first[0].partition("#")[0],
+        first_deviation=first and first[0],
         detail=first and first[1],
         steps=steps,
         max_loss_diff=loss_diff,
         by_weight=by_weight,
         layers=tuple(layers),
     )
+
+
+def _check_whole(model: nn.Module, wide: nn.Module) -> None:
+    for side, tensors in (("narrow", state_tensors(model)), ("wide", state_tensors(wide))):
+        if name := next((n for n, t in tensors.items() if t.is_meta), None):
+            raise GrowthError(f"{name}: is on the meta device in the {side} model; load its values first")
+        if name := next((n for n, t in tensors.items() if is_sharded(t)), None):
+            raise GrowthError(
+                f"{name}: is sharded in the {side} model, and verify runs whole ones; give models with "
+                "full state dicts, or save both and run `mupscale verify SRC DST`"
+            )
+
+
+def _side_by_side(
+    narrow: nn.Module,
+    wide: nn.Module,
+    plan: Plan,
+    call: Call,
+    broken: Mapping[str, str],
+    bound: float,
+    *,
+    by_module: bool,
+) -> tuple[list[Tensor], list[Tensor], tuple[str, str] | None]:
+    """The outputs of both, and the first module that deviates, in the order of execution, with what is wrong.
+
+    Args:
+        broken: modules that deviate whatever their outputs.
+        bound: how far an output may be from copies.
+        by_module: whether the modules' outputs are to be copies at all.
+    """
+    seen: dict[str, Tensor] = {}
+    first: tuple[str, str] | None = None
+
+    def compare(name: str, output: Tensor) -> None:
+        nonlocal first
+        module = name.partition("#")[0]
+        if first is None and module in broken:
+            first = module, broken[module]
+        if first is None and name in seen:
+            error = deviation(seen.pop(name), output, module, plan)
+            if error is not None and not error <= bound:
+                first = module, f"its output is off by {error:.3g} of its standard deviation"
+
+    with watch(narrow, seen.__setitem__):
+        outputs = _run("narrow", narrow, call)
+    with watch(wide, compare) if by_module else nullcontext():
+        wide_outputs = _run("wide", wide, grown_call(call, plan))
+    return outputs, wide_outputs, first
+
+
+def _check_alike(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    if len(expected) != len(found):
+        raise GrowthError(
+            f"outputs are {len(expected)} tensors of the narrow model, {len(found)} of the wide one; "
+            "build both alike"
+        )
+    for one, other in zip(expected, found, strict=True):
+        if one.shape != other.shape:
+            raise GrowthError(
+                f"outputs have shape {tuple(one.shape)} and {tuple(other.shape)}; expected the same"
+            )
 
 
 def _run(side: str, model: nn.Module, call: Call) -> list[Tensor]:

@@ -23,7 +23,7 @@ Found = Iterator[tuple[str, str]]  # a module, and what is wrong there
 
 
 def held_otherwise(
-    narrow: nn.Module, wide: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None = None
+    narrow: nn.Module, wide: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None
 ) -> Found:
     """Where ``wide`` holds something otherwise than ``narrow`` does, module by module, with what is wrong."""
     yield from _ties(narrow, wide, plan)
