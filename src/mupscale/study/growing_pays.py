@@ -21,7 +21,7 @@ from mupscale.errors import GrowthError
 
 ALONG = ("width", "layers")
 LARGEST_STEP = 1.25  # from the factor in parameters that was measured to the one asked about
-NEAR = 1.02  # ratios that differ by less are one
+NEAR = 1.02  # budgets and ratios that differ by less are one: steps are whole
 Map = Mapping[str, Any]
 Cell = Mapping[str, Any]
 

@@ -42,8 +42,4 @@ def read_study(path: Path, *, check_transfer: bool = False) -> Study:
         elif check_transfer:
             raise FieldError("", "widths", "the transfer check is for files in the tables of `mupscale tune`")
         study = read_sweeps(tables, path, places)
-        if places is not None:
-            study = replace(study, width_at=("widths", "narrow"))
-        for sweep in study.sweeps.values():
-            study.check_ends(sweep, study.ends(sweep))
-        return study
+        return study if places is None else replace(study, width_at=("widths", "narrow"))

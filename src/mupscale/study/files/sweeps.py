@@ -95,7 +95,7 @@ def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str]
     for key, value in counts.items():
         if not is_whole(value) or value < 0:
             raise FieldError("", key, f"{value!r}: expected a whole number of 0 or more")
-    return Study(
+    study = Study(
         file=path,
         name=name,
         title=title,
@@ -106,6 +106,9 @@ def read_sweeps(tables: Mapping[str, Any], path: Path, places: Mapping[str, str]
         questions=_questions(tables.get("question", ()), sweeps, families),
         **counts,
     )
+    for sweep in sweeps.values():
+        study.check_ends(sweep, study.ends(sweep))
+    return study
 
 
 def _sweeps(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mupscale.study.growing_pays import NEAR
 from mupscale.study.questions.reading import (
     Row,
     best_row,
@@ -28,7 +29,6 @@ from mupscale.study.questions.reading import (
 from mupscale.study.questions.saving import BOUNDS
 from mupscale.study.spec.growth import recipe_of
 
-NEAR = 1.02  # budgets that differ by less are one: steps are whole
 Bounded = tuple[float, str]  # a number, and the sign before it where it is but a bound
 
 
