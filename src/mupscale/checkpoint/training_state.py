@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mupscale.checkpoint.sound import check_entries, check_groups, check_schedul
 from mupscale.checkpoint.stored import loaded, stored, torch_file
 from mupscale.errors import GrowthError, one_line
 from mupscale.models.skeletons import skeleton
-from mupscale.optim.carry import Way, grow_state_rows, grow_state_value, is_copied, state_axes
+from mupscale.optim.carry import Way, grow_state_rows, grow_state_value, state_axes
 from mupscale.optim.groups import merge_groups
 from mupscale.theory.manifest import Plan
 from mupscale.theory.registry import class_of_state, rule_for
@@ -67,78 +68,38 @@ class WideTrainingState:
         with naming(path):
             groups = check_groups(saved)
             names = _names(groups, narrow)
-            shapes = {n: tuple(p.shape) for n, p in narrow.named_parameters()}
-            origin: dict[str, int] = {}
             rules: dict[int, Rule] = {}
             pairs = []
             for number, group in enumerate(groups):
                 rule = rule_for(class_of_state(group), group)
-                own: dict[int, dict[str, Any]] = {}  # by the number of dims
+                rules |= dict.fromkeys(group["params"], rule)
+                own = cache(partial(own_state, group, number))  # by the number of dims
                 for index in group["params"]:
-                    name = names[index]
-                    origin[name], rules[index] = number, rule
-                    state = saved["state"].get(index, {})
+                    name, state = names[index], saved["state"].get(index, {})
+                    scaling = plan.of_narrow(name)
                     if state != {}:
-                        ndim = len(shapes[name])
-                        if ndim not in own:
-                            own[ndim] = own_state(group, number, ndim)
-                        check_entries(name, state, own[ndim])
-                    for key, value in state.items():
-                        if not is_copied(key, value, rule):
-                            rule.check_state(name, key, value, shapes[name])
-                    if state and (reason := rule.ready(state, group)):
-                        raise GrowthError(f"{name}: {reason}")
-                    values = rule.group(name, plan.of_narrow(name), group)
+                        check_entries(name, state, own(len(scaling.shape)))
+                    rule.check(name, state, group, scaling.shape)
+                    values = rule.group(name, scaling, group)
                     pairs += [(other, index, values) for other in plan.becomes[name]]
         pairs.sort(key=_place(saved["param_groups"], names, narrow, wide))
         wide_groups = merge_groups(pairs)
         order = [index for group in wide_groups for index in group["params"]]
-        start = 0
-        for group in wide_groups:
-            group["params"] = list(range(start, start + len(group["params"])))
-            start += len(group["params"])
-
-        def lazy(index: int, key: str, value: Any) -> Any:
-            name, rule = names[index], rules[index]
-
-            def read() -> Any:
-                tensor = loaded(path, value)
-                if not isinstance(tensor, Tensor) or is_copied(key, value, rule):
-                    return tensor
-                with naming(path):
-                    return check_values(name, key, tensor, rule.state[key])
-
-            def grown() -> Any:
-                return grow_state_value(name, key, read(), plan, rule, way)
-
-            if not isinstance(value, Tensor):
-                return value if is_copied(key, value, rule) else grown()
-            if is_copied(key, value, rule):
-                return Lazy(tuple(value.shape), value.dtype, read)
-            shape = state_axes(plan.of_narrow(name), value).wide_shape(plan.layout.sizes, plan.growth)
-            return Lazy(
-                shape,
-                value.dtype,
-                grown,
-                lambda: grow_state_rows(name, key, read(), plan, rule, way),
-            )
-
         state = {
-            i: {key: lazy(index, key, value) for key, value in saved["state"][index].items()}
+            i: {
+                key: _grown(path, names[index], key, value, plan, rules[index], way)
+                for key, value in saved["state"][index].items()
+            }
             for i, index in enumerate(order)
             if index in saved["state"]
         }
         scheduler = None
         if (source / SCHEDULER).is_file():
-            parents = [origin[plan.canonical(group["param_names"][0])] for group in wide_groups]
-            scales = [
-                g["lr_scale"] / groups[p].get("lr_scale", 1.0)
-                for g, p in zip(wide_groups, parents, strict=True)
-            ]
-            saved_scheduler = load_state(source / SCHEDULER)
-            with naming(source / SCHEDULER):
-                check_scheduler(saved_scheduler)
-            scheduler = _grow_scheduler(saved_scheduler, len(groups), parents, scales)
+            scheduler = _grow_scheduler(source / SCHEDULER, groups, wide_groups)
+        start = 0
+        for group in wide_groups:
+            group["params"] = list(range(start, start + len(group["params"])))
+            start += len(group["params"])
         return cls({**saved, "state": state, "param_groups": wide_groups}, scheduler)
 
     @property
@@ -326,14 +287,54 @@ def _place(
     return lambda pair: (part[names[pair[1]]], names[pair[1]] in last, order[pair[0]])
 
 
+def _grown(path: Path, name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way) -> Any:
+    """A piece of state as it becomes; what is a tensor is read, and grown, when it is written."""
+    copied = rule.takes_over(key, value)
+
+    def read() -> Any:
+        tensor = loaded(path, value)
+        if not isinstance(tensor, Tensor) or copied:
+            return tensor
+        with naming(path):
+            return check_values(name, key, tensor, rule.state[key])
+
+    def grown() -> Any:
+        return grow_state_value(name, key, read(), plan, rule, way)
+
+    if not isinstance(value, Tensor):
+        return value if copied else grown()
+    if copied:
+        return Lazy(tuple(value.shape), value.dtype, read)
+    shape = state_axes(plan.of_narrow(name), value).wide_shape(plan.layout.sizes, plan.growth)
+    rows = partial(grow_state_rows, name, key, plan=plan, rule=rule, way=way)
+    return Lazy(shape, value.dtype, grown, lambda: rows(read()))
+
+
 def _grow_scheduler(
-    state: dict[str, Any], groups: int, parents: list[int], scales: list[float]
+    path: Path, groups: list[dict[str, Any]], wide_groups: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """What a scheduler's file grows into.
+
+    Args:
+        groups, wide_groups: of the optimizer, both with the narrow one's indices of parameters.
+    """
+    group_of = {index: number for number, group in enumerate(groups) for index in group["params"]}
+    parents = [group_of[group["params"][0]] for group in wide_groups]
+    scales = [
+        g["lr_scale"] / groups[p].get("lr_scale", 1.0) for g, p in zip(wide_groups, parents, strict=True)
+    ]
+    saved = load_state(path)
+    with naming(path):
+        check_scheduler(saved)
+    return _regrouped(saved, len(groups), parents, scales)
+
+
+def _regrouped(state: dict[str, Any], groups: int, parents: list[int], scales: list[float]) -> dict[str, Any]:
     """Lists with an entry a group follow the groups; learning rates among them are scaled."""
     grown = dict(state)
     for key, value in state.items():
         if key == "_schedulers":
-            grown[key] = [_grow_scheduler(s, groups, parents, scales) for s in value]
+            grown[key] = [_regrouped(s, groups, parents, scales) for s in value]
         elif (
             isinstance(value, list)
             and len(value) == groups

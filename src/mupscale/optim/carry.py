@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,56 +82,26 @@ def carry_optimizer(
         )
     way = way_of(operator, state, plan)
     reshard_(narrow, wide)
-    names = {id(p): plan.own_name(n) for n, p in narrow.named_parameters()}
-    wide_params = {plan.own_name(n): p for n, p in wide.named_parameters()}
-    for name, wide_param in wide_params.items():
-        plan.check_shape(name, wide_param)
-    # Those that the wide model has, which may be a part of the whole.
-    becomes = {name: [w for w in wides if w in wide_params] for name, wides in plan.becomes.items()}
-    if len(wide_params) != len(list(wide.parameters())):
-        alias = next(n for n, p in wide.named_parameters() if wide_params[plan.own_name(n)] is not p)
-        others = ", ".join(a for a, name in plan.layout.ties.items() if name == alias)
-        raise GrowthError(
-            f"{alias}: one parameter with {others} in the narrow model, but not in the wide one, where the "
-            "optimizer would train only one of them; tie them again"
-        )
-    carried: list[tuple[str, Tensor, Rule]] = []
-    group_of = {}
-    grown_params = []
-    for group in optimizer.param_groups:
-        rule = rule_for(type(optimizer), group)
-        for param in group["params"]:
-            if id(param) not in names:
-                raise GrowthError(
-                    f"optimizer: holds a parameter of shape {tuple(param.shape)}, which is not in the narrow "
-                    "model; give the model that it trains"
-                )
-            name = names[id(param)]
-            if not becomes.get(name) or tuple(param.shape) != plan.of_narrow(name).shape:
-                raise GrowthError(
-                    f"{name}: by the plan its shape {tuple(param.shape)} in the narrow model does not become "
-                    "that of the wide one; give the two models that the plan is of"
-                )
-            carried.append((name, param, rule))
-            group_of[param] = group
-            values = rule.group(name, plan.of_narrow(name), group)
-            grown_params += [(other, wide_params[other], values) for other in becomes[name]]
-    accepted = inspect.signature(type(optimizer)).parameters
-    defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
-    grown = type(optimizer)(merge_groups(grown_params), **defaults)
-    _keep_flags(grown, optimizer)
+    wide_params = _by_name(wide, plan)
+    trained = [*_trained(optimizer, narrow, wide_params, plan)]
+    groups = merge_groups(
+        (wide_name, wide_params[wide_name], rule.group(name, plan.of_narrow(name), group))
+        for name, _, rule, group, becomes in trained
+        for wide_name in becomes
+    )
+    grown = _alike(optimizer, groups)
     losses = [0.0]
-    for name, param, rule in carried:
-        if param in optimizer.state:
-            if reason := rule.ready(optimizer.state[param], group_of[param]):
-                raise GrowthError(f"{name}: {reason}")
-            for wide_param in map(wide_params.__getitem__, becomes[name]):
-                own = {
-                    key: _carried(name, key, value, plan, rule, way, param, wide_param)
-                    for key, value in unpacked(optimizer.state[param]).items()
-                }
-                grown.state[wide_param] = packed(grown, wide_param, own)
-                losses.append(loss_by_packing(own, grown.state[wide_param]))
+    for name, param, rule, group, becomes in trained:
+        if param not in optimizer.state:
+            continue
+        pieces = unpacked(optimizer.state[param])
+        rule.check(name, pieces, group, tuple(param.shape))
+        for wide_param in map(wide_params.__getitem__, becomes):
+            own = {
+                key: _carried(name, key, value, plan, rule, way, wide_param) for key, value in pieces.items()
+            }
+            grown.state[wide_param] = packed(grown, wide_param, own)
+            losses.append(loss_by_packing(own, grown.state[wide_param]))
     if worst := float(torch.tensor(losses).max()):  # NaN, too
         warnings.warn(
             f"{type(optimizer).__name__}: its state was unpacked, grown and packed again, by which it is off "
@@ -141,13 +111,73 @@ def carry_optimizer(
     return grown
 
 
-def _keep_flags(grown: torch.optim.Optimizer, optimizer: torch.optim.Optimizer) -> None:
-    """What a constructor was given and keeps beside the groups: a direction, a kind of decay, bits."""
+class _Trained(NamedTuple):
+    """A parameter of the narrow model, what its optimizer knows of it, and the names of what it becomes."""
+
+    name: str
+    param: Tensor
+    rule: Rule
+    group: dict[str, Any]
+    becomes: list[str]
+
+
+def _by_name(wide: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The parameters of the wide model, by the names that the plan has for them.
+
+    Raises:
+        GrowthError: one has another shape than the plan gives, or is not tied to what it should be.
+    """
+    params: dict[str, Tensor] = {plan.own_name(n): p for n, p in wide.named_parameters()}
+    for name, param in params.items():
+        plan.check_shape(name, param)
+    if len(params) != len(list(wide.parameters())):
+        alias = next(n for n, p in wide.named_parameters() if params[plan.own_name(n)] is not p)
+        others = ", ".join(a for a, name in plan.layout.ties.items() if name == alias)
+        raise GrowthError(
+            f"{alias}: one parameter with {others} in the narrow model, but not in the wide one, where the "
+            "optimizer would train only one of them; tie them again"
+        )
+    return params
+
+
+def _trained(
+    optimizer: torch.optim.Optimizer, narrow: nn.Module, wide: Mapping[str, Tensor], plan: Plan
+) -> Iterator[_Trained]:
+    """What the optimizer trains, in the order of its groups.
+
+    Raises:
+        GrowthError: a parameter is not the narrow model's, or does not become one of the wide model's.
+    """
+    names = {id(p): plan.own_name(n) for n, p in narrow.named_parameters()}
+    for group in optimizer.param_groups:
+        rule = rule_for(type(optimizer), group)
+        for param in group["params"]:
+            if id(param) not in names:
+                raise GrowthError(
+                    f"optimizer: holds a parameter of shape {tuple(param.shape)}, which is not in the narrow "
+                    "model; give the model that it trains"
+                )
+            name = names[id(param)]
+            becomes = [n for n in plan.becomes.get(name, ()) if n in wide]  # it may be a part of a model
+            if not becomes or tuple(param.shape) != plan.of_narrow(name).shape:
+                raise GrowthError(
+                    f"{name}: by the plan its shape {tuple(param.shape)} in the narrow model does not become "
+                    "that of the wide one; give the two models that the plan is of"
+                )
+            yield _Trained(name, param, rule, group, becomes)
+
+
+def _alike(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """A fresh optimizer of the same kind for other groups."""
     accepted = inspect.signature(type(optimizer)).parameters
-    # lion-pytorch's and bitsandbytes' go by names of their own.
+    defaults = {k: v for k, v in optimizer.defaults.items() if k in accepted}
+    made = type(optimizer)(groups, **defaults)
+    # What a constructor keeps beside the groups: a direction, a kind of decay, bits; lion-pytorch's and
+    # bitsandbytes' go by names of their own.
     for key in ({*accepted, "decoupled_wd", "_init_lr", "args"} - {"params"}) & vars(optimizer).keys():
-        if key in vars(grown):
-            setattr(grown, key, vars(optimizer)[key])
+        if key in vars(made):
+            setattr(made, key, vars(optimizer)[key])
+    return made
 
 
 STATES = ("carried", "asymmetric", "fresh")
@@ -161,7 +191,7 @@ class Way(Enum):
     PADDED = "padded"
 
 
-def way_of(operator: str, state: str = "carried", plan: Plan | None = None) -> Way:
+def way_of(operator: str, state: str, plan: Plan | None = None) -> Way:
     """How the optimizer state goes with an operator.
 
     Args:
@@ -190,20 +220,14 @@ def way_of(operator: str, state: str = "carried", plan: Plan | None = None) -> W
     return Way.FIRST if state == "asymmetric" else Way.COPIED if found.copies_evenly else Way.PADDED
 
 
-def _carried(
-    name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way, param: Tensor, wide_param: Tensor
-) -> Any:
+def _carried(name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way, wide_param: Tensor) -> Any:
     """A piece of a parameter's state, grown, where the wide parameter is; step counters are copied.
 
     Of what is sharded, this rank's part is made.
-
-    Raises:
-        GrowthError: it is unknown to the rule, or does not have the parameter's shape.
     """
     if isinstance(value, Tensor):
         value = whole(value)
-    if not (copied := is_copied(key, value, rule)):
-        rule.check_state(name, key, value, tuple(param.shape))
+    copied = rule.takes_over(key, value)
     if not isinstance(value, Tensor) or not value.ndim:  # numbers stay where they are
         if copied:
             return value.clone() if isinstance(value, Tensor) else value
@@ -228,12 +252,7 @@ def _carried(
     return with_shard(mine[(slice(None), *rest)].to(wide_param.device), wide_param)
 
 
-def is_copied(key: str, value: Any, rule: Rule) -> bool:
-    """Whether a piece of state is taken over as it is."""
-    return key in rule.copied or value is None
-
-
-def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way = Way.COPIED) -> Any:
+def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way) -> Any:
     """scale · dup(state), in the dtype that the state has; c^q · dup(state) for most. Or with zeros.
 
     Raises:
@@ -258,7 +277,7 @@ def grow_state_rows(
     value: Any,
     plan: Plan,
     rule: Rule,
-    way: Way = Way.COPIED,
+    way: Way,
     rows: slice | None = None,
 ) -> Iterator[Any]:
     """The same in blocks of its rows, so that a large one is never in memory; other ways give it whole.

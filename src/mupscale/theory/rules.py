@@ -116,11 +116,22 @@ class Rule:
         wide["lr_scale"] = wide.get("lr_scale", 1.0) * self.lr_scale(p)
         return wide
 
-    def check_state(self, name: str, key: str, value: Any, narrow_shape: tuple[int, ...]) -> None:
-        """Refuse a piece of state that the rule does not know or that is not of this parameter.
+    def takes_over(self, key: str, value: Any) -> bool:
+        """Whether a piece of state is copied as it is."""
+        return key in self.copied or value is None
 
-        Factored state (Adafactor) has size 1 in the dims that it is reduced over.
-        """
+    def check(
+        self, name: str, state: Mapping[str, Any], group: Mapping[str, Any], narrow_shape: tuple[int, ...]
+    ) -> None:
+        """Refuse a parameter's state that cannot be carried: it is unknown, another's, or too young."""
+        for key, value in state.items():
+            if not self.takes_over(key, value):
+                self._check_piece(name, key, value, narrow_shape)
+        if state and (reason := self.ready(state, group)):
+            raise GrowthError(f"{name}: {reason}")
+
+    def _check_piece(self, name: str, key: str, value: Any, narrow_shape: tuple[int, ...]) -> None:
+        # Factored state (Adafactor) has size 1 in the dims that it is reduced over.
         if key not in self.state:
             raise GrowthError(
                 f"{name}: optimizer state {key!r} has no scaling rule, expected {', '.join(self.state)}; "
