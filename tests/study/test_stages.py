@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import mupscale
@@ -88,6 +89,9 @@ def test_learning_rates_stay_the_first_models(line: Path) -> None:
     assert max(e["learning_rate"] for e in state["log_history"] if "learning_rate" in e) == pytest.approx(
         1e-2
     )
+    groups = torch.load(line / "stage3/optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["lr_scale"] for group in groups} == {1, 1 / 4}  # 1/4 of matrices that read what has grown
+    assert {group["initial_lr"] / group["lr_scale"] for group in groups} == {1e-2}
 
 
 def test_a_stage_is_a_checkpoint_like_any_other(line: Path, capsys: pytest.CaptureFixture[str]) -> None:

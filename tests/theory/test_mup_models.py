@@ -4,6 +4,8 @@ Such a model's forward pass goes by its width relative to a base, which every pa
 the wide model's has to be that of a model that mup itself made wide.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -108,16 +110,22 @@ OPTIMIZERS = {
 }
 
 
+@cache
+def planned(name):
+    make, inputs = CASES[name]
+    build = at(make, base=4)
+    return build, mupscale.plan(build, width=2, inputs=inputs), inputs
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     """(the function that builds it, a trained-looking narrow model, its plan, inputs); base half as wide."""
-    make, inputs = CASES[request.param]
-    build = at(make, base=4)
+    build, plan, inputs = planned(request.param)
     narrow = build(1).double()
     with torch.no_grad():
         for param in narrow.parameters():
             param.add_(torch.randn_like(param), alpha=0.1)
-    return build, narrow, mupscale.plan(build, width=2, inputs=inputs), inputs
+    return build, narrow, plan, inputs
 
 
 def step(model, optimizer, x):
