@@ -460,7 +460,7 @@ def test_of_two_who_find_a_dead_worker_at_once_one_gives_its_trial_back(make, mo
     assert given_back == [0]
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_on_one_file_finish_a_grid_though_one_is_killed(tmp_path, workers):
     finish_grid(str(tmp_path / "trials.journal"), tmp_path, workers)
     for line in (tmp_path / "trials.journal").read_bytes().splitlines():

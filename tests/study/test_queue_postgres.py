@@ -83,7 +83,7 @@ def empty_database(server):
     return f"postgresql+psycopg://tuner@/{name}?host={server}"
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_finish_a_grid_though_one_is_killed(empty_database, tmp_path, workers):
     finish_grid(empty_database, tmp_path, workers)
 
