@@ -3,6 +3,7 @@
 d_model is at least 4: a norm over fewer entries divides by next to nothing and turns rounding into noise.
 """
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,15 +88,28 @@ OPTIMIZERS = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    case=rotary() | gpt2(),
-    seed=st.integers(0, 99),
-    optimizer=st.sampled_from(OPTIMIZERS),
-    noise=st.sampled_from(["balanced:1", "balanced:4", "uneven:1"]),
-)
+CASES = {
+    "case": rotary() | gpt2(),
+    "seed": st.integers(0, 99),
+    "optimizer": st.sampled_from(OPTIMIZERS),
+    "noise": st.sampled_from(["balanced:1", "balanced:4", "uneven:1"]),
+}
+
+
+@settings(max_examples=20, deadline=None)
+@given(**CASES)
 def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optimizer, noise):
-    config, growth = case
+    hold(*case, seed, optimizer, noise)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(**CASES)
+def test_two_hundred_architectures_grow_exactly_and_train_in_lockstep(case, seed, optimizer, noise):
+    hold(*case, seed, optimizer, noise)
+
+
+def hold(config, growth, seed, optimizer, noise):
     torch.manual_seed(seed)
     narrow = AutoModelForCausalLM.from_config(config).double()
     with torch.no_grad():
