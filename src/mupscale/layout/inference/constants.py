@@ -21,7 +21,7 @@ from mupscale.layout.flow.trace import ITEM, Step, Trace, paired
 from mupscale.layout.flow.units import Unit, Units, flat
 from mupscale.layout.inference import kinds
 from mupscale.layout.inference.linear import sparsest
-from mupscale.layout.inference.scale import (
+from mupscale.layout.inference.magnitude import (
     ONE,
     Scale,
     Variable,

@@ -14,7 +14,7 @@ from mupscale.layout.inference.constants import folds
 from mupscale.layout.inference.family import Family
 from mupscale.layout.inference.fields import Path, times, value_at, with_fields
 from mupscale.layout.inference.instance import run
-from mupscale.layout.inference.scale import Variable
+from mupscale.layout.inference.magnitude import Variable
 from mupscale.notation.axes import Axes
 
 POWERS = [Fraction(n, 8) for n in range(-16, 17) if n]
