@@ -129,6 +129,8 @@ def rounding(
 
 def deviation(narrow: Tensor, wide: Tensor, module: str, plan: Plan) -> float | None:
     """How far ``wide`` is from duplicates of ``narrow``, in standard deviations; None where unknown."""
+    if narrow.ndim != wide.ndim or not narrow.numel():
+        return None
     changed = [i for i, (n, w) in enumerate(zip(narrow.shape, wide.shape, strict=True)) if n != w]
     expected = narrow
     if changed:

@@ -209,7 +209,7 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_modu
     first: list[str] = []
 
     def compare(name: str, output: Tensor) -> None:
-        if not first and name in seen and seen[name].ndim == output.ndim:
+        if not first and name in seen:
             error = deviation(seen.pop(name), output, name.partition("#")[0], plan)
             if error is not None and not error <= TOLERANCE:
                 first.append(
