@@ -151,13 +151,14 @@ def test_a_run_may_begin_with_a_fresh_optimizer(
 
 
 def test_a_run_computes_in_bfloat16_where_asked(
-    tmp_path: Path, mupscale: Callable[..., tuple[int, Any]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config_file: Path, text_file: Path, mupscale: Callable[..., tuple[int, Any]]
 ) -> None:
-    asked = []
-    monkeypatch.setattr("mupscale.cli.training._train", lambda settings: asked.append(settings) or 0)
-    for words in ([], ["--bf16"]):
-        assert mupscale("train", tmp_path, *words)[0] == 0
-    assert [each.settings.bf16 for each in asked] == [False, True]
+    words = ["--config", config_file, "--data", text_file, *SHORT, "--json"]
+    whole, rounded = (
+        mupscale("train", tmp_path / name, *words, *more)[1]["final_held_out_loss"]
+        for name, more in (("float32", []), ("bfloat16", ["--bf16"]))
+    )
+    assert whole != rounded == pytest.approx(whole, rel=0.02)
 
 
 def test_training_that_diverges_says_so_and_exits_with_1(

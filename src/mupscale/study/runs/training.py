@@ -229,6 +229,7 @@ def _arguments(config: TrainConfig, folder: Path, *, first: bool, held_out: int)
         max_grad_norm=0.0,  # `ClipGradNorm` does it
         seed=config.seed,
         bf16=config.bf16,
+        use_cpu=config.bf16 and not torch.cuda.is_available(),  # which else is refused
         eval_strategy="steps",
         eval_steps=config.eval_every,
         eval_on_start=first,
