@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -54,17 +55,51 @@ def test_the_shares_that_are_told_are_those_of_the_map(shown, start):
     assert f"(from scratch {short['scratch_loss']:.3f})" in page
 
 
+def measured(study):
+    kept = ROOT / f"docs/evidence/{study}/results.json.gz"
+    return {sweep["name"]: sweep for sweep in json.loads(gzip.decompress(kept.read_bytes()))["sweeps"]}
+
+
+def deviating(losses):
+    return f"{fmean(losses):.3f} ± {stdev(losses):.3f}"
+
+
+LARGER = {
+    (cell["start"], cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]): cell
+    for cell in packaged()["larger"]["cells"]
+}
+COLUMNS = [*product((20, 320), (5, 10, 20))]
+
+
+@pytest.mark.parametrize(
+    ("shown", "start", "losses"),
+    [
+        ("the default: `--operator expand --shrink 0.7`", "expand_shrunk", "loss"),
+        ("`--operator zero_pad` (λ = 0.4)", "padded", "loss"),
+        ("the narrow model continued, as many FLOPs", "continued", "loss"),
+        ("from scratch", "padded", "scratch"),
+    ],
+)
+def test_the_losses_of_the_next_size_are_those_that_were_measured(shown, start, losses):
+    table = (ROOT / "docs/guide/does-it-pay.md").read_text().partition("**At the next size")[2]
+    row = next(line for line in table.splitlines() if line.startswith(f"| {shown} |"))
+    cells = [LARGER.get((start, *column)) for column in COLUMNS]
+    keys = (losses, "loss_spread") if losses == "loss" else ("scratch_loss", "scratch_spread")
+    expected = [cell and "{:.3f} ± {:.3f}".format(*(cell[key] for key in keys)) for cell in cells]
+    assert [column.strip() or None for column in row.split("|")[2:-1]] == expected
+    assert not any(cell["at_edge"] for cell in cells if cell)
+
+
 def test_what_is_told_of_the_next_size_was_measured():
-    page = " ".join((ROOT / "docs/guide/does-it-pay.md").read_text().split())
-    cells = {(cell["start"], cell["tokens_per_parameter"]): cell for cell in packaged()["larger"]["cells"]}
-    for start in ("padded", "expand_shrunk"):
-        for budget in (10, 20):
-            cell = cells[start, budget]
-            assert f"{cell['loss']:.3f} ± {cell['loss_spread']:.3f}" in page
-            assert f"{cell['scratch_loss']:.3f} ± {cell['scratch_spread']:.3f}" in page
-    last = cells["padded", 20]
-    assert f"more than {100 * last['share']:.0f} % of the FLOPs from scratch" in page
-    assert f"more than {100 * last['with_narrow']:.0f} % with the narrow model's training" in page
+    page = said("docs/guide/does-it-pay.md")
+    low = measured("growing_pays_128")["padded_low-20"]["best_ends"][-1]
+    assert not low["at_edge"]
+    assert f"at λ = 0.2, tried when all of this had been read, it is at {deviating(low['losses'])}" in page
+    short, long = LARGER["padded", 20, 20], LARGER["expand_shrunk", 320, 20]
+    assert f"takes more than {100 * short['share']:.0f} % of the FLOPs from scratch" in page
+    assert f"more than {100 * short['with_narrow']:.0f} % with the narrow model's training" in page
+    assert f"takes {100 * long['share']:.0f} % ± {100 * long['share_spread']:.0f} % of the FLOPs" in page
+    assert f"({long['with_narrow']:.1f} times with the narrow model's training)" in page
 
 
 # ---- what was proved ---------------------------------------------------------------------------------------
@@ -129,11 +164,6 @@ def test_the_foreign_models_that_are_told_to_be_proved_were_counted():
 DEPTH = (ROOT / "docs/depth.md").read_text()
 
 
-def measured(study):
-    kept = ROOT / f"docs/evidence/{study}/results.json.gz"
-    return {sweep["name"]: sweep for sweep in json.loads(gzip.decompress(kept.read_bytes()))["sweeps"]}
-
-
 def columns(start):
     """Of the row of depth.md that begins so."""
     row = next(line for line in DEPTH.splitlines() if line.startswith(f"| {start} |"))
@@ -155,7 +185,7 @@ def columns(start):
 )
 def test_what_growing_in_depth_came_to(start, sweep):
     ends = measured("depth_growing_pays")[sweep]["best_ends"]
-    assert columns(start) == [f"{fmean(e['losses']):.3f} ± {stdev(e['losses']):.3f}" for e in ends]
+    assert columns(start) == [deviating(end["losses"]) for end in ends]
     assert not any(end["at_edge"] for end in ends)
 
 
