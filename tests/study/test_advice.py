@@ -308,6 +308,13 @@ def test_of_two_maps_that_of_models_nearest_in_size_decides() -> None:
     assert "models of 256" not in str(ask_map(2, 20, 40, both))  # which only one of them holds
 
 
+def test_a_budget_that_is_next_to_a_cell_s_is_not_mixed_with_the_bound_of_another() -> None:
+    cells = [measured("padded", 20, 10, 0.95, sign="> "), measured("padded", 320, 10, 0.6)]
+    advice = ask_map(2, 318, 10.1, {**TABLE, "best": "padded", "cells": cells})
+    assert advice.verdict == "grow"
+    assert "takes 60% ± 2% of the FLOPs" in str(advice)
+
+
 def test_a_narrow_model_that_is_as_good_as_the_target_is_told() -> None:
     said = str(advise_by({}, 1e9, 1.8e9, 36e9, narrow_tokens=300e9))
     assert "after 100.0% of its tokens" in said

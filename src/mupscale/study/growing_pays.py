@@ -242,12 +242,12 @@ def _around(known: Sequence[float], value: float) -> list[tuple[float, float]]:
     >>> _around([5, 20], 10), _around([5, 20], 20), _around([5, 20], 21)
     ([(5, 0.5), (20, 0.5)], [(20, 1.0)], [])
     """
-    if not known or not known[0] / NEAR <= value <= known[-1] * NEAR:
+    if (same := next((each for each in known if each / NEAR <= value <= each * NEAR), None)) is not None:
+        return [(same, 1.0)]
+    if not known or not known[0] < value < known[-1]:
         return []
-    below = max((each for each in known if each <= value), default=known[0])
-    above = min((each for each in known if each >= value), default=known[-1])
-    if below >= above:
-        return [(below, 1.0)]
+    below = max(each for each in known if each < value)
+    above = min(each for each in known if each > value)
     way = math.log(value / below) / math.log(above / below)
     return [(below, 1 - way), (above, way)]
 
