@@ -69,12 +69,12 @@ def _rebound(value: Any, memo: dict[int, Any]) -> Any:
     """Functions over parts of the original, over those of the copy instead; also inside lists and dicts."""
     if isinstance(value, FunctionType) and value.__closure__:
         inside = [content(cell) for cell in value.__closure__]
-        if any(isinstance(content, torch.optim.Optimizer) for content in inside):
+        if any(isinstance(held, torch.optim.Optimizer) for held in inside):
             raise GrowthError(
                 f"{value.__qualname__}: a hook or function of the module steps an optimizer, which a copy of "
                 "the module would step, too; take it off, and put it on again after growing"
             )
-        moved = [memo.get(id(content), content) for content in inside]
+        moved = [memo.get(id(held), held) for held in inside]
         if all(a is b for a, b in zip(inside, moved, strict=True)):
             return value
         cells = tuple(map(CellType, moved))
