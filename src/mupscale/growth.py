@@ -6,9 +6,8 @@ Both go through `Grower`, a tensor at a time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
 from mupscale.models.contents import state_tensors, unwrapped
-from mupscale.models.surroundings import plain_surroundings
+from mupscale.models.surroundings import plain_surroundings, torch_threads
 from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import mark_
 from mupscale.operators.expand import with_eps_of
@@ -179,6 +178,8 @@ def grow_checkpoint(
     from mupscale.checkpoint.training_state import WideTrainingState
     from mupscale.checkpoint.writer import TensorSpec, write_weights
 
+    if workers is not None and workers < 1:
+        raise GrowthError(f"workers {workers}: expected at least 1")
     checkpoint = Checkpoint(source)
     checkpoint.check_layers()
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
@@ -238,7 +239,7 @@ def grow_checkpoint(
         staged(Path(destination), source=checkpoint.path, overwrite=overwrite, making=making) as stage,
         ThreadPoolExecutor(max_workers=1) as pool,
         torch.no_grad(),
-        _threads(workers),
+        torch_threads(workers),
     ):
         partial, journal = stage
         if (checkpoint.path / "modules.json").is_file():
@@ -265,19 +266,6 @@ def grow_checkpoint(
         if checkpoint.identity() != making["source"]:
             raise GrowthError(f"{checkpoint.path}: was changed while it was read; grow again")
     return plan
-
-
-@contextmanager
-def _threads(workers: int | None) -> Iterator[None]:
-    """Let torch use so many threads, and afterwards as many as before."""
-    if workers is not None and workers < 1:
-        raise GrowthError(f"workers {workers}: expected at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(workers or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:

@@ -107,6 +107,14 @@ def test_a_dry_run_leaves_a_study_as_it_was(job):
     assert (job(text).journal).read_bytes() == before
 
 
+def test_torch_has_as_many_threads_afterwards_as_before(job):
+    before = torch.get_num_threads()
+    study = job("seeds = 1\n[sweep.a]\nwidth = 8\nsteps = 5\nlr = 0.01\n", threads=before + 1)
+    for call in estimate, run:
+        call(study)
+        assert torch.get_num_threads() == before
+
+
 def test_a_dry_run_counts_what_a_run_would_do(job):
     study = job(FURTHER_SEEDS, sweeps=("base",))
     assert [(row["sweep"], row["runs"]) for row in estimate(study)] == [("base", 2), ("base+", 1)]

@@ -21,6 +21,7 @@ import torch
 from rich.progress import Progress, TaskID
 
 from mupscale.errors import GrowthError
+from mupscale.models.surroundings import torch_threads
 from mupscale.study.files import locating, read_study
 from mupscale.study.runs.budget import Budget
 from mupscale.study.runs.lab import Lab
@@ -46,7 +47,7 @@ class Job:
         sweeps: names of those to work off; none for all.
         check_transfer: of a file in the four tables of `mupscale tune`: the same grid at several widths.
         stack: runs of a sweep to train at once in one process; None: 16 on a GPU, 4 elsewhere.
-        threads: CPU threads of a process.
+        threads: CPU threads of a process, where there is no GPU.
     """
 
     file: Path
@@ -70,6 +71,11 @@ class Job:
             budget = Budget(study, load_workload(study, self.out / "data"))
             budget.check()
             return budget
+
+    @property
+    def torch_threads(self) -> int | None:
+        """Of a worker; on a machine with a GPU as many as torch takes."""
+        return None if torch.cuda.is_available() else self.threads
 
     @property
     def journal(self) -> Path:
@@ -101,11 +107,7 @@ def run(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> dict[st
         board = job.open()
         display = Display(board, progress)
         if jobs == 1:
-            before = torch.get_num_threads()
-            try:
-                _work(job, board, display.look, progress)
-            finally:
-                torch.set_num_threads(before)
+            _work(job, board, display.look, progress)
         else:
             _work_side_by_side(job, board, jobs, display.look)
         display.look()
@@ -119,10 +121,8 @@ def work(job: Job, say: Callable[[str], None]) -> None:
 
 
 def _work(job: Job, board: Board, say: Callable[..., None], progress: Progress | None = None) -> None:
-    if not torch.cuda.is_available():
-        torch.set_num_threads(job.threads)
     stack = job.stack or (16 if torch.cuda.is_available() else 4)
-    with quiet():
+    with quiet(), torch_threads(job.torch_threads):
         Worker(Lab(board.budget, board.trained, progress), board, stack=stack, say=say).work()
 
 
@@ -219,15 +219,14 @@ def estimate(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> li
     Raises:
         GrowthError: as `Job.open`; nothing is written but encoded text.
     """
-    if not torch.cuda.is_available():
-        torch.set_num_threads(job.threads)
     progress = progress or Progress(disable=True)
     task = progress.add_task("reading", total=None, note="")
     known = open_storage(job.journal) if job.storage is None and job.journal.exists() else None
     board = Board(job.budget(), in_memory(known), job.out, job.sweeps)  # a look must not change the study
     budget, study, chosen = board.budget, board.study, board.selected
     progress.update(task, description="measuring a few steps", total=len(chosen))
-    seconds = seconds_of_runs(budget, chosen, measured=lambda: progress.advance(task))
+    with torch_threads(job.torch_threads):
+        seconds = seconds_of_runs(budget, chosen, measured=lambda: progress.advance(task))
     rows = []
     for sweep in chosen:
         runs, steps = sweep.points * len(sweep.seeds), budget.trained_steps(sweep)
