@@ -6,10 +6,12 @@ Both go through `Grower`, a tensor at a time.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
+from operator import index
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from mupscale.planner import prove_operator
 from mupscale.theory.manifest import MANIFEST, Manifest, Plan
 
 Progress = Callable[[int, int], None]
+STORED_AS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights can be made into
 
 
 def grow(
@@ -82,6 +85,7 @@ def grow(
     True
     """
     check_given(plan, model=model)
+    seed = _whole(seed)
     inner = unwrapped(model)
     tensors = state_tensors(inner)
     grower = Grower(
@@ -176,10 +180,13 @@ def grow_checkpoint(
     from mupscale.checkpoint.reader import Checkpoint
     from mupscale.checkpoint.staging import copy_companions, copy_pooling, staged
     from mupscale.checkpoint.training_state import WideTrainingState
-    from mupscale.checkpoint.writer import TensorSpec, write_weights
+    from mupscale.checkpoint.writer import TensorSpec, parse_size, write_weights
 
-    if workers is not None and workers < 1:
-        raise GrowthError(f"workers {workers}: expected at least 1")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise GrowthError(f"workers {workers!r}: expected a whole number, at least 1")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in STORED_AS):
+        raise GrowthError(f"dtype {dtype!r}: expected one of {', '.join(map(str, STORED_AS))}")
+    seed, shard_bytes = _whole(seed), parse_size(max_shard_size)
     checkpoint = Checkpoint(source)
     checkpoint.check_layers()
     plan = plan or make_plan(checkpoint.config, width=width, axes=axes)
@@ -230,8 +237,10 @@ def grow_checkpoint(
     # All that the bytes depend on, so that a run goes on from what the same run has written before.
     making = {
         "growth": plan.describe(),
+        "plan": hashlib.sha256(plan.to_json().encode()).hexdigest(),
         **{key: str(value) for key, value in how.items()},
         "dtype": str(dtype),
+        "allow_nonfinite": str(allow_nonfinite),
         "max_shard_size": max_shard_size,
         "source": checkpoint.identity(),
     }
@@ -253,7 +262,7 @@ def grow_checkpoint(
             lambda name: grown.blocks(name, specs[name].dtype),
             journal,
             advance,
-            max_shard_size=max_shard_size,
+            max_shard_size=shard_bytes,
         )
         copy_companions(checkpoint.path, partial, training_state=training is not None)
         grown.config(dtype).save_pretrained(partial)
@@ -266,6 +275,18 @@ def grow_checkpoint(
         if checkpoint.identity() != making["source"]:
             raise GrowthError(f"{checkpoint.path}: was changed while it was read; grow again")
     return plan
+
+
+def _whole(seed: int) -> int:
+    """A seed as a number of Python's, which its file can hold.
+
+    Raises:
+        GrowthError: it is no whole number.
+    """
+    try:
+        return int(index(seed))
+    except TypeError:
+        raise GrowthError(f"seed {seed!r}: expected a whole number") from None
 
 
 def _loaded(model: nn.Module, plan: Plan, state: dict[str, Tensor]) -> nn.Module:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -379,6 +380,96 @@ def test_what_a_study_grew_by_the_command_grows_by(knobs, source, tmp_path):
     assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2", *recipe_of(knobs).split()]) == 0
 
 
+FORMS = ("model.safetensors", "shards", "pytorch_model.bin", "pickled shards")  # as transformers reads them
+
+
+def put_weights(path, model, form):
+    """Save a model in a directory beside what is there, which transformers would remove."""
+    folder = path / "saved"
+    folder.mkdir()
+    if not form.startswith("p"):
+        model.save_pretrained(folder, max_shard_size="30KB" if form == "shards" else "5GB")
+    else:
+        file = "pytorch_model.bin" if form == FORMS[2] else "pytorch_model-1.bin"
+        torch.save(model.state_dict(), folder / file)
+        if form == FORMS[3]:
+            index = {"weight_map": dict.fromkeys(model.state_dict(), file), "metadata": {}}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for file in folder.iterdir():
+        file.rename(path / file.name)
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_of_weights_in_several_forms_those_are_read_that_transformers_reads(first, tmp_path):
+    model = build("llama").float()
+    for form in FORMS[first:]:
+        with torch.no_grad():
+            model.lm_head.weight.mul_(2)
+        put_weights(tmp_path, model, form)
+    model.config.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (first < 2)
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight
+    checkpoint = Checkpoint(tmp_path)
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), expected)
+    assert torch.equal(checkpoint.load().lm_head.weight, expected)
+
+
+def test_weights_under_a_name_of_their_own_are_not_passed_over(source, tmp_path):
+    edit_config(source, transformers_weights="other.safetensors")
+    with pytest.raises(GrowthError, match=r"transformers_weights is 'other.safetensors', which is not read"):
+        grow_checkpoint(source, tmp_path / "wide", width=2)
+
+
+def test_a_pickled_view_that_is_negated_is_refused(source, tmp_path, capsys):
+    weights = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    norm = weights["model.norm.weight"]
+    weights["model.norm.weight"] = torch.complex(torch.zeros_like(norm), -norm).conj().imag
+    torch.save(weights, source / "pytorch_model.bin")
+    assert torch.equal(torch.load(source / "pytorch_model.bin")["model.norm.weight"], norm)
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 2
+    said = f"{source}/pytorch_model.bin: holds a view that is negated or conjugated"
+    assert said in capsys.readouterr().err
+
+
+BAD_ARGUMENTS = {
+    "dtype torch.int32: expected one of torch.float64, torch.float32": {"dtype": torch.int32},
+    "dtype 'bfloat16': expected one of": {"dtype": "bfloat16"},
+    "seed 0.5: expected a whole number": {"seed": 0.5},
+    "seed None: expected a whole number": {"seed": None},
+    "seed 'a': expected a whole number": {"seed": "a"},
+    "max-shard-size 'five': expected a size": {"max_shard_size": "five"},
+    "max-shard-size 5000: expected a size": {"max_shard_size": 5000},
+    "max-shard-size b'5GB': expected a size": {"max_shard_size": b"5GB"},
+    "workers 'two': expected a whole number": {"workers": "two"},
+}
+
+
+@pytest.mark.parametrize("said", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_before_anything_is_written(said, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("mupscale.checkpoint.staging.staged", None)
+    with pytest.raises(GrowthError, match=said):
+        grow_checkpoint(source, tmp_path / "wide", width=2, **BAD_ARGUMENTS[said])
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow"}
+
+
+def test_a_seed_of_numpy_is_a_number(source, tmp_path):
+    plan = grow_checkpoint(source, tmp_path / "wide", width=2, seed=np.int64(3), operator="duplicate")
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
+    wide = mupscale.grow(build("llama").float(), plan, seed=3, operator="duplicate")
+    assert torch.equal(stored.lm_head.weight, wide.lm_head.weight)
+    assert mupscale.Plan.load(tmp_path / "wide").growth == plan.growth
+    with pytest.raises(GrowthError, match="seed 0.5: expected a whole number"):
+        mupscale.grow(build("llama").float(), plan, seed=0.5)
+
+
+def test_a_link_to_nowhere_beside_the_weights_is_passed_over(source, tmp_path):
+    (source / "tokenizer.json").symlink_to(tmp_path / "nowhere")
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 0
+    assert not os.path.lexists(tmp_path / "wide/tokenizer.json")
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_weights_that_are_no_floating_point_numbers_are_refused(dtype, source, tmp_path, capsys):
     weights = load_file(source / "model.safetensors")
@@ -427,12 +518,85 @@ def test_a_sentence_transformers_folder_keeps_its_pooling(source, tmp_path, caps
     assert grown == pooling | {"word_embedding_dimension": 2 * width}
     assert (tmp_path / "wide/modules.json").is_file()
 
+    for bad, said in (("[1]", "expected a JSON object"), ("{bad", "not valid JSON")):
+        (source / "1_Pooling" / "config.json").write_text(bad)
+        assert main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"]) == 2
+        assert f"1_Pooling/config.json: {said}" in capsys.readouterr().err
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
     (source / "2_Dense").mkdir()
     (source / "2_Dense" / "config.json").write_text("{}")
     (source / "2_Dense" / "model.safetensors").write_bytes(b"")
     assert main(["grow", str(source), str(tmp_path / "wider"), "--width", "2"]) == 2
     assert "2_Dense: holds weights of a module after the model" in capsys.readouterr().err
     assert not (tmp_path / "wider").exists()
+
+
+def precious(folder):
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    return folder / "thesis.txt"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_of_others_under_the_name_of_an_old_destination_is_left_alone(there, source, tmp_path):
+    thesis = precious(tmp_path / ".wide.old")
+    command = ["grow", str(source), str(tmp_path / "wide"), "--width", "2"]
+    if there:
+        (tmp_path / "wide").mkdir()
+        assert main(command) == 2
+    else:
+        assert main(command) == 0
+        assert main(["verify", str(tmp_path / "wide")]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide", ".wide.old"}
+    assert thesis.read_text() == "years of work"
+
+
+def test_it_is_in_the_way_of_an_overwriting_alone(source, tmp_path, capsys):
+    command = ["grow", str(source), str(tmp_path / "wide"), "--width", "2", "--overwrite"]
+    assert main(command) == 0
+    thesis = precious(tmp_path / ".wide.old")
+    assert main(command) == 2
+    assert ".wide.old: is in the way of --overwrite" in capsys.readouterr().err
+    assert thesis.exists()
+    assert main(["verify", str(tmp_path / "wide")]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide", ".wide.old"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_others_have_under_the_name_of_an_unfinished_one_is_left_alone(
+    overwrite, source, tmp_path, capsys
+):
+    thesis = precious(tmp_path / ".wide.partial")
+    command = ["grow", str(source), str(tmp_path / "wide"), "--width", "2", *["--overwrite"] * overwrite]
+    assert main(command) == 2
+    assert ".wide.partial: is in the way, and of no growth" in capsys.readouterr().err
+    assert thesis.exists()
+    thesis.unlink()
+    thesis.parent.rmdir()
+    thesis.parent.write_text("a file")
+    assert main(command) == 2
+    assert ".wide.partial: is in the way (Not a directory)" in capsys.readouterr().err
+    thesis.parent.unlink()
+    thesis.parent.mkdir()
+    assert main(command) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
+
+
+def test_killed_before_the_new_destination_has_its_name_it_can_be_repeated(source, tmp_path):
+    """Whole, and without its journal."""
+    script = (
+        "import os, signal, sys\n"
+        "from mupscale import growth\n"
+        "from mupscale.checkpoint import staging\n"
+        "staging._rename_new = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "growth.grow_checkpoint(sys.argv[1], sys.argv[2], width=2)\n"
+    )
+    command = [sys.executable, "-c", script, str(source), str(tmp_path / "wide")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / ".wide.partial/mupscale.json").exists()
+    assert main(["grow", str(source), str(tmp_path / "wide"), "--width", "2"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"narrow", "wide"}
 
 
 def test_a_failure_while_writing_keeps_what_was_there(source, tmp_path, monkeypatch):

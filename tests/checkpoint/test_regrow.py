@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from models import batch, build, loss_of
 from mupscale import GrowthError
+from mupscale.checkpoint.differences import difference
 from mupscale.checkpoint.regrowth import regrow, unchanged
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
@@ -29,6 +30,8 @@ GROWTHS = {
         "optimizer": True,
     },
     "expand": {"width": 2, "operator": "expand"},
+    "many digits": {"width": 2, "operator": "zero_pad", "shrink": {"*": 1 / 3, "*.mlp.*": 2 / 3}},
+    "noise of many digits": {"width": 2, "operator": "duplicate", "noise": f"gaussian:{1 / 3}"},
     "stack": {"axes": {"layers": 2}, "operator": "stack"},
 }
 
@@ -161,12 +164,81 @@ def test_what_another_machine_grew_may_be_rounded_otherwise(narrow, wide, tmp_pa
     assert not regrow(narrow, tmp_path / "wide")
 
 
+@pytest.fixture(scope="module")
+def tensors_beside(tmp_path_factory):
+    """A checkpoint whose optimizer's learning rates are tensors, with more tensors beside its state."""
+    path = tmp_path_factory.mktemp("beside")
+    model = build("llama_tied").float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(3e-3), foreach=False)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=10)
+    loss_of(model, batch("llama_tied", 0)).backward()
+    optimizer.step(), scheduler.step()
+    model.save_pretrained(path)
+    # A large one, of which no more is read at first than where it lies, and small ones.
+    ema = {"large": torch.randn(150, 150).T, "small": [torch.tensor(7), torch.ones(2, dtype=torch.bool)]}
+    torch.save({**optimizer.state_dict(), "ema": ema}, path / OPTIMIZER)
+    torch.save(scheduler.state_dict(), path / "scheduler.pt")
+    return path
+
+
+def test_tensors_beside_the_state_are_written_and_compared(tensors_beside, tmp_path):
+    wide, other = tmp_path / "wide", tmp_path / "other"
+    grow_checkpoint(tensors_beside, wide, width=2, operator="duplicate")
+    saved, narrow = (torch.load(path / OPTIMIZER) for path in (wide, tensors_beside))
+    (group,) = narrow["param_groups"]
+    for grown in saved["param_groups"]:
+        for key in ("lr", "initial_lr"):
+            assert grown[key] == pytest.approx(float(group[key]) * grown["lr_scale"]), key
+    assert torch.equal(saved["ema"]["large"], narrow["ema"]["large"])
+    assert saved["ema"]["small"][0] == 7
+    assert saved["ema"]["small"][1].all()
+    found = regrow(tensors_beside, wide)
+    assert found
+    assert unchanged(wide)
+    assert unchanged(wide).tensors == found.tensors == 4 * 20 + 3 + 2 * len(saved["param_groups"])
+    for place, change in {
+        "param_groups 1 lr": lambda s: s["param_groups"][1]["lr"].mul_(1 + 1e-6),
+        "ema large": lambda s: s["ema"]["large"][149, 0].mul_(2),
+        "ema small 0": lambda s: s["ema"]["small"][0].add_(1),
+        "ema more": lambda s: s["ema"].update(more=torch.ones(1)),
+    }.items():
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(wide, other)
+        _pickle(other / OPTIMIZER, change)
+        for told in (regrow(tensors_beside, other), unchanged(other)):
+            assert told.differing == 1
+            assert f"other/{OPTIMIZER}: {place}" in told.first
+
+
+def test_tensors_among_other_values_are_compared_to_the_last_bit():
+    one, other = torch.tensor(0.003), torch.tensor(0.00300009)
+    assert difference({"base_lrs": [one]}, {"base_lrs": [one.clone()]}) == 0
+    for found in (other, one.double(), one[None]):
+        assert difference({"base_lrs": [one]}, {"base_lrs": [found]})
+
+
+@pytest.mark.parametrize("lost", ["all", "a weight", "a moment"])
+def test_without_a_checksum_nothing_counts_as_unchanged(lost, narrow, wide, tmp_path, capsys):
+    shutil.copytree(wide, tmp_path / "wide")
+    gone = {"a weight": "model.norm.weight", "a moment": f"{OPTIMIZER} 3 exp_avg"}.get(lost)
+    _json(
+        tmp_path / "wide/mupscale.json", lambda m: m["sha256"].pop(gone) if gone else m.update({"sha256": {}})
+    )
+    assert unchanged(tmp_path / "wide").differing == (1 if gone else 80)
+    assert main(["verify", str(tmp_path / "wide")]) == 1
+    said = capsys.readouterr().out
+    assert "CHANGED: " in said
+    assert "has no checksum in mupscale.json" in said
+
+
 def test_verify_tells_it_by_its_exit_status(narrow, wide, tmp_path, capsys):
     argv = ["verify", str(narrow), str(tmp_path / "wide")]
     shutil.copytree(wide, tmp_path / "wide")
     alone = ["verify", str(tmp_path / "wide")]
     assert main(argv) == main([*argv, "--files-only"]) == main(alone) == 0
-    assert "as grown: config and 80 tensors are what duplicate" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "as grown: config and 80 tensors are what duplicate" in said
+    assert "unchanged: config and 80 tensors have the checksums that growing (duplicate, noise bal" in said
     _pickle(tmp_path / "wide" / OPTIMIZER, lambda s: s["state"][0]["exp_avg"].mul_(2))
     assert main(argv) == main([*argv, "--files-only"]) == main(alone) == 1
     said = capsys.readouterr().out
@@ -184,8 +256,8 @@ def test_a_growth_that_is_to_change_the_function_passes_when_it_is_as_grown(how,
     assert main(["grow", str(narrow), wide, "--width", "2", *how.split()]) == 0
     assert main(["verify", str(narrow), wide]) == 0
     said = capsys.readouterr().out
-    assert f"not the same function, as {how.split()[1]}" in said
-    assert "is not to keep it: outputs differ by at most" in said
+    assert f"not the same function: {how.split()[1]}" in said
+    assert "does not keep it; outputs differ by at most" in said
     assert main(["verify", str(narrow), wide, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert not found["equal"]

@@ -13,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mupscale
 from models import batch, build, loss_of
 from mupscale import GrowthError
 from mupscale.checkpoint.journal import JOURNAL
+from mupscale.checkpoint.reader import Checkpoint
 from mupscale.checkpoint.regrowth import regrow
 from mupscale.cli import main
 from mupscale.growth import grow_checkpoint
@@ -179,6 +181,47 @@ def test_other_arguments_do_not_go_on_with_it(narrow, whole, tmp_path):
     shutil.rmtree(tmp_path / ".wide.partial")
     grow_checkpoint(source, tmp_path / "wide", **HOW)
     assert contents(tmp_path / "wide") == whole
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"shrink": 0.33333351}, {"shrink": 0.33333449}, "shrink 0.33333351"),
+        ({"noise": "fresh:0.33333351"}, {"noise": "fresh:0.33333449"}, "noise fresh:0.33333351"),
+        ({"allow_nonfinite": True}, {}, "allow_nonfinite True"),
+    ],
+)
+def test_nor_do_such_as_differ_by_little(one, other, said, narrow, tmp_path):
+    how = {"width": 2, "operator": "zero_pad"}
+    with pytest.raises(Stopped):
+        grow_checkpoint(narrow, tmp_path / "wide", **how, **one, progress=after(10))
+    with pytest.raises(GrowthError, match=rf"other settings \({said}\) was stopped here"):
+        grow_checkpoint(narrow, tmp_path / "wide", **how, **other)
+
+
+def test_nor_does_another_order_of_the_layers(narrow, tmp_path):
+    config = Checkpoint(narrow).config
+    repeat, cycle = (mupscale.plan(config, axes={"layers": 2}, order=order) for order in ("repeat", "cycle"))
+    with pytest.raises(Stopped):
+        grow_checkpoint(narrow, tmp_path / "deep", repeat, progress=after(40))
+    with pytest.raises(GrowthError, match=r"other settings \(plan\) was stopped here"):
+        grow_checkpoint(narrow, tmp_path / "deep", cycle)
+    grow_checkpoint(narrow, tmp_path / "deep", repeat)
+    assert regrow(narrow, tmp_path / "deep")
+
+
+@pytest.mark.parametrize("stop", [1, 66, 80])
+def test_learning_rates_that_are_tensors_go_on_too(stop, narrow, tmp_path):
+    source = shutil.copytree(narrow, tmp_path / "narrow")
+    saved = torch.load(source / "optimizer.pt")
+    saved["param_groups"][0]["lr"] = torch.tensor(3e-3)
+    torch.save(saved, source / "optimizer.pt")
+    grow_checkpoint(source, tmp_path / "whole", **HOW)
+    with pytest.raises(Stopped):
+        grow_checkpoint(source, tmp_path / "wide", **HOW, progress=after(stop))
+    grow_checkpoint(source, tmp_path / "wide", **HOW)
+    assert contents(tmp_path / "wide") == contents(tmp_path / "whole")
+    assert all(group["lr"] > 0 for group in torch.load(tmp_path / "wide/optimizer.pt")["param_groups"])
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(narrow, tmp_path):

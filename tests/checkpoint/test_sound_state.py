@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mupscale import GrowthError
 from mupscale.checkpoint.sound import check_entries, check_groups, check_scheduler, own_state
-from mupscale.checkpoint.training_state import WideTrainingState
+from mupscale.checkpoint.training_state import WideTrainingState, leaves
 from mupscale.planner import plan
 
 OPTIMIZERS = {
@@ -55,6 +55,8 @@ def stepped(config, make, steps=8):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("steps", [0, 8])
 def test_what_an_optimizer_saves_is_taken(name, steps, config, tmp_path):
+    if (name, steps) == ("radam", 0):
+        pytest.skip("no step of RAdam: refused, as its first ones scale otherwise")
     torch.save(stepped(config, OPTIMIZERS[name], steps).state_dict(), tmp_path / "optimizer.pt")
     assert WideTrainingState.of(tmp_path, plan(config, width=2)) is not None
 
@@ -134,6 +136,32 @@ def test_what_schedulers_keep_in_groups_is_scaled_with_the_rates(schedule, confi
     for group in grown:
         for key in {"max_lr", "min_lr", "swa_lr", "initial_lr"} & narrow.keys():
             assert group[key] == pytest.approx(narrow[key] * group["lr_scale"])
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}"])
+def test_names_of_a_compiled_model_are_its_own(wrapper, config, tmp_path):
+    made = []
+    for wrapped in ("{}", wrapper):
+        state = stepped(config, OPTIMIZERS["adamw"], 1).state_dict()
+        names = [name for name, _ in LlamaForCausalLM(config).named_parameters()]
+        state["param_groups"][0]["param_names"] = [wrapped.format(name) for name in names]
+        torch.save(state, tmp_path / "optimizer.pt")
+        made.append(WideTrainingState.of(tmp_path, plan(config, width=2)).optimizer["param_groups"])
+    assert made[0] == made[1]
+
+
+def test_a_parameter_that_is_named_twice_is_refused(config, tmp_path):
+    state = stepped(config, OPTIMIZERS["adamw"], 1).state_dict()
+    names = [name for name, _ in LlamaForCausalLM(config).named_parameters()]
+    state["param_groups"][0]["param_names"] = [*names[:-1], names[0]]
+    torch.save(state, tmp_path / "optimizer.pt")
+    with pytest.raises(GrowthError, match="embed_tokens.weight' 2 times; expected every parameter once"):
+        WideTrainingState.of(tmp_path, plan(config, width=2))
+
+
+def test_two_values_of_one_name_are_refused():
+    with pytest.raises(GrowthError, match="ema a b: two values of optimizer.pt go by this name"):
+        leaves({"state": {}, "ema": {"a b": 1, "a": {"b": 2}}})
 
 
 @pytest.mark.parametrize("name", ["optimizer.bin", "global_step6"])

@@ -347,3 +347,27 @@ def test_a_run_is_not_resumed_by_another_batch_size(narrow_run, tmp_path):
     run = trainer(model, tmp_path / "out", plan=plan, **SIZES)
     with pytest.raises(GrowthError, match="another batch size or number of tokens"):
         run.train(resume_from_checkpoint=str(tmp_path / "wide"))
+
+
+def plan_trainer(tmp_path, **arguments):
+    model, out = build("llama_tied"), tmp_path / "out"
+    args = TrainingArguments(
+        str(out), max_steps=2, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True, **arguments
+    )
+    plan = mupscale.plan(model, width=2)
+    made = PlanTrainer(mupscale.grow(model, plan), args, train_dataset=Tokens(), plan=plan)
+    made.train()
+    return made
+
+
+def test_the_plan_trainer_takes_no_clipping_and_optimizers_that_decay_by_themselves(tmp_path):
+    plan_trainer(tmp_path, max_grad_norm=None)
+    pytest.importorskip("schedulefree")
+    trained = plan_trainer(tmp_path, optim="schedule_free_adamw", weight_decay=0.1)
+    assert max(group["weight_decay"] for group in trained.optimizer.param_groups) == pytest.approx(0.2)
+
+
+def test_saved_arguments_say_the_clipping_that_was_asked_for(tmp_path):
+    made = plan_trainer(tmp_path, max_grad_norm=0.5)
+    saved = torch.load(tmp_path / "out/checkpoint-2/training_args.bin", weights_only=False)
+    assert (saved.max_grad_norm, made.args.max_grad_norm) == (0.5, 0.0)  # which the callback does

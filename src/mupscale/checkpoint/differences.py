@@ -55,7 +55,9 @@ def difference(expected: Any, found: Any, *, rounded: bool = False) -> float | s
 
 
 def _by_words(value: Any) -> Any:
-    """The same with all keys of dicts as text: those of several kinds have no order."""
+    """The same with all keys of dicts as text: those of several kinds have no order; and tensors in full."""
+    if isinstance(value, Tensor):  # by itself it shows four digits
+        return [str(value.dtype), value.tolist()]
     if isinstance(value, dict):
         return {str(key): _by_words(entry) for key, entry in value.items()}
     return [_by_words(entry) for entry in value] if isinstance(value, tuple | list) else value

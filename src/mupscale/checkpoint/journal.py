@@ -39,7 +39,7 @@ class Journal:
         lines = _lines(folder)
         if lines and lines[0] != dict(making):
             theirs = {key: lines[0].get(key) for key, value in making.items() if lines[0].get(key) != value}
-            said = [key if key == "source" else f"{key} {value}" for key, value in theirs.items()]
+            said = [key if key in ("source", "plan") else f"{key} {value}" for key, value in theirs.items()]
             raise GrowthError(
                 f"{folder}: a run with other settings ({', '.join(said)}) was stopped here; "
                 "give its command again to finish it, or remove the folder"

@@ -25,7 +25,8 @@ from mupscale.models.contents import state_tensors
 from mupscale.models.skeletons import skeleton
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FILES = (INDEX, WEIGHTS, "pytorch_model.bin.index.json", "pytorch_model.bin")  # that say where weights are
+# Those that say where weights are, in the order of transformers: of several it reads the first.
+FILES = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 MOST_LAYERS = 1000  # that are built unasked; no published model has as many
 
 
@@ -69,7 +70,7 @@ class Checkpoint:
             GrowthError: the file is missing, not a config, or of an unknown ``model_type``.
         """
         path = path / "config.json" if path.is_dir() else path
-        data = _read_json(path, "expected a config.json, or a Hugging Face checkpoint directory")
+        data = read_json(path, "expected a config.json, or a Hugging Face checkpoint directory")
         model_type = data.get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise GrowthError(
@@ -96,6 +97,11 @@ class Checkpoint:
     @cached_property
     def weight_files(self) -> list[Path]:
         """The files of weights, in name order: safetensors, or where there are none the pickles of torch."""
+        if named := getattr(self.config, "transformers_weights", None):
+            raise GrowthError(
+                f"{self.path / 'config.json'}: transformers_weights is {named!r}, which is not read; call "
+                f"that file {WEIGHTS}, and remove the field"
+            )
         path = next((self.path / name for name in FILES if (self.path / name).is_file()), None)
         if path is None:
             raise GrowthError(
@@ -104,7 +110,7 @@ class Checkpoint:
             )
         if path.suffix != ".json":
             return [path]
-        index = _read_json(path, "it lists the shards")
+        index = read_json(path, "it lists the shards")
         if not isinstance(index.get("weight_map"), dict) or not index["weight_map"]:
             raise GrowthError(f"{path}: no weight_map in it; save the checkpoint again")
         names = index["weight_map"].values()
@@ -223,7 +229,8 @@ class Checkpoint:
 
     def identity(self) -> str:
         """What tells the files from others of the same names, and from what they were before."""
-        paths = sorted(p for p in self.path.iterdir() if p.suffix in (".safetensors", ".json", ".pt", ".bin"))
+        suffixes = (".safetensors", ".json", ".pt", ".bin")
+        paths = sorted(p for p in self.path.iterdir() if p.suffix in suffixes and p.is_file())
         return " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p in paths for s in [p.stat()])
 
     def checksums(self) -> dict[str, str]:
@@ -289,7 +296,15 @@ class ModelTensors:
         return f"{self._checkpoint.file_of(self._stored[name])}: {self._stored[name]!r}"
 
 
-def _read_json(path: Path, role: str) -> dict[str, Any]:
+def read_json(path: Path, role: str) -> dict[str, Any]:
+    """What a file of JSON holds.
+
+    Args:
+        role: what the file is for, for messages.
+
+    Raises:
+        GrowthError: it is missing, or holds something else than an object.
+    """
     try:
         data = json.loads(path.read_text())
     except OSError:

@@ -19,7 +19,7 @@ from mupscale.checkpoint.grown import GrownCheckpoint
 from mupscale.checkpoint.journal import sha256
 from mupscale.checkpoint.reader import Checkpoint, ModelTensors
 from mupscale.checkpoint.stored import loaded
-from mupscale.checkpoint.training_state import OPTIMIZER, WideTrainingState, load_state
+from mupscale.checkpoint.training_state import OPTIMIZER, WideTrainingState, leaves, load_state
 from mupscale.errors import GrowthError
 from mupscale.layout.known import family_of
 from mupscale.models.skeletons import PreTrainedConfig, skeleton
@@ -59,6 +59,14 @@ class Regrown:
         return {"as_grown": bool(self), **asdict(self)}
 
     def __str__(self) -> str:
+        if self.keeps_function is None:
+            grown = f"growing ({self.recipe}) left"
+            if self:
+                return f"unchanged: config and {self.tensors} tensors have the checksums that {grown}"
+            return (
+                f"CHANGED: {self.differing} of the config's fields and {self.tensors} tensors are not what "
+                f"{grown}\nfirst that differs: {self.first}"
+            )
         if self:
             how = f"but for rounding of {self.rounding:.2g}" if self.rounding else "to the last bit"
             return f"as grown: config and {self.tensors} tensors are what {self.recipe} gives, {how}"
@@ -144,29 +152,27 @@ def unchanged(destination: str | Path, *, progress: Progress | None = None) -> R
         )
     config = manifest.plan.config
     assert config is not None
-    held = _tensors(wide)
-    state = load_state(wide.path / OPTIMIZER).get("state") if recipe.get("optimizer") else {}
+    held, sums = _tensors(wide), recipe["sha256"]
+    saved = leaves(load_state(wide.path / OPTIMIZER)) if recipe.get("optimizer") else {}
+    trained = {name: value for name, value in saved.items() if isinstance(value, Tensor)}
 
     def findings() -> Findings:
         yield from _fields(config, wide)
-        for name, expected in recipe["sha256"].items():
-            if name.startswith(OPTIMIZER):
-                place = f"{wide.path}/{name}"
-                theirs = loaded(wide.path / OPTIMIZER, _entry(state, *name.split(" ")[1:]))
+        for name in dict.fromkeys((*manifest.plan.wide_names, *trained, *sums)):
+            if name in trained:
+                place, theirs = f"{wide.path}/{name}", loaded(wide.path / OPTIMIZER, trained[name])
             elif name in held:
                 place, theirs = held.place(name), held(name)
             else:
                 place, theirs = f"{wide.path}: {name!r}", None
-            same = isinstance(theirs, Tensor) and sha256(theirs) == expected
-            yield place, 0.0 if same else "is not what was written", theirs.nbytes if same else 0
+            if name not in sums:
+                found: float | str = f"has no checksum in {MANIFEST}"
+            else:
+                same = theirs is not None and sha256(theirs) == sums[name]
+                found = 0.0 if same else "is not what was written"
+            yield place, found, theirs.nbytes if theirs is not None else 0
 
     return _summed_up(findings(), wide, manifest, None, progress)
-
-
-def _entry(state: Any, index: str = "", key: str = "", *_: str) -> Any:
-    """A piece of optimizer state by the words of its name in the manifest; None where there is none."""
-    entries = state.get(int(index)) if isinstance(state, dict) and index.isdecimal() else None
-    return entries.get(key) if isinstance(entries, dict) else None
 
 
 def _tensors(wide: Checkpoint) -> ModelTensors:

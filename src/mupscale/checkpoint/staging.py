@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mupscale.checkpoint.journal import Journal, begun
+from mupscale.checkpoint.journal import JOURNAL, Journal, begun
+from mupscale.checkpoint.reader import read_json
 from mupscale.errors import GrowthError
+from mupscale.theory.manifest import MANIFEST
 
 # Weights in any format: a narrow copy of them beside the wide ones would be loaded by mistake.
 _WEIGHT_SUFFIXES = (
@@ -28,9 +30,11 @@ _WEIGHT_SUFFIXES = (
     ".pt",
 )
 _TRAINING_STATE = ("trainer_state.json", "training_args.bin")
+REPLACED = ".replaced"  # in an old destination whose place a new one takes
+_MARKS = (JOURNAL, REPLACED, MANIFEST)  # what tells a folder of a growth that was stopped
 # Files that lie beside the weights in checkpoint directories, as far as their names tell.
 _NAMES = (
-    *("*config.json", "mupscale.json", "history.json", "modules.json", *_TRAINING_STATE, "rng_state*"),
+    *("*config.json", MANIFEST, REPLACED, "history.json", "modules.json", *_TRAINING_STATE, "rng_state*"),
     *("*.bin", "tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.model"),
     *("chat_template*", "README*", "LICENSE*", "NOTICE*", ".gitattributes"),
 )
@@ -59,9 +63,11 @@ def staged(
         raise GrowthError(f"{destination}: is or contains the source {source}; choose another destination")
     partial = destination.with_name(f".{destination.name}.partial")
     with _locked(partial, destination):
+        _check_ours(partial)
         try:
             _put_back(destination)
             _check_free(destination, source, overwrite)
+            _remove_old(destination)
             if not begun(partial):
                 _clear(partial)
             journal = Journal(partial, making)
@@ -79,7 +85,7 @@ def staged(
             else:
                 _rename_new(partial, destination)
         except GrowthError:  # the same command would be refused again
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
         except BaseException as error:
             _forget_unless_begun(partial)
@@ -90,12 +96,25 @@ def staged(
             error.add_note(note)
             raise
         _sync(destination.parent)
-        shutil.rmtree(_old(destination), ignore_errors=True)
+        _remove_old(destination)
+
+
+def _check_ours(partial: Path) -> None:
+    """Refuse a folder that is not of a growth that was stopped: such a one has its journal, or is whole."""
+    if any(partial.iterdir()) and not any((partial / name).exists() for name in _MARKS):
+        raise GrowthError(f"{partial}: is in the way, and of no growth that was stopped; move it elsewhere")
 
 
 def _forget_unless_begun(partial: Path) -> None:
     if not begun(partial):
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    """Remove one of our folders, as far as it goes."""
+    with suppress(OSError):
+        _clear(folder)
+        folder.rmdir()
 
 
 def _check_free(destination: Path, source: Path, overwrite: bool) -> None:
@@ -114,6 +133,11 @@ def _check_free(destination: Path, source: Path, overwrite: bool) -> None:
         raise GrowthError(
             f"{strange[0]}: not part of a checkpoint, and --overwrite would remove it; move it away first"
         )
+    if not os.access(destination, os.W_OK):
+        raise GrowthError(f"{destination}: cannot be written to, so that --overwrite cannot replace it")
+    old = _old(destination)
+    if os.path.lexists(old) and not (old / REPLACED).exists():
+        raise GrowthError(f"{old}: is in the way of --overwrite, which needs this name; move it elsewhere")
 
 
 def _is_ours(path: Path, source: Path) -> bool:
@@ -142,6 +166,8 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
             handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # the other run has just finished
             continue
+        except OSError as error:  # a file, or a link
+            raise GrowthError(f"{partial}: is in the way ({error.strerror}); move it elsewhere") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -161,7 +187,8 @@ def _locked(partial: Path, destination: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
+    """Remove all that is in one of our folders; last what tells that it is ours."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name in _MARKS):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -187,6 +214,8 @@ def _replace(destination: Path, partial: Path) -> None:
     from which `_put_back` returns.
     """
     old = _old(destination)
+    (destination / REPLACED).touch()
+    _sync(destination)
     try:
         _exchange(partial, destination)
     except OSError:
@@ -194,7 +223,7 @@ def _replace(destination: Path, partial: Path) -> None:
         try:
             partial.rename(destination)
         except OSError:
-            old.rename(destination)
+            _put_back(destination)
             raise
     else:
         partial.rename(old)
@@ -222,10 +251,15 @@ def _old(destination: Path) -> Path:
 def _put_back(destination: Path) -> None:
     """Put back the old destination, where a run was killed between two renames."""
     old = _old(destination)
-    if old.is_dir() and not os.path.lexists(destination):
+    if (old / REPLACED).exists() and not os.path.lexists(destination):
         old.rename(destination)
-    else:
-        shutil.rmtree(old, ignore_errors=True)
+        (destination / REPLACED).unlink()
+
+
+def _remove_old(destination: Path) -> None:
+    """Remove the old destination, now that there is a new one."""
+    if (_old(destination) / REPLACED).exists():
+        _remove(_old(destination))
 
 
 def _sync_tree(folder: Path) -> None:
@@ -256,7 +290,7 @@ def copy_companions(source: Path, destination: Path, *, training_state: bool) ->
         is_weights = name.endswith(_WEIGHT_SUFFIXES) or name.startswith(
             ("pytorch_model", "optimizer", "scheduler")
         )
-        written = name in ("config.json", "mupscale.json")
+        written = name in ("config.json", *_MARKS)
         if (
             not path.is_file()
             or written
@@ -283,7 +317,7 @@ def copy_pooling(source: Path, destination: Path, narrow: int, wide: int) -> Non
                 f"{folder}: holds weights of a module after the model (sentence-transformers), which cannot "
                 "grow; grow a copy of the checkpoint without this folder and modules.json"
             )
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path, "it says how vectors are pooled")
         if fields.get("word_embedding_dimension") == narrow:
             fields["word_embedding_dimension"] = wide
         (destination / folder.name).mkdir(exist_ok=True)

@@ -143,6 +143,11 @@ def stored(path: Path, tensor: Tensor) -> Stored:
             f"{path}: has been cut short, before the end of a tensor of {tensor.nbytes} bytes; "
             "copy or download the file again"
         )
+    if tensor.is_neg() or tensor.is_conj():  # by a bit beside the numbers, which these know nothing of
+        raise GrowthError(
+            f"{path}: holds a view that is negated or conjugated, as of x.conj().imag; save it again as "
+            "tensor.resolve_neg().resolve_conj()"
+        )
     start = offset + int(tensor.storage_offset()) * tensor.itemsize
     return Stored(
         path, start, tensor.dtype, tuple(tensor.shape), None if tensor.is_contiguous() else tensor.stride()

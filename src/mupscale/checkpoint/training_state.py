@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mupscale.checkpoint.journal import Journal
 from mupscale.checkpoint.outgoing import Outgoing
@@ -67,7 +69,7 @@ class WideTrainingState:
         saved = load_state(path)
         with naming(path):
             groups = check_groups(saved)
-            names = _names(groups, narrow)
+            names = _names(groups, narrow, plan)
             rules: dict[int, Rule] = {}
             pairs = []
             for number, group in enumerate(groups):
@@ -100,12 +102,12 @@ class WideTrainingState:
         for group in wide_groups:
             group["params"] = list(range(start, start + len(group["params"])))
             start += len(group["params"])
-        return cls({**saved, "state": state, "param_groups": wide_groups}, scheduler)
+        beside = {key: _left_there(path, value) for key, value in saved.items() if key != "state"}
+        return cls({**beside, "state": state, "param_groups": wide_groups}, scheduler)
 
     @property
     def nbytes(self) -> int:
-        tensors = (t for entries in self.optimizer["state"].values() for t in entries.values())
-        return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors if isinstance(t, Lazy))
+        return sum(math.prod(t.shape) * t.dtype.itemsize for t in _tensors(self.optimizer).values())
 
     def write(self, directory: Path, journal: Journal, on_bytes: Callable[[int], None]) -> None:
         """Write both files, a tensor at a time, but for those that ``journal`` has.
@@ -123,16 +125,21 @@ class WideTrainingState:
         Raises:
             GrowthError: a file cannot be read.
         """
-        path, groups = directory / OPTIMIZER, self.optimizer["param_groups"]
-        found = load_state(path)
-        yield f"{path}: param_groups", groups, found.get("param_groups")
+        path, found = directory / OPTIMIZER, load_state(directory / OPTIMIZER)
+        ours, there = (
+            leaves({key: value for key, value in saved.items() if key != "state"})
+            for saved in (self.optimizer, found)
+        )
+        for name in dict.fromkeys((*ours, *there)):
+            mine, theirs = ours.get(name, "nothing"), loaded(path, there.get(name, "nothing"))
+            yield f"{directory}/{name}", mine.make() if isinstance(mine, Lazy) else mine, theirs
         states = found.get("state")
         yield (
             f"{path}: parameters",
             [*self.optimizer["state"]],
             [*states] if isinstance(states, dict) else None,
         )
-        names = [name for group in groups for name in group["param_names"]]
+        names = [name for group in self.optimizer["param_groups"] for name in group["param_names"]]
         for index, entries in self.optimizer["state"].items():
             theirs = states.get(index) if isinstance(states, dict) else None
             theirs = theirs if isinstance(theirs, dict) else {}
@@ -157,43 +164,62 @@ class Lazy:
         return self.rows() if self.rows is not None else [self.make()]
 
 
+def leaves(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """All values that an optimizer's file holds, by the names that its checksums have: where each one is.
+
+    Raises:
+        GrowthError: two have the same name.
+
+    >>> leaves({"state": {0: {"step": 1.0}}, "param_groups": [{"lr": 0.1}]})
+    {'optimizer.pt 0 step': 1.0, 'optimizer.pt: param_groups 0 lr': 0.1}
+    """
+
+    def within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, dict | list | tuple) or not value:
+            yield name, value
+            return
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from within(f"{name} {key}", entry)
+
+    found: dict[str, Any] = {}
+    for key, value in saved.items():
+        for name, leaf in within(OPTIMIZER if key == "state" else f"{OPTIMIZER}: {key}", value):
+            if name in found:
+                raise GrowthError(f"{name}: two values of {OPTIMIZER} go by this name; rename one")
+            found[name] = leaf
+    return found
+
+
+def _tensors(saved: Mapping[str, Any]) -> dict[str, Tensor | Lazy]:
+    return {name: value for name, value in leaves(saved).items() if isinstance(value, Tensor | Lazy)}
+
+
 def _save_streamed(
     saved: dict[str, Any], path: Path, journal: Journal, on_bytes: Callable[[int], None]
 ) -> None:
     """`torch.save` without ever holding all of it: lay the file out first, then fill its tensors in place."""
-    lazy = {
-        f"{OPTIMIZER} {i} {key}": (i, key, value)
-        for i, entries in saved["state"].items()
-        for key, value in entries.items()
-        if isinstance(value, Lazy)
-    }
-    if not any(map(journal.has_begun, lazy)):
+    tensors = _tensors(saved)
+    if not any(map(journal.has_begun, tensors)):
         _lay_out(saved, path)
-    written = torch_file(path, read_small=False)["state"]
+    written = leaves(torch_file(path, read_small=False))
     with Outgoing(path) as file:
-        for name, (i, key, value) in lazy.items():
-            place = stored(path, written[i][key])
+        for name, value in tensors.items():
+            place = stored(path, written[name])
             if not (journal.has_begun(name) and journal.is_done(name, place.read())):
                 file.seek(place.offset)
-                journal.put(name, value.blocks(), file)
+                journal.put(name, value.blocks() if isinstance(value, Lazy) else [value], file)
             on_bytes(place.nbytes)
 
 
 def _lay_out(saved: dict[str, Any], path: Path) -> None:
-    """The file with all but its tensors, and with room for them."""
+    """The file with all but its tensors, and with room for every one of them, also where two were one."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import
 
     with FakeTensorMode():
-        layout = {
-            i: {
-                k: torch.empty(v.shape, dtype=v.dtype) if isinstance(v, Lazy) else v
-                for k, v in entries.items()
-            }
-            for i, entries in saved["state"].items()
-        }
-    _take_room(path, sum(t.nbytes for e in layout.values() for t in e.values() if isinstance(t, Tensor)))
+        layout = tree_map_only((Tensor, Lazy), lambda t: torch.empty(tuple(t.shape), dtype=t.dtype), saved)
+    _take_room(path, sum(math.prod(t.shape) * t.dtype.itemsize for t in _tensors(saved).values()))
     with torch.serialization.skip_data(materialize_fake_tensors=True):
-        torch.save({**saved, "state": layout}, path)
+        torch.save(layout, path)
     _take_room(path, path.stat().st_size)  # it has holes, and a full disk ends the process that fills one
 
 
@@ -238,13 +264,19 @@ def naming(path: Path) -> Iterator[None]:
         raise GrowthError(f"{path}: {error}; --no-optimizer grows the weights alone") from None
 
 
-def _names(groups: list[dict[str, Any]], skeleton: nn.Module) -> dict[int, str]:
-    """The parameter behind each index: from the names in the groups, else from the order of a Trainer."""
+def _names(groups: list[dict[str, Any]], skeleton: nn.Module, plan: Plan) -> dict[int, str]:
+    """The parameter behind each index: from the names in the groups, else from the order of a Trainer.
+
+    Those of a model that was compiled or wrapped are read as the model's own.
+    """
     names = [name for name, _ in skeleton.named_parameters()]
     if all("param_names" in group for group in groups):
-        expected = [list(group["param_names"]) for group in groups]
-        if unknown := {n for g in expected for n in g} - set(names):
+        expected = [[plan.own_name(name) for name in group["param_names"]] for group in groups]
+        held = Counter(name for group in expected for name in group)
+        if unknown := held.keys() - set(names):
             raise GrowthError(f"holds {min(unknown)!r}, which is not a parameter of this model")
+        if twice := [name for name, times in held.items() if times > 1]:
+            raise GrowthError(f"holds {twice[0]!r} {held[twice[0]]} times; expected every parameter once")
     elif len(groups) == 1:
         expected = [names]
     else:
@@ -285,6 +317,17 @@ def _place(
     kinds = [group.keys() for group in groups]
     part = {name: kinds.index(g.keys()) for g, mine in zip(groups, members, strict=True) for name in mine}
     return lambda pair: (part[names[pair[1]]], names[pair[1]] in last, order[pair[0]])
+
+
+def _left_there(path: Path, value: Any) -> Any:
+    """A value of a file, its large tensors to be read when they are written."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    def lazy(tensor: Tensor) -> Lazy:
+        place = stored(path, tensor)
+        return Lazy(place.shape, place.dtype, place.read)
+
+    return tree_map_only(FakeTensor, lazy, value)
 
 
 def _grown(path: Path, name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way) -> Any:

@@ -45,7 +45,7 @@ def write_weights(
     journal: Journal,
     on_bytes: Callable[[int], None],
     *,
-    max_shard_size: str = "5GB",
+    max_shard_size: int,
 ) -> None:
     """Write ``model.safetensors``, or shards and their index, as transformers reads them.
 
@@ -54,12 +54,9 @@ def write_weights(
         make: gives the tensor of a name, in blocks of its rows; called once each, for those that ``journal``
             does not have.
         on_bytes: told the bytes of every tensor that is in its place.
-        max_shard_size: such as ``"5GB"``; a single tensor may exceed it.
-
-    Raises:
-        GrowthError: the size cannot be read.
+        max_shard_size: in bytes; a single tensor may exceed it.
     """
-    shards = _shards(specs, _parse_size(max_shard_size))
+    shards = _shards(specs, max_shard_size)
     if len(shards) == 1:
         _write_file(directory / WEIGHTS, shards[0], make, journal, on_bytes)
         return
@@ -123,12 +120,16 @@ def _shards(specs: Sequence[TensorSpec], limit: int) -> list[list[TensorSpec]]:
     return [sorted(shard, key=lambda s: -s.dtype.itemsize) for shard in shards]
 
 
-def _parse_size(text: str) -> int:
-    number = text.strip().upper().rstrip("BKMGT")
-    unit = text.strip().upper()[len(number) :]
+def parse_size(text: str) -> int:
+    """How many bytes such as ``"5GB"`` are.
+
+    Raises:
+        GrowthError: it says no size.
+    """
     try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
+        number = text.strip().upper().rstrip("BKMGT")
+        size = int(float(number) * _UNITS[text.strip().upper()[len(number) :]])
+    except (AttributeError, TypeError, ValueError, KeyError, OverflowError):  # the first two: it is no text
         size = 0
     if size <= 0:
         raise GrowthError(f"max-shard-size {text!r}: expected a size such as 5GB or 500MB")

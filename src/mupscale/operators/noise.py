@@ -85,7 +85,7 @@ class Noise:
         return cls(kind, value)
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.strength:g}"
+        return f"{self.kind}:{exact_text(self.strength)}"
 
     @property
     def is_local(self) -> bool:
@@ -95,6 +95,16 @@ class Noise:
     @property
     def keeps_function(self) -> bool:
         return self.kind in ("balanced", "uneven", "paired") or self.strength == 0
+
+
+def exact_text(number: float) -> str:
+    """A number in few digits where these are all of it, else in as many as give it back to the last bit.
+
+    >>> exact_text(1.0), exact_text(0.7), exact_text(1 / 3)
+    ('1', '0.7', '0.3333333333333333')
+    """
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
 
 
 def add_noise_(

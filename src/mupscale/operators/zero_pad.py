@@ -18,6 +18,7 @@ from torch import Tensor
 from mupscale.errors import GrowthError
 from mupscale.notation.axes import pad, padded_rows
 from mupscale.notation.dims import Growth, Sizes
+from mupscale.operators.noise import exact_text
 from mupscale.theory.scaling import Scaling
 
 
@@ -77,7 +78,7 @@ class Shrink:
                 )
 
     def __str__(self) -> str:
-        return " ".join([f"{self.value:g}", *(f"{p}={v:g}" for p, v in self.patterns.items())])
+        return " ".join([exact_text(self.value), *(f"{p}={exact_text(v)}" for p, v in self.patterns.items())])
 
 
 ShrinkLike: TypeAlias = "Shrink | float | Tensor | Mapping[str, float] | Sequence[str]"
