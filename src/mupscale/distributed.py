@@ -92,6 +92,8 @@ def grow_(
     for model in (inner, theirs):
         check_memory(model)
     _check_architecture(theirs, inner, grower.plan)
+    for name in plan.wide_names:  # all of them, before the first is overwritten
+        plan.check_shape(name, given[name])
     with plain_surroundings(), torch.no_grad():
         check_as_planned(inner, made := as_planned(plan))
         if grower.keeps_function_if_proved:
@@ -100,7 +102,6 @@ def grow_(
         buffers, plan = {}, grower.plan
         for name in plan.wide_names:  # on every rank in one order, as each gathers
             tensor, source = given[name], own[plan.canonical(name)]
-            plan.check_shape(name, tensor)
             if isinstance(tensor, nn.Parameter) or is_sharded(tensor):
                 dtype = tensor.dtype if tensor.is_floating_point() else None
                 fill_shard_(tensor, grower.blocks(name, dtype, rows_held(tensor)))

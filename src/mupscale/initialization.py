@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mupscale.models.sharding import fill_shard_, reshard_, rows_held
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.catalogue import unmark_
+from mupscale.operators.filling import check_given
 from mupscale.operators.fresh import fresh_blocks, fresh_laws, law_of
 from mupscale.operators.own import own_values
 from mupscale.theory.manifest import Plan
@@ -35,6 +36,7 @@ def init_(wide: nn.Module, plan: Plan, *, seed: int = 0) -> nn.Module:
     >>> import mupscale
     >>> wide = mupscale.init_(make(4), mupscale.plan(make, width=4), seed=0)
     """
+    check_given(plan, wide=wide)
     plan.check_depth()
     reshard_(wide)
     with plain_surroundings(), torch.no_grad():

@@ -81,11 +81,16 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model, args, **kwargs)
         self.plan, self.batch_size, self.tokens = plan, batch_size, tokens
         self.optimizer: torch.optim.Optimizer | None
-        if max_norm > 0:
+        self._max_norm = max_norm
+        if max_norm is not None and max_norm > 0:
             self.add_callback(ClipGradNorm(plan, max_norm))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        self.args.max_grad_norm = self._max_norm  # as it was said, for whoever reads the saved arguments
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.max_grad_norm = 0.0
         self.plan.save(output_dir or self.args.output_dir)  # where this model stands, if it is to grow again
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -104,10 +109,9 @@ class PlanTrainer(Trainer):  # type: ignore[misc]
                 optimizer_class,
                 only=[n for n, _ in model.named_parameters() if n not in frozen],
                 decay=self.get_decay_parameter_names(model),
-                weight_decay=self.args.weight_decay,
                 batch_size=self.batch_size,
                 tokens=self.tokens,
-                **values,
+                **{"weight_decay": self.args.weight_decay, **values},  # some take it from there themselves
             )
             self.optimizer = load_by_name(optimizer_class(groups, **values))
         assert self.optimizer is not None

@@ -31,6 +31,7 @@ from mupscale.models.sharding import is_sharded
 from mupscale.models.skeletons import transformers_config
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.operators.catalogue import grown_with, operator_named
+from mupscale.operators.filling import check_given
 from mupscale.proof.consistency import broken_parameters, held_otherwise
 from mupscale.proof.deviations import (
     LayerDeviation,
@@ -165,7 +166,8 @@ def verify(
     >>> verify(narrow, wide, wide_plan, torch.randn(4, 8), steps=3).equal
     True
     """
-    if not isinstance(steps, int) or steps < 0:
+    check_given(plan, model=model, wide=wide)
+    if type(steps) is not int or steps < 0:
         raise GrowthError(f"steps: expected a whole number of optimizer steps, 0 or more, found {steps!r}")
     operator = grown_with(wide, operator) or "duplicate"
     with plain_surroundings():
@@ -202,6 +204,8 @@ def _verified(
         )
         expected = grown_outputs(outputs, plan) if by_weight else outputs
     _check_alike(expected, wide_outputs)
+    if not by_weight and not any(output.numel() for output in outputs):
+        raise GrowthError("inputs: the outputs hold no number, so there is nothing to compare; give others")
     if first is None and broken:  # in a module that these inputs do not reach
         first = next(iter(broken.items()))
     layers = list[LayerDeviation]()

@@ -312,3 +312,13 @@ def test_what_two_processes_have_grown_four_train_on(tmp_path, in_one_process):
     torch.multiprocessing.spawn(_worker, args=(2, tmp_path), nprocs=2)
     torch.multiprocessing.spawn(_go_on, args=(4, f"{tmp_path}/saved-2", tmp_path), nprocs=4)
     assert torch.load(f"{tmp_path}/losses-4.pt") == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_wrong_shape_is_found_before_anything_is_overwritten():
+    make = lambda width: nn.Sequential(nn.Linear(4, 8 * width), nn.Linear(8 * width, 3))  # noqa: E731
+    wide = make(2)
+    wide[1].bias = nn.Parameter(torch.zeros(5))
+    before = wide[0].weight.clone()
+    with pytest.raises(mupscale.GrowthError, match=r"^1.bias: the plan gives shape \(3,\), found \(5,\)"):
+        grow_(make(1), wide, mupscale.plan(make, width=2), operator="duplicate")
+    assert torch.equal(wide[0].weight, before)

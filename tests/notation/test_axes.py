@@ -1,6 +1,7 @@
 """The notation, and what growing does to a tensor."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mupscale import GrowthError
-from mupscale.notation.axes import Axes, duplicate, subtract_copy_mean_, sum_copies
+from mupscale.notation.axes import Axes, duplicate, pad, subtract_copy_mean_, sum_copies
 from mupscale.notation.dims import Dim
 
 NAMES = "abcd"
@@ -100,3 +101,17 @@ def test_unreadable_notation_is_refused(text):
 @given(grown_tensors())
 def test_notation_prints_back(case):
     assert Axes.parse(str(case[0])) == case[0]
+
+
+@pytest.mark.parametrize("text", ["(heads head_dim + heads head_dim + heads head_dim)", "(3 heads head_dim)"])
+def test_where_an_axis_shrinks_every_segment_is_padded_by_itself(text):
+    narrow = torch.tensor([1] * 6 + [2] * 6 + [3] * 6)  # query, key and value of 2 heads of 3; then 6 of 2
+    growth = {"heads": Fraction(3), "head_dim": Fraction(2, 3)}
+    wide = pad(narrow, Axes.parse(text), {"heads": 2, "head_dim": 3}, growth)
+    assert wide.view(3, 12).tolist() == [[n] * 6 + [0] * 6 for n in (1, 2, 3)]
+
+
+def test_a_segment_without_room_is_refused():
+    axes, growth = Axes.parse("(heads (head_dim + head_dim))"), {"heads": 3, "head_dim": Fraction(2, 3)}
+    with pytest.raises(GrowthError, match="^axes 'head_dim': have no room.*head_dim 3 → 2"):
+        pad(torch.arange(12), axes, {"heads": 2, "head_dim": 3}, growth)

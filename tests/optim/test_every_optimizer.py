@@ -357,3 +357,42 @@ def test_powers_are_powers():
     assert Power(grad=2, weight=-1)(p) == pytest.approx(p.grad_scale**2 / p.weight_scale)
     assert Power()(p) == 1
     assert math.isclose(Power(weight=1)(p), 0.25)
+
+
+def one_wide(step=True, frozen=False):
+    make = lambda width: nn.Sequential(nn.Linear(3, 1 * width), nn.Tanh(), nn.Linear(1 * width, 2))  # noqa: E731
+    narrow, plan = make(1), mupscale.plan(make, width=3)
+    narrow[0].bias.requires_grad_(not frozen)
+    return narrow, mupscale.grow(narrow, plan, operator="duplicate"), plan
+
+
+def test_radam_is_refused_of_a_parameter_that_has_no_state_yet():
+    narrow, wide, plan = one_wide()
+    optimizer = optim.RAdam(narrow.parameters())
+    with pytest.raises(GrowthError, match="^0.weight: after 0 steps RAdam still takes steps of momentum"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+    for _ in range(6):
+        narrow[0].weight.grad = torch.ones_like(narrow[0].weight)
+        optimizer.step()
+    with pytest.raises(GrowthError, match="^0.bias: after 0 steps RAdam"):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan)
+
+
+def test_a_frozen_parameter_needs_no_state():
+    narrow, wide, plan = one_wide(frozen=True)
+    optimizer = optim.RAdam(narrow.parameters())
+    for _ in range(6):
+        narrow(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+    assert wide[0].bias not in mupscale.carry_optimizer(optimizer, narrow, wide, plan).state
+
+
+def test_factored_state_over_a_dim_of_size_one_that_grows_is_refused():
+    narrow, wide, plan = one_wide()
+    optimizer = optim.Adafactor(narrow.parameters())
+    narrow(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    with pytest.raises(
+        GrowthError, match="^0.weight: optimizer state 'col_var' is reduced over a dim of size 1"
+    ):
+        mupscale.carry_optimizer(optimizer, narrow, wide, plan)

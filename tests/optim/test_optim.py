@@ -10,7 +10,7 @@ from transformers import Trainer
 import mupscale
 from models import batch, build, loss_of, make_mlp, plan_source
 from mupscale import GrowthError
-from mupscale.optim import Together
+from mupscale.optim import Together, hidden_matrices
 from mupscale.theory.horizon import STEPS_RATIO, rescaled
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -390,3 +390,31 @@ def test_of_a_model_that_was_not_grown_here_it_has_to_be_said():
     with pytest.raises(GrowthError, match="say what it was grown with"):
         mupscale.carry_optimizer(optimizer, narrow, wide, plan)
     assert mupscale.carry_optimizer(optimizer, narrow, wide, plan, operator="zero_pad").state
+
+
+def test_what_is_no_plan_or_model_is_refused_in_one_line():
+    narrow, wide = make_mlp(1), make_mlp(2)
+    plan, optimizer = mupscale.plan(make_mlp, width=2), torch.optim.AdamW(narrow.parameters())
+    for call in (
+        lambda plan: mupscale.init_(wide, plan),
+        lambda plan: mupscale.param_groups(wide, plan, torch.optim.AdamW, lr=1e-3),
+        lambda plan: mupscale.clip_grad_norm_(wide, plan, 1.0),
+        lambda plan: mupscale.carry_optimizer(optimizer, narrow, wide, plan),
+        lambda plan: mupscale.verify(narrow, wide, plan),
+        hidden_matrices,
+    ):
+        with pytest.raises(GrowthError, match="^plan: expected what mupscale.plan.* gives, found NoneType"):
+            call(None)
+    for call in (
+        lambda: mupscale.init_(None, plan),
+        lambda: mupscale.param_groups(None, plan, torch.optim.AdamW, lr=1e-3),
+        lambda: mupscale.clip_grad_norm_(None, plan, 1.0),
+        lambda: mupscale.carry_optimizer(optimizer, narrow, None, plan),
+        lambda: mupscale.carry_optimizer(optimizer, None, wide, plan),
+        lambda: mupscale.verify(None, wide, plan),
+        lambda: mupscale.verify(narrow, None, plan),
+    ):
+        with pytest.raises(GrowthError, match="^(wide|narrow|model): expected a torch.nn.Module, found None"):
+            call()
+    with pytest.raises(GrowthError, match="^set_lr: expected an optimizer, found NoneType"):
+        mupscale.set_lr(None, 1e-3)

@@ -118,3 +118,18 @@ def test_plain_modules_need_inputs_and_fitting_models():
         mupscale.verify(make_mlp(1), make_mlp(2), plan)
     with pytest.raises(GrowthError, match=r"the plan gives shape \(24, 7\), found \(36, 7\)"):
         mupscale.verify(make_mlp(1), make_mlp(3), plan, torch.randn(2, 7))
+
+
+def test_outputs_without_a_number_prove_nothing():
+    plan = mupscale.plan(make_mlp, width=2)
+    rows = batch("mlp", 0)[0][:0]
+    with pytest.raises(
+        GrowthError, match="^inputs: the outputs hold no number, so there is nothing to compare"
+    ):
+        mupscale.verify(make_mlp(1), make_mlp(2), plan, rows, operator="expand")
+
+
+def test_steps_are_a_number():
+    narrow, wide, plan, inputs = grown("mlp")
+    with pytest.raises(GrowthError, match="^steps: expected a whole number .* found True"):
+        mupscale.verify(narrow, wide, plan, inputs, steps=True)

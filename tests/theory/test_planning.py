@@ -201,3 +201,33 @@ def test_layers_of_several_sizes_grow_each_from_its_own():
     assert plan.config.intermediate_size == [48, 48, 80, 80]
     gates = [plan.wide_shape(f"model.layers.{i}.mlp.gate_proj.weight") for i in range(4)]
     assert gates == [(48, 64), (48, 64), (80, 64), (80, 64)]
+
+
+def edited(path, value):
+    """A Llama's plan as text, with one entry set otherwise."""
+    data = mupscale.plan(CONFIGS["llama"](), width=2).to_dict()
+    *places, last = path
+    entry = data
+    for place in places:
+        entry = entry[place]
+    entry[last] = value
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("growth", "d_model"), "1/0"),
+        (("growth", "d_model"), "0"),
+        (("growth", "d_model"), "3"),
+        (("layout", "sizes", "d_model"), None),
+        (("layout", "params", "model.embed_tokens.weight"), "vocab [d_model]"),
+        (("scales", "model.embed_tokens.weight", "copies"), 4.0),
+        (("scales",), {}),
+        (("scales",), [1]),
+    ],
+)
+def test_a_plan_that_was_edited_is_refused_in_one_line(path, value):
+    with pytest.raises(GrowthError) as refusal:
+        Plan.from_json(edited(path, value))
+    assert "\n" not in str(refusal.value)

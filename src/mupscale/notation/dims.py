@@ -102,6 +102,33 @@ def _indices(factors: tuple[Factor, ...], sizes: Sizes, growth: Growth, padded: 
     return found
 
 
+def _places_as_one(factors: tuple[Factor, ...], sizes: Sizes, growth: Growth) -> np.ndarray:
+    """Of every narrow index of a product, its wide one, the named axes of each product padded as one.
+
+    Raises:
+        GrowthError: a product has less room in the wide one.
+    """
+    larger = wide_sizes(sizes, growth)
+    shape, wide = ([_size(factor, own) for factor in factors] for own in (sizes, larger))
+    at = list(np.unravel_index(np.arange(math.prod(shape)), shape))
+    named = [i for i, factor in enumerate(factors) if isinstance(factor, str)]
+    if math.prod(wide[i] for i in named) < math.prod(shape[i] for i in named):
+        raise GrowthError(
+            f"axes '{' '.join(map(str, factors))}': have no room for what is there, as they shrink "
+            f"({', '.join(f'{factors[i]} {shape[i]} → {wide[i]}' for i in named)}); choose other sizes"
+        )
+    if named:
+        merged = np.ravel_multi_index([at[i] for i in named], [shape[i] for i in named])
+        for i, place in zip(named, np.unravel_index(merged, [wide[i] for i in named]), strict=True):
+            at[i] = place
+    for i, factor in enumerate(factors):
+        if isinstance(factor, Row):
+            starts = np.cumsum([0, *(math.prod(_size(f, larger) for f in part) for part in factor.segments)])
+            parts = [_places_as_one(part, sizes, growth) for part in factor.segments]
+            at[i] = np.concatenate([p + start for p, start in zip(parts, starts, strict=False)])[at[i]]
+    return np.ravel_multi_index(at, wide)
+
+
 @dataclass(frozen=True)
 class Dim:
     """One dim of a tensor: its axes, slowest first, and whether the forward pass sums over it."""
@@ -170,13 +197,7 @@ class Dim:
         if not any(growth.get(axis, 1) < 1 for axis in self.names):
             source = _indices(self.axes, sizes, growth, padded=True)
             return torch.from_numpy(np.flatnonzero(source >= 0))
-        wide = self.shape(wide_sizes(sizes, growth))
-        at = list(np.unravel_index(np.arange(self.size(sizes)), self.shape(sizes)))
-        named = [i for i, axis in enumerate(self.axes) if isinstance(axis, str)]
-        merged = np.ravel_multi_index([at[i] for i in named], [self.shape(sizes)[i] for i in named])
-        for i, place in zip(named, np.unravel_index(merged, [wide[i] for i in named]), strict=True):
-            at[i] = place
-        return torch.from_numpy(np.ravel_multi_index(at, wide))
+        return torch.from_numpy(_places_as_one(self.axes, sizes, growth))
 
 
 def wide_sizes(sizes: Sizes, growth: Growth) -> dict[str, int]:

@@ -59,7 +59,8 @@ class Grower:
             fresh has the size that μP gives it from there.
 
     Raises:
-        GrowthError: an unknown operator or noise, or one that does not go with the plan or each other.
+        GrowthError: an unknown operator or noise, or one that does not go with the plan or each other; or
+            ``from_first`` ends at another wide model than the plan.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Grower:
         seed: int = 0,
         from_first: Plan | None = None,
     ) -> None:
-        self.from_first = from_first or plan
+        self.from_first = plan if from_first is None else _checked_first(from_first, plan)
         own = None
         if operator == "default":
             operator, own = DEFAULT if DEPTH not in plan.growth else ("duplicate", None)
@@ -88,7 +89,8 @@ class Grower:
         self.shrink = Shrink.parse(shrink if shrink is not None else own or 0.0, own or 0.0)
         self.shrink.check_patterns(tuple(plan.layout.params))
         # With λ below 1 expand changes the function, as zero_pad does, and asks nothing of the norms.
-        expands = self.operator.expands and self.shrink == Shrink(1.0)
+        keeps = all(self.shrink.of(name) == 1 for name in (*plan.layout.params, *plan.layout.buffers))
+        expands = self.operator.expands and keeps
         self.keeps_function_if_proved = self.operator.adds_identity or expands
         self.plan = with_smaller_eps(plan) if expands else self.operator.own_plan(plan)
         self.seed = seed
@@ -372,6 +374,22 @@ class Grower:
                 rows=rows,
             )
         return zero_pad(narrow, scaling, sizes, growth, shrink=λ, fresh=fresh, fresh_mean=mean, rows=rows)
+
+
+def _checked_first(first: Plan, plan: Plan) -> Plan:
+    """The plan from the first model of the line, which ends where this one ends.
+
+    Raises:
+        GrowthError: names a tensor that is of another shape there, or is not there.
+    """
+    for name in plan.wide_names:
+        found = first.wide_shape(name) if first.layout.knows(first.canonical(name)) else "none"
+        if found != plan.wide_shape(name):
+            raise GrowthError(
+                f"from_first: {name} has shape {plan.wide_shape(name)} by the plan, {found} by from_first; "
+                "give the plan from the first model of the line to this wide one"
+            )
+    return first
 
 
 def _work_alone() -> None:

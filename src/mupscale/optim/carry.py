@@ -19,6 +19,7 @@ from mupscale.notation.axes import Axes, pad
 from mupscale.notation.dims import Dim
 from mupscale.operators.catalogue import grown_with, operator_named
 from mupscale.operators.duplicate import duplicate_rows, duplicate_scaled
+from mupscale.operators.filling import check_given
 from mupscale.operators.noise import row_blocks
 from mupscale.optim.groups import merge_groups
 from mupscale.optim.packed import loss_by_packing, packed, unpacked
@@ -69,6 +70,7 @@ def carry_optimizer(
             "carry_optimizer: expected the narrow model's optimizer, such as "
             f"torch.optim.AdamW(narrow.parameters()), found {optimizer!r}"
         )
+    check_given(plan, narrow=narrow, wide=wide)
     operator = grown_with(wide, operator)
     if operator is None:
         raise GrowthError(
@@ -92,10 +94,11 @@ def carry_optimizer(
     grown = _alike(optimizer, groups)
     losses = [0.0]
     for name, param, rule, group, becomes in trained:
-        if param not in optimizer.state:
+        pieces = unpacked(optimizer.state.get(param, {}))
+        if pieces or param.requires_grad:  # what is frozen takes no steps
+            rule.check(name, pieces, group, tuple(param.shape))
+        if not pieces:
             continue
-        pieces = unpacked(optimizer.state[param])
-        rule.check(name, pieces, group, tuple(param.shape))
         for wide_param in map(wide_params.__getitem__, becomes):
             own = {
                 key: _carried(name, key, value, plan, rule, way, wide_param) for key, value in pieces.items()
@@ -262,7 +265,7 @@ def grow_state_value(name: str, key: str, value: Any, plan: Plan, rule: Rule, wa
     scale = rule.state_scale(key, scaling)
     if not isinstance(value, Tensor):
         return value * scale
-    axes = state_axes(scaling, value)
+    axes = _axes_to_grow(name, key, value, plan, rule)
     if way is not Way.COPIED and not isinstance(rule.state[key], int):
         raise GrowthError(f"{name}: optimizer state {key!r} cannot be zero; start with a fresh optimizer")
     if way is Way.PADDED:
@@ -289,7 +292,8 @@ def grow_state_rows(
         grown = grow_state_value(name, key, value, plan, rule, way)
         yield grown if rows is None else grown[rows]
         return
-    axes, scale = state_axes(plan.of_narrow(name), value), rule.state_scale(key, plan.of_narrow(name))
+    axes = _axes_to_grow(name, key, value, plan, rule)
+    scale = rule.state_scale(key, plan.of_narrow(name))
     sizes, growth = plan.layout.sizes, plan.growth
     shape = torch.Size(axes.wide_shape(sizes, growth))
     first, stop = (0, shape[0]) if rows is None else (rows.start, rows.stop)
@@ -308,6 +312,23 @@ def _of_first_copies_(wide: Tensor, axes: Axes, plan: Plan) -> Tensor:
             later = np.delete(np.arange(len(source)), np.unique(source, return_index=True)[1])
             wide.index_fill_(place, torch.from_numpy(later).to(wide.device), 0)
     return wide
+
+
+def _axes_to_grow(name: str, key: str, value: Tensor, plan: Plan, rule: Rule) -> Axes:
+    """What `state_axes` gives.
+
+    Raises:
+        GrowthError: the state is reduced over a dim of size 1 that grows, and so looks as if it were not.
+    """
+    scaling = plan.of_narrow(name)
+    if value.ndim and key in rule.reduced:
+        dim = rule.reduced[key]
+        if scaling.shape[dim] == 1 and scaling.axes.dims[dim].growth(plan.growth) != 1:
+            raise GrowthError(
+                f"{name}: optimizer state {key!r} is reduced over a dim of size 1, of which it cannot follow "
+                "the growth; start with a fresh optimizer"
+            )
+    return state_axes(scaling, value)
 
 
 def state_axes(scaling: Scaling, value: Tensor) -> Axes:

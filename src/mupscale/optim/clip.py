@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.models.sharding import local, whole
+from mupscale.operators.filling import check_given
 from mupscale.theory.manifest import Plan
 
 
@@ -22,6 +23,7 @@ def clip_grad_norm_(wide: nn.Module, plan: Plan, max_norm: float) -> Tensor:
     Returns:
         The weighed norm before clipping: the narrow model's, as long as both are in lockstep.
     """
+    check_given(plan, wide=wide)
     named = [(n, p.grad) for n, p in wide.named_parameters() if p.grad is not None]
     if not named:
         return torch.tensor(0.0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, said_as
+from mupscale.operators.filling import check_given
 from mupscale.theory.horizon import STEPS_RATIO, rescaled, steps_ratio
 from mupscale.theory.manifest import Plan, bare
 from mupscale.theory.registry import rule_for
@@ -51,7 +52,8 @@ def param_groups(
     Returns:
         Groups with ``lr``, the scaled values, ``param_names``, and ``lr_scale`` = lr of the group / lr of the
         narrow model. No two have the same values. Decaying parameters come first, in the order of
-        ``wide.named_parameters()``.
+        ``wide.named_parameters()``. RAdam's first steps (5 at β₂ = 0.999) are of plain momentum, which scales
+        otherwise: these are not the narrow model's.
 
     Raises:
         GrowthError: the optimizer has no rule, or none for batch size and tokens, or does not take a value;
@@ -69,6 +71,7 @@ def param_groups(
     >>> sorted((g["lr"], g["lr_scale"]) for g in groups)
     [(0.005, 0.5), (0.02, 2.0), (0.02, 2.0)]
     """
+    check_given(plan, wide=wide)
     if not isinstance(optimizer_class, type):
         raise GrowthError(f"optimizer {optimizer_class!r}: expected its class, such as torch.optim.AdamW")
     plan.check_depth()
@@ -135,6 +138,7 @@ def hidden_matrices(plan: Plan) -> list[str]:
     >>> len(names), "lm_head.weight" in names
     (7, False)
     """
+    check_given(plan)
     matrices = {name for name, p in plan.params.items() if p.has_noise and len(p.shape) == 2}
     return [wide for wide, name in plan.wide_names.items() if name in matrices]
 
@@ -148,6 +152,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         GrowthError: it is no number from 0 on; or the groups have several rates besides their ``lr_scale``,
             as what is carried from an optimizer of several, which one rate would make equal.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise GrowthError(f"set_lr: expected an optimizer, found {type(optimizer).__name__}")
     _check_number("set_lr", lr)
     key = "initial_lr" if all("initial_lr" in group for group in optimizer.param_groups) else "lr"
     scaled = [group for group in optimizer.param_groups if group.get("lr_scale", 1.0)]

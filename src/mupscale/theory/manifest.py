@@ -213,7 +213,7 @@ class Plan:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Plan:
         narrow, wide = (_config_from_dict(data[key]) for key in ("narrow_config", "config"))
-        return Plan(
+        plan = Plan(
             layout=Layout.from_dict(data["layout"]),
             growth={a: Fraction(g) for a, g in data["growth"].items()},
             period=data["period"],
@@ -224,6 +224,18 @@ class Plan:
             build_narrow=narrow and builder(narrow),
             build_wide=wide and builder(wide),
         )
+        plan._check_scales(data.get("scales"))
+        return plan
+
+    def _check_scales(self, stored: Mapping[str, Mapping[str, float]] | None) -> None:
+        """Refuse axes, sizes or factors that do not give the scales that were written beside them."""
+        own = self.to_dict()["scales"]
+        stored = own if stored is None else stored
+        for name in sorted({*own, *stored}):
+            mine, theirs = own.get(name, {}), stored.get(name, {})
+            alike = mine.keys() == theirs.keys() and all(math.isclose(mine[k], theirs[k]) for k in mine)
+            if not alike:  # but for rounding
+                raise GrowthError(f"{name}: its scales are not those of its axes and the plan's factors")
 
     @staticmethod
     def from_json(text: str) -> Plan:

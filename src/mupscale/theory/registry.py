@@ -200,6 +200,7 @@ _TORCH: dict[type[optim.Optimizer], RuleOf] = {
     optim.Adafactor: Rule(
         degree=0,
         state={"row_var": 2, "col_var": 2, "variance": 2},
+        reduced={"row_var": -1, "col_var": -2},
         decoupled=True,
         lr=Power(),
         values={"eps": (Power(grad=2), _IN_PARAMETER_SPACE)},

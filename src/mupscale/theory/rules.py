@@ -53,6 +53,7 @@ class Rule:
             (``Power(weight=1)``: in parameter space). Names that are missing here and in ``copied`` are
             refused.
         copied: state that does not scale: step counters.
+        reduced: by name of a state tensor, the dim that it is reduced over, where it is.
         decoupled: whether weight decay acts on the parameter and not through the gradient.
         eps: the degree of ``eps`` in the gradients.
         values: scales of other values of a parameter group, and of entries of tuples; None leaves an entry.
@@ -67,6 +68,7 @@ class Rule:
     degree: int
     state: Mapping[str, int | Scale]
     copied: frozenset[str] = frozenset({"step"})
+    reduced: Mapping[str, int] = field(default_factory=dict)
     decoupled: bool = False
     eps: int = 1
     values: Mapping[str, Scale | tuple[Scale | None, ...]] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class Rule:
         for key, value in state.items():
             if not self.takes_over(key, value):
                 self._check_piece(name, key, value, narrow_shape)
-        if state and (reason := self.ready(state, group)):
+        if reason := self.ready(state or {"step": 0}, group):  # of a parameter that never had a gradient
             raise GrowthError(f"{name}: {reason}")
 
     def _check_piece(self, name: str, key: str, value: Any, narrow_shape: tuple[int, ...]) -> None:
