@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 
-from mupscale.errors import GrowthError
+from mupscale.errors import GrowthError, said_as
 from mupscale.layout.base import DEPTH, Layout
 from mupscale.layout.by_shape import layout_by_shape
 from mupscale.layout.configs import growth_asked, growth_between, growth_factor, widen
@@ -35,7 +35,7 @@ from mupscale.models.skeletons import (
 )
 from mupscale.models.surroundings import plain_surroundings
 from mupscale.notation.dims import wide_sizes
-from mupscale.operators.filling import check_memory
+from mupscale.operators.filling import check_memory, copied_tables, hold_tables_
 from mupscale.proof.multipliers import prove_depth
 from mupscale.proof.proof import Proof, prove, prove_modules
 from mupscale.theory.manifest import Plan, builder
@@ -144,11 +144,12 @@ def _maker(make: Callable[[int], nn.Module], width: int) -> Callable[[], nn.Modu
         made = make(width)
         if not isinstance(made, nn.Module):
             raise GrowthError(f"make({width}): expected a torch.nn.Module, found {type(made).__name__}")
+        made = unwrapped(made)
         check_memory(made)
         try:
             return copied(made)
         except GrowthError:
-            other = make(width)
+            other = unwrapped(make(width))
             if {id(t) for t in state_tensors(made).values()} & {id(t) for t in state_tensors(other).values()}:
                 raise
             return other
@@ -196,13 +197,16 @@ def _plan_modules(
     """The plan of plain modules.
 
     Args:
-        made: whether the constructor builds them, with fresh values; else they are copies, of which names
-            and shapes alone are kept.
+        made: whether the constructor builds them, with fresh values; else they are copies, of which names,
+            shapes and what no checkpoint holds are kept.
     """
     if hints and inputs is not None:
         raise GrowthError("hints and inputs: a run on inputs shows all that hints say; give one or the other")
-    with float64(), Float64():  # constants that a constructor computes are not rounded either
+    mend = "; let it take torch's default dtype, and export or quantize after growing"
+    # In float64, so that constants that a constructor computes are not rounded either.
+    with said_as("the module cannot be built, in float64, in which it is proved", mend), float64(), Float64():
         narrow, wide = build_narrow(), build_wide()
+    held = {} if made else copied_tables(narrow)
     tie_(wide, tie_names(narrow))
     drawn = None
     if inputs is None:
@@ -212,6 +216,8 @@ def _plan_modules(
             given = Call.of(inputs).mapped(Tensor.cpu)
         except NotImplementedError as error:
             raise GrowthError("inputs: on the meta device they hold no values; give real ones") from error
+        if any(tensor.layout is not strided for tensor in given.tensors):
+            raise GrowthError("inputs: a run on sparse tensors cannot be read; give dense ones, .to_dense()")
         narrow, wide = (doubled(model.cpu()).eval() for model in (narrow, wide))
         with Float64():
             drawn = drawn_like(copied(narrow), given)  # what a first call makes is to be seen in the trace
@@ -220,7 +226,7 @@ def _plan_modules(
         except GrowthError:  # the given ones may reach what drawn ones do not: a count of steps, a length
             layout, growth = layout_by_running(narrow, wide, given)
     _refuse_shrinking(layout, growth)
-    meta = narrow.to("meta") if not made else None
+    meta = hold_tables_(narrow.to("meta"), held) if not made else None
     plan = Plan(
         layout=layout,
         growth={axis: g for axis, g in growth.items() if g != 1},

@@ -1,5 +1,12 @@
 """A model that was changed since it was planned: the wide one is like it, or nothing is grown."""
 
+from collections import OrderedDict, defaultdict, namedtuple
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +105,74 @@ def test_what_cannot_be_carried_is_refused(message):
 def test_growing_in_place_refuses_it_too(message):
     with pytest.raises(GrowthError, match=f"^{message}"):
         grown(REFUSED[message], lambda narrow, plan: grow_(narrow, Net(2), plan, operator="duplicate"))
+
+
+class Tables(nn.Module):
+    """Multiplies by what no checkpoint holds: one that no width changes, one that is the width's."""
+
+    def __init__(self, width: int, power: float = 1.0) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 8 * width), nn.Linear(8 * width, 3)
+        self.register_buffer("tau", torch.tensor(1.0), persistent=False)
+        self.register_buffer("root", torch.tensor((8.0 * width) ** power), persistent=False)
+        self.gate = torch.ones(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x) / self.root)
+        return self.gate.to(x.dtype) * self.last(h) / self.tau
+
+
+TABLES = {
+    "tau": lambda net: net.tau.fill_(0.5),
+    "gate": lambda net: setattr(net, "gate", net.gate * 0.1),
+    "an entry of gate": lambda net: net.gate[1].fill_(2),
+}
+
+
+def planned_tables(given):
+    """A plan of `Tables`, from its constructor or two instances."""
+    if given:
+        return mupscale.plan(Tables(1), to=Tables(2), inputs=X)
+    return mupscale.plan(Tables, width=2, inputs=X)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["make", "to"])
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_table_that_goes_by_no_width_is_carried(kind, given):
+    plan, narrow = planned_tables(given), Tables(1).double()
+    before = narrow(X)
+    TABLES[kind](narrow)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    assert not torch.allclose(narrow(X), before)
+    torch.testing.assert_close(wide(X), narrow(X), rtol=0, atol=1e-12)
+    assert wide.root == Tables(2).root
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["make", "to"])
+def test_a_table_that_goes_by_the_width_is_refused_once_it_is_changed(given):
+    plan, narrow = planned_tables(given), Tables(1).double()
+    narrow.root *= 1.005
+    with pytest.raises(GrowthError, match=r"^root: goes with the width, .*no longer holds what"):
+        mupscale.grow(narrow, plan, operator="duplicate")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_table_is_not_changed_by_another_dtype(dtype):
+    plan = mupscale.plan(lambda width: Tables(width, 0.5), width=2, inputs=X)
+    for narrow in (Tables(1, 0.5).to(dtype), Tables(1, 0.5).to(dtype).float()):
+        wide = mupscale.grow(narrow, plan, operator="duplicate")
+        assert wide.root == Tables(2, 0.5).root.to(narrow.root.dtype)
+
+
+def test_a_table_without_values_is_refused():
+    def make(width):
+        with torch.device("meta"):
+            return Tables(width)
+
+    without, wide = mupscale.plan(make, width=2), mupscale.plan(make(1), to=Tables(2))
+    for plan, message in ((without, "gate: has no values in the wide"), (wide, "root: cannot tell whether")):
+        with pytest.raises(GrowthError, match=f"^{message}"):
+            mupscale.grow(Tables(1), plan, operator="duplicate")
 
 
 class Subclass(Net):
@@ -265,3 +340,146 @@ def test_what_a_model_s_own_code_has_made_of_it_is_no_change():
     plan = mupscale.plan(narrow, width=2)
     wide = mupscale.grow(narrow, plan, operator="duplicate")
     assert mupscale.verify(narrow, wide, plan).equal
+
+
+@dataclass
+class Config:
+    width: int
+    temperature: float = 1.0
+
+
+class Mode(Enum):
+    ONE, HALF = 1.0, 0.5
+
+
+Pair = namedtuple("Pair", "temperature")
+
+
+class Divide:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x / self.by
+
+
+def divide(x, by):
+    return x / by
+
+
+class Holding(nn.Module):
+    """Divides what it computes by what an attribute holds."""
+
+    def __init__(self, width, made, read):
+        super().__init__()
+        self.first, self.last, self.read = nn.Linear(4, 8 * width), nn.Linear(8 * width, 3), read
+        self.held = made(width)
+
+    def forward(self, x):
+        out = self.last(torch.relu(self.first(x)))
+        return self.held(out) if callable(self.held) else out / self.read(self.held)
+
+
+def holding(made, read, change, width=2):
+    torch.manual_seed(0)
+    make = lambda width: Holding(width, made, read).double()  # noqa: E731
+    x = torch.randn(5, 4, dtype=torch.float64)
+    plan, narrow = mupscale.plan(make, width=width, inputs=x), make(1)
+    before = narrow(x)
+    change(narrow)
+    assert not torch.allclose(narrow(x), before)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    torch.testing.assert_close(wide(x), narrow(x), rtol=0, atol=1e-12)
+    return narrow, wide
+
+
+def put(value):
+    return lambda net: setattr(net, "held", value)
+
+
+HELD = {
+    "dataclass": (lambda w: Config(8), lambda c: c.temperature, lambda n: setattr(n.held, "temperature", 0.5)),
+    "dataclass with the width in it": (
+        lambda w: Config(8 * w), lambda c: c.temperature, lambda n: setattr(n.held, "temperature", 0.5)
+    ),
+    "namespace": (
+        lambda w: SimpleNamespace(t=1.0, width=w), lambda c: c.t, lambda n: setattr(n.held, "t", 0.5)
+    ),
+    "named tuple": (lambda w: Pair(1.0), lambda c: c.temperature, put(Pair(0.5))),
+    "enum": (lambda w: Mode.ONE, lambda c: c.value, put(Mode.HALF)),
+    "set": (lambda w: {1.0}, lambda c: next(iter(c)), put({0.5})),
+    "fraction": (lambda w: Fraction(1), float, put(Fraction(1, 2))),
+    "number of numpy": (lambda w: np.float64(1), float, put(np.float64(0.5))),
+    "number of numpy for one": (lambda w: 1.0, float, put(np.float32(0.5))),
+    "tensor for a number": (lambda w: 1.0, float, put(torch.tensor(0.5))),
+    "ordered dict": (lambda w: OrderedDict(t=1.0), lambda c: c["t"], lambda n: n.held.update(t=0.5)),
+    "default dict": (lambda w: defaultdict(float, t=1.0), lambda c: c["t"], lambda n: n.held.update(t=0.5)),
+    "array of objects": (lambda w: np.array([1.0, None]), lambda c: c[0], put(np.array([0.5, None]))),
+    "deep list": (lambda w: [[[[[[[1.0]]]]]]], lambda c: c[0][0][0][0][0][0][0], put([[[[[[[0.5]]]]]]])),
+    "bytes": (lambda w: bytearray(b"\2"), lambda c: c[0] / 2, put(bytearray(b"\1"))),
+    "list of a tensor": (lambda w: [torch.tensor(1.0)], lambda c: c[0], lambda n: n.held[0].fill_(0.5)),
+    "dict of a tensor": (
+        lambda w: {"t": torch.tensor([1.0, 2.0])},
+        lambda c: c["t"][0],
+        lambda n: n.held["t"].copy_(torch.tensor([0.5, 3.0])),
+    ),
+    "list of functions": (
+        lambda w: [lambda: 1.0], lambda c: c[0](), lambda n: n.held.__setitem__(0, lambda: 0.5)
+    ),
+    "callable object": (lambda w: Divide(1.0), None, put(Divide(0.5))),
+    "callable object with another number": (lambda w: Divide(1.0), None, lambda n: setattr(n.held, "by", 0.5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_whatever_can_be_read_is_carried(kind):
+    narrow, wide = holding(*HELD[kind])
+    if not isinstance(narrow.held, Fraction | Mode | np.generic | Pair):
+        assert wide.held is not narrow.held
+
+
+def test_fields_that_go_by_the_width_stay():
+    assert holding(*HELD["dataclass with the width in it"])[1].held == Config(16, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("made", "changed"),
+    [
+        (lambda w: partial(divide, by=torch.tensor(1.0)), partial(divide, by=torch.tensor(0.5))),
+        (lambda w: (lambda by: lambda x: x / by)(torch.tensor(1.0)), lambda x: x / 0.5),
+        (lambda w: Divide(1.0).__call__, Divide(0.5).__call__),
+    ],
+)
+def test_a_function_over_another_value_is_refused(made, changed):
+    with pytest.raises(GrowthError, match="^held: is another function than in the model that was planned"):
+        holding(made, None, put(changed))
+
+
+def closing_over(by):
+    return lambda x: x / by
+
+
+def test_a_function_over_another_tensor_is_refused():
+    with pytest.raises(GrowthError, match="^held: is another function than in the model that was planned"):
+        holding(lambda w: closing_over(torch.tensor(1.0)), None, put(closing_over(torch.tensor(0.5))))
+
+
+def test_what_goes_by_the_width_is_refused_in_one_line_inside_of_an_object():
+    made = lambda w: SimpleNamespace(t=float(w))  # noqa: E731
+    with pytest.raises(GrowthError, match=r"^held\.t: goes by the width, and is 0.5 where .* has 1.0"):
+        holding(made, lambda c: c.t, lambda n: setattr(n.held, "t", 0.5))
+
+
+def test_tensors_that_a_call_has_left_in_a_list_stay_behind():
+    class Leaving(Holding):
+        def forward(self, x):
+            self.held.append(torch.relu(self.first(x)).detach())
+            return self.last(self.held[-1])
+
+    make = lambda width: Leaving(width, lambda w: [], None)  # noqa: E731
+    x = torch.randn(5, 4)
+    plan, narrow = mupscale.plan(make, width=2, inputs=x), make(1)
+    narrow(x)
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    assert wide.held == []
+    torch.testing.assert_close(wide(x), narrow(x))

@@ -158,6 +158,47 @@ def test_inputs_and_widths_that_mean_nothing_are_said_to():
             mupscale.plan(Mixer, width=width, inputs=IMAGES)
 
 
+class Graph(nn.Module):
+    """Sums over neighbours, which are given, or a buffer, or a plain tensor."""
+
+    def __init__(self, width: int, neighbours: torch.Tensor | None = None, kind: str = "given") -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4 * width), nn.Linear(4 * width, 5)
+        if kind == "buffer":
+            self.register_buffer("neighbours", neighbours)
+        elif kind == "plain":
+            self.neighbours = neighbours
+
+    def forward(self, x: torch.Tensor, neighbours: torch.Tensor | None = None) -> torch.Tensor:
+        return self.last((self.neighbours if neighbours is None else neighbours) @ self.first(x))
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_dense"])
+@pytest.mark.parametrize("kind", ["given", "buffer", "plain"])
+def test_sparse_tensors_are_refused_by_name(layout, kind):
+    x, neighbours = torch.randn(6, 3), getattr(torch.eye(6), layout)()
+    inputs = (x, neighbours) if kind == "given" else x
+
+    def find():
+        return mupscale.plan(lambda width: Graph(width, neighbours, kind), width=2, inputs=inputs)
+
+    if layout == "to_dense":
+        assert find().proved
+        return
+    message = "^inputs: .* sparse" if kind == "given" else "^neighbours: is a sparse tensor"
+    with pytest.raises(GrowthError, match=rf"{message}.*\.to_dense\(\)"):
+        find()
+
+
+def test_a_make_that_builds_in_single_precision_only_is_refused():
+    def make(width):
+        model = nn.Sequential(nn.Linear(3, 4 * width), nn.Linear(4 * width, 5))
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+    with pytest.raises(GrowthError, match=r"^the module cannot be built, in float64, .*Float.*; let it take"):
+        mupscale.plan(make, width=2, inputs=torch.randn(2, 3))
+
+
 class Idle(nn.Module):
     """Has a layer that its forward pass never reaches."""
 

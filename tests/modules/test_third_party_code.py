@@ -1,6 +1,7 @@
 """Modules as people write them: what their code relies on is still so after growing, or it is refused."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 
 import mupscale
 from mupscale import GrowthError
+from mupscale.models.precision import Float64
 
 TOKENS = torch.randint(30, (3, 7), generator=torch.Generator().manual_seed(1))
 POINTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
@@ -198,6 +200,66 @@ def test_a_single_position_is_said_to_prove_nothing():
     plan = mupscale.plan(Heads, width=2, inputs=TOKENS[:, :1])
     assert not plan.proved
     assert "several positions" in str(plan)
+
+
+class Weighed(nn.Module):
+    """Attention whose scores have a scale that nothing can take: only where they count is it seen."""
+
+    def __init__(self, width: int, weigh: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.size, self.weigh = 8 * width, weigh
+        self.q, self.k, self.v = (nn.Linear(5, self.size) for _ in range(3))
+        self.last = nn.Linear(self.size, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = (F.layer_norm(f(x), (self.size,)) for f in (self.q, self.k))
+        return self.last(self.weigh(q @ k.mT / 8**0.5) @ self.v(x))
+
+
+def every_eighth(scores: torch.Tensor) -> torch.Tensor:
+    at = torch.arange(scores.shape[-1])
+    return scores.masked_fill((at[:, None] - at) % 8 != 0, -torch.inf)
+
+
+def attended(scores: torch.Tensor) -> torch.Tensor:
+    """By torch's kernel, with a mask: softmax(scores) @ 1."""
+    one = torch.eye(scores.shape[-1], dtype=scores.dtype).expand_as(scores)
+    seen = every_eighth(scores) > -torch.inf
+    return F.scaled_dot_product_attention(scores, one, one, attn_mask=seen, scale=1.0)
+
+
+WEIGHS = {
+    "written out": (1, lambda s: s.exp() / s.exp().sum(-1, keepdim=True)),
+    "less the largest": (
+        1,
+        lambda s: (s - s.amax(-1, True)).exp() / (s - s.amax(-1, True)).exp().sum(-1, keepdim=True),
+    ),
+    "by its logarithm": (1, lambda s: s.log_softmax(-1).exp()),
+    "by logsumexp": (1, lambda s: (s - s.logsumexp(-1, keepdim=True)).exp()),
+    "dilated": (8, lambda s: every_eighth(s).softmax(-1)),
+    "fused": (8, attended),
+}
+
+
+@pytest.mark.parametrize("how", WEIGHS)
+def test_attention_to_one_position_is_said_to_prove_nothing(how):
+    (longest, weigh), points = WEIGHS[how], torch.randn(3, 16, 5)
+    make = lambda width: Weighed(width, weigh)  # noqa: E731
+    plan = mupscale.plan(make, width=2, inputs=points[:, :longest])
+    assert not plan.proved
+    assert "several positions" in str(plan)
+    with pytest.raises(GrowthError, match="not exact"):
+        mupscale.plan(make, width=2, inputs=points)
+
+
+def test_torchs_own_layer_on_one_position_is_said_to_prove_nothing():
+    def make(width):
+        layer = nn.TransformerEncoderLayer(8 * width, 2 * width, 8 * width, batch_first=True)
+        return nn.Sequential(nn.Linear(5, 8 * width), layer, nn.Linear(8 * width, 3))
+
+    points = torch.randn(3, 4, 5)
+    assert not mupscale.plan(make, width=2, inputs=points[:, :1]).proved
+    assert mupscale.plan(make, width=2, inputs=points).proved
 
 
 class OnlyOnes(nn.Module):
@@ -499,6 +561,7 @@ SURROUNDINGS = {
     "no_grad": torch.no_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "fake": lambda: torch._subclasses.FakeTensorMode(),
+    "functions": Float64,
 }
 
 
@@ -527,7 +590,7 @@ def test_plans_depend_on_nothing_around_the_call(name, kind, monkeypatch, tmp_pa
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["meta", "inference", "no_grad", "autocast"])
+@pytest.mark.parametrize("name", ["meta", "inference", "no_grad", "autocast", "functions"])
 def test_growing_depends_on_nothing_around_the_call(name):
     narrow, plan = Heads(1, tied=True), mupscale.plan(lambda w: Heads(w, tied=True), width=2, inputs=TOKENS)
     expected = mupscale.grow(narrow, plan, operator="duplicate")

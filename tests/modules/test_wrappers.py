@@ -154,6 +154,26 @@ def test_what_data_parallel_has_wrapped_is_planned_grown_and_verified():
     assert not mupscale.verify(wrapped, nn.DataParallel(wide), plan)
 
 
+WRAPS = {
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "data parallel": nn.DataParallel,
+    "both": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_what_a_make_has_wrapped_is_planned_without(wrap):
+    def make(width):
+        return WRAPS[wrap](nn.Sequential(nn.Linear(4, 8 * width), nn.ReLU(), nn.Linear(8 * width, 3)))
+
+    x = torch.randn(5, 4)
+    narrow, plan = make(1), mupscale.plan(make, width=2, inputs=x)
+    assert plan.proved
+    assert "0.weight" in plan.params
+    wide = mupscale.grow(narrow, plan, operator="duplicate")
+    assert mupscale.verify(narrow, wide, plan, x).equal
+
+
 class Adapted(nn.Linear):
     """What wraps a model in adapters, as peft does, is known by this method."""
 

@@ -209,6 +209,18 @@ def test_a_plain_norm_over_what_grows_is_refused():
         mupscale.grow(make(1), plan, operator="expand")
 
 
+def test_under_a_mode_of_the_caller_a_norm_is_seen_to_subtract_the_mean():
+    def make(width):
+        return nn.Sequential(nn.Linear(4, 8 * width), nn.LayerNorm(8 * width, eps=0), nn.Linear(8 * width, 2))
+
+    x = torch.randn(3, 4)
+    narrow, plan = make(1), mupscale.plan(make, width=2, inputs=x)
+    with Float64():
+        wide = mupscale.grow(narrow, plan, operator="expand")
+        assert torch.tensor(1.0).float().dtype == torch.float64  # the mode is on again
+    torch.testing.assert_close(wide(x), narrow(x))
+
+
 def test_a_checkpoint_keeps_its_function_its_optimizer_and_its_eps(tmp_path):
     narrow = build("llama").float()
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-3)
@@ -245,3 +257,12 @@ def test_the_seed_decides_what_is_new_and_nothing_else():
     assert torch.equal(one.get_parameter(key), same.get_parameter(key))
     assert not torch.equal(one.get_parameter(key), other.get_parameter(key))
     assert copy.deepcopy(plan) == plan
+
+
+@pytest.mark.parametrize("shrink", [{"*": 1, "*.mlp.*": 1}, ["1", "*.mlp.*=1"], {"*": 0.4, "*.*": 1}])
+def test_a_shrink_of_one_keeps_the_function_however_it_is_written(shrink):
+    narrow = build("llama")
+    plan = mupscale.plan(narrow, width=2)
+    wide, differing = expanded(narrow, plan, shrink=shrink)
+    assert wide.config.rms_norm_eps == narrow.config.rms_norm_eps / 2
+    assert differing < 1e-12

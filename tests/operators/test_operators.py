@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import mupscale
@@ -238,13 +239,12 @@ def test_half_a_layer_more_is_for_a_model_from_scratch():
     narrow = build("llama")
     config = narrow.config.from_dict({**narrow.config.to_dict(), "num_hidden_layers": 3})
     plan = mupscale.plan(narrow, to=config)
-    with pytest.raises(GrowthError, match="layers': grows by 3/2, but even copies are made a whole number"):
-        mupscale.grow(narrow, plan, operator="duplicate")
+    for operator in ("duplicate", "stack"):
+        with pytest.raises(GrowthError, match="layers by 3/2: layers grow by whole factors; choose 2"):
+            mupscale.grow(narrow, plan, operator=operator)
     for operator in ("zero_pad", "net2net"):
         with pytest.raises(GrowthError, match="wider and no deeper"):
             mupscale.grow(narrow, plan, operator=operator)
-    with pytest.raises(GrowthError, match="layers grows by 3/2: expected a whole factor"):
-        mupscale.grow(narrow, plan, operator="stack")
     fresh = type(narrow)(config).double()
     assert mupscale.init_(fresh, plan).config.num_hidden_layers == 3  # from scratch any depth goes
 
@@ -356,3 +356,16 @@ def test_blocks_of_rows_make_the_same_tensor_beside_fresh_ones(
     assert sum(len(list(grower.blocks(tensor))) > 1 for tensor in plan.wide_names) > 5
     for tensor in plan.wide_names:
         assert torch.equal(grower(tensor), grower._whole(tensor, None)), tensor
+
+
+@pytest.mark.parametrize("operator", ["default", "duplicate"])
+def test_a_plan_from_first_that_ends_elsewhere_is_refused(operator):
+    make = lambda width: nn.Sequential(nn.Linear(4, 8 * width), nn.Linear(8 * width, 3))  # noqa: E731
+    growth = mupscale.plan(lambda width: make(2 * width), width=2)
+    first = {to: mupscale.plan(make, width=to) for to in (2, 4)}
+    mupscale.grow(make(2), growth, operator=operator, from_first=first[4])
+    with pytest.raises(GrowthError, match=r"^from_first: 0.weight has shape \(32, 4\) .*, \(16, 4\) by from"):
+        mupscale.grow(make(2), growth, operator=operator, from_first=first[2])
+    other = mupscale.plan(lambda width: nn.ModuleDict({"a": nn.Linear(4, 8 * width)}), width=2)
+    with pytest.raises(GrowthError, match="^from_first: 0.weight has shape .*, none by from_first"):
+        mupscale.grow(make(2), growth, operator=operator, from_first=other)

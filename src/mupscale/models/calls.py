@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -59,26 +60,52 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return {k: _mapped(v, change) for k, v in value.items()} if type(value) is dict else value
 
 
-def result_tensors(output: Any) -> list[Tensor]:
-    """What a model returned that is a result: its logits where it has such, else every tensor.
+def result_tensors(output: Any, within: tuple[int, ...] = ()) -> list[Tensor]:
+    """What a model returned that is a result: of transformers' outputs the logits, where they have such.
 
     Embeddings of which only the angle counts (CLIP) are normalized, so that wide ones are no duplicates.
     """
-    for name in ("logits", "logits_per_image"):
-        if isinstance(logits := getattr(output, name, None), Tensor):
-            return [logits]
-    return every_tensor(output)
+    if any(kind.__name__ == "ModelOutput" and _is_of_transformers(kind) for kind in type(output).__mro__):
+        for name in ("logits", "logits_per_image"):
+            if isinstance(logits := getattr(output, name, None), Tensor):
+                return [logits]
+    return every_tensor(output, within)
 
 
-def every_tensor(output: Any) -> list[Tensor]:
-    """All floating-point and complex tensors that a model returned, logits alone of parts that have such."""
+def every_tensor(output: Any, within: tuple[int, ...] = ()) -> list[Tensor]:
+    """All floating-point and complex tensors that a model returned, logits alone of parts that have such.
+
+    Args:
+        within: what the output is a part of, by ``id``: an object may hold itself.
+    """
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() or output.is_complex() else []
-    values: Iterable[Any] = ()
+    if id(output) in within:
+        return []
+    return [t for part in _parts(output) for t in result_tensors(part, (*within, id(output)))]
+
+
+def kept_losses(model: nn.Module) -> list[Tensor]:
+    """Numbers with gradients that modules keep of a call: losses that the training loop is to add."""
+    kept = [value for module in model.modules() for value in vars(module).values()]
+    return [t for t in kept if isinstance(t, Tensor) and t.ndim == 0 and t.grad_fn is not None]
+
+
+def _parts(output: Any) -> Iterable[Any]:
+    """What an output holds; any object may hold results, as distributions do."""
     if isinstance(output, Mapping):
-        values = output.values()
-    elif isinstance(output, list | tuple):
-        values = output
-    elif is_dataclass(output):
-        values = vars(output).values()
-    return [t for value in values for t in result_tensors(value)]
+        return output.values()
+    if isinstance(output, list | tuple):
+        return output
+    if isinstance(output, nn.Module | type | FunctionType):
+        return ()
+    if is_dataclass(output):
+        return [getattr(output, field.name) for field in fields(output)]
+    if _is_of_transformers(type(output)):  # a cache, which shows in what comes next
+        return ()
+    return getattr(output, "__dict__", {}).values()
+
+
+def _is_of_transformers(kind: type) -> bool:
+    """Told without an import of it, which takes seconds that a plain module needs not wait for."""
+    return kind.__module__.partition(".")[0] == "transformers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+_ODDS = {  # which argument holds the probabilities of a draw that is a whole number
+    _aten.bernoulli.default: 0,
+    _aten.bernoulli.Tensor: 1,
+    _aten.bernoulli_.Tensor: 1,
+    _aten.binomial.default: 1,
+    _aten.multinomial.default: 0,
+    _aten.poisson.default: 0,
+}
 
 
 class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -20,16 +31,21 @@ class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         seed: of all draws.
-        still: also give every normal draw its mean and every uniform one its middle, for models that add
-            noise to hidden units.
+        still: numbers of draws, from 0, of which a normal one is given its mean and a uniform one its middle:
+            see `unlike`.
+
+    Attributes:
+        drawn: of every draw what it is, and its shape.
+        odds: the probabilities that a model computes and draws by; of these a draw alone shows little.
     """
 
-    def __init__(self, seed: int, *, still: bool = False) -> None:
+    def __init__(self, seed: int, *, still: Collection[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self.still = still
-        self.calls = 0
         self.draws = 0  # the calls that did draw something
+        self.drawn: list[tuple[str, tuple[int, ...]]] = []
+        self.odds: list[Tensor] = []
 
     def __enter__(self) -> Any:
         self._before = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -48,21 +64,41 @@ class SameChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
-        self.calls += 1
-        before = torch.default_generator.manual_seed(1_000_003 * self.seed + self.calls).get_state()
+        number = len(self.drawn)
+        if func in _ODDS:
+            odds = args[_ODDS[func]].clone()
+            self.odds.append(odds / odds.sum(-1, keepdim=True) if func is _aten.multinomial.default else odds)
+        before = torch.default_generator.manual_seed(1_000_003 * self.seed + number + 1).get_state()
         out = func(*args, **(kwargs or {}))
         self.draws += not torch.equal(torch.get_rng_state(), before)
         name = func.overloadpacket.__name__.strip("_")
+        self.drawn.append((name, tuple(getattr(out, "shape", ()))))
         if isinstance(out, Tensor):
             if name == "bernoulli":
                 return out.fill_(1)
-            if self.still and name in ("randn", "randn_like"):
-                return out.zero_()
-            if self.still and name in ("rand", "rand_like"):
-                return out.fill_(0.5)
-            if self.still and name == "normal" and all(isinstance(a, int | float) for a in args[1:]):
-                return out.fill_(args[1] if len(args) > 1 else (kwargs or {}).get("mean", 0.0))
-            if self.still and name == "uniform":
-                bounds = [*args[1:3], 0.0, 1.0][:2] if len(args) != 2 else [args[1], 1.0]
-                return out.fill_(sum(bounds) / 2)
+            if number in self.still:
+                return _stilled(out, name, args, kwargs or {})
         return out
+
+
+def _stilled(out: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
+    if name in ("randn", "randn_like"):
+        return out.zero_()
+    if name in ("rand", "rand_like"):
+        return out.fill_(0.5)
+    if name == "normal" and all(isinstance(a, int | float) for a in args[1:]):
+        return out.fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+    if name == "uniform":
+        bounds = [*args[1:3], 0.0, 1.0][:2] if len(args) != 2 else [args[1], 1.0]
+        return out.fill_(sum(bounds) / 2)
+    return out
+
+
+def unlike(one: SameChance, other: SameChance) -> Collection[int]:
+    """The numbers of the draws that cannot be the same in two models, as noise over hidden units cannot.
+
+    Of other shapes, that is; all of them where one model draws more often, as it is not known which is which.
+    """
+    if len(one.drawn) != len(other.drawn):
+        return range(max(len(one.drawn), len(other.drawn)))
+    return {n for n, (a, b) in enumerate(zip(one.drawn, other.drawn, strict=True)) if a != b}

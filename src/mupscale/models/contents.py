@@ -49,15 +49,11 @@ def one_memory(model: nn.Module) -> tuple[str, str] | None:
     One changes with the other as it trains, which nothing but the memory knows.
     """
     params = {id(p) for p in model.parameters()}
-    names = {id(module): name for name, module in model.named_modules()}
-    every = {id(t): (n, t) for n, t in (*model.named_buffers(), *model.named_parameters())}
-    for module, key, tensor in attribute_tensors(model):
-        if not is_made_anew(module, key):
-            every.setdefault(id(tensor), (f"{names[id(module)]}.{key}".lstrip("."), tensor))
     spans = sorted(
         (*_span(tensor), key in params, name)
-        for key, (name, tensor) in every.items()
-        if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() and not tensor.is_meta
+        for key, (name, tensor) in _every_tensor(model).items()
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+        if tensor.numel() and not tensor.is_meta
     )
     ends: dict[bool, tuple[int, str]] = {}  # the furthest that a parameter reaches, and anything else
     for start, end, trained, name in spans:
@@ -67,6 +63,22 @@ def one_memory(model: nn.Module) -> tuple[str, str] | None:
         if trained not in ends or end > ends[trained][0]:
             ends[trained] = end, name
     return None
+
+
+def not_dense(model: nn.Module) -> str | None:
+    """The first tensor that is sparse, or laid out otherwise than by strides; None if there is none."""
+    every = _every_tensor(model).values()
+    return next((name for name, tensor in every if tensor.layout is not torch.strided), None)
+
+
+def _every_tensor(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    """All that a module holds, plain attributes too, by id: under the first name, with it."""
+    names = {id(module): name for name, module in model.named_modules()}
+    every = {id(t): (n, t) for n, t in (*model.named_buffers(), *model.named_parameters())}
+    for module, key, tensor in attribute_tensors(model):
+        if not is_made_anew(module, key):
+            every.setdefault(id(tensor), (f"{names[id(module)]}.{key}".lstrip("."), tensor))
+    return every
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

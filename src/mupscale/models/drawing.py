@@ -92,6 +92,12 @@ def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+_SINGLE = (
+    "a softmax (attention, a router) runs over a single entry, which says nothing about what it weighs; give "
+    "inputs of several positions"
+)
+
+
 @dataclass
 class _Seen:
     """What one run showed: the rows of the tables that each index looks up, and whether it all is finite."""
@@ -109,9 +115,18 @@ class _Look(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, seen: _Seen) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
+        # A softmax that is written out: exponentials, and their sums. They are kept, as a key may return.
+        self.powers: dict[int, Tensor] = {}
+        self.sums: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        self._look_up(name, args)
+        out = func(*args, **kwargs)
+        self._weigh(name, args, kwargs, out)
+        return out
+
+    def _look_up(self, name: str, args: Any) -> None:
         rows = self.seen.rows
         if name == "embedding":
             rows[_key(args[1])] = min(args[0].shape[0], rows.get(_key(args[1]), args[0].shape[0]))
@@ -121,18 +136,28 @@ class _Look(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for at, index in enumerate(args[1]):
                 if isinstance(index, Tensor) and index.dtype not in (torch.bool, torch.uint8):
                     rows.setdefault(_key(index), args[0].shape[at])
-        elif name in ("_softmax", "_safe_softmax"):
-            self._weigh(args[0].shape[args[1]])
-        elif name.startswith("_scaled_dot_product"):
-            self._weigh(args[1].shape[-2])
-        return func(*args, **(kwargs or {}))
 
-    def _weigh(self, entries: int) -> None:
-        if entries == 1:
-            self.seen.single = (
-                "a softmax (attention, a router) runs over a single entry, which says nothing about what it "
-                "weighs; give inputs of several positions"
-            )
+    def _weigh(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
+        if name in ("_softmax", "_safe_softmax"):
+            self._count(out > 0, args[1])
+        elif name == "_log_softmax":
+            self._count(out.exp() > 0, args[1])
+        elif name == "logsumexp":
+            self._count(args[0].exp() != 0, args[1])
+        elif name.startswith("_scaled_dot_product"):  # gives no weights; of them the mask tells
+            bias, mask = args[1].new_zeros(args[1].shape[-2]), kwargs.get("attn_mask")
+            self._count((bias if mask is None else bias + mask).softmax(-1) > 0, -1)
+        elif name == "exp":
+            self.powers[_key(out)] = out
+        elif name == "sum" and _key(args[0]) in self.powers:
+            self.sums[_key(out)] = out
+        elif name == "div" and isinstance(args[1], Tensor) and _key(args[1]) in self.sums:
+            self._count((out != 0) & (out != 1), [*range(out.ndim)], most=0)
+
+    def _count(self, weights: Tensor, dim: int | list[int], most: int = 1) -> None:
+        """Look at where there are weights: in no row more of them?"""
+        if weights.numel() and bool((weights.sum(dim) <= most).all()):
+            self.seen.single = _SINGLE
 
 
 def _look(model: nn.Module, call: Call) -> _Seen | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch._C import _len_torch_function_stack
+from torch.overrides import _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 
@@ -18,6 +20,8 @@ def plain_surroundings() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
+        for _ in range(_len_torch_function_stack()):  # modes of functions, as of a device; the first one last
+            stack.callback(_push_mode, _pop_mode())  # type: ignore[no-untyped-call]
         stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

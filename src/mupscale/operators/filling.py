@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models.contents import attribute_tensors, is_made_anew, one_memory, persistent_buffers, tie_
+from mupscale.models.contents import (
+    attribute_tensors,
+    is_made_anew,
+    not_dense,
+    one_memory,
+    persistent_buffers,
+    tie_,
+)
 from mupscale.models.copying import gradient_hooks
 from mupscale.theory.manifest import Plan
 
@@ -74,7 +81,7 @@ def built(model: nn.Module, plan: Plan) -> nn.Module:
             "this plan was loaded from a file; make it here with mupscale.plan(...) to build the module"
         )
     wide = plan.build_wide()
-    _check_tables(model, wide, plan)
+    _keep_tables_(wide, model, plan)
     return wide
 
 
@@ -95,11 +102,13 @@ def check_given(plan: object, **models: object) -> None:
 
 
 def check_memory(model: nn.Module) -> None:
-    """Refuse a model in which two tensors lie in one memory.
+    """Refuse a model in which two tensors lie in one memory, or one in none, as sparse ones do.
 
     Raises:
-        GrowthError: names both.
+        GrowthError: names them.
     """
+    if (name := not_dense(model)) is not None:
+        raise GrowthError(f"{name}: is a sparse tensor, which cannot be grown; hold it dense, .to_dense()")
     if (pair := one_memory(model)) is not None:
         raise GrowthError(
             f"{pair[0]} and {pair[1]}: two tensors share one memory, so that training one changes the other; "
@@ -168,11 +177,23 @@ def fill_tables_(wide: nn.Module, narrow: nn.Module, *, in_place: bool = False) 
             value = table.detach().to(source.device, source.dtype)
         else:
             value = table.detach().to(source.device)
-        module = wide.get_submodule(owner)
-        if leaf in module._buffers:
-            module._buffers[leaf] = value
-        else:
-            vars(module)[leaf] = value
+        _hold(wide.get_submodule(owner), leaf, value)
+
+
+def copied_tables(model: nn.Module) -> dict[tuple[str, str], Tensor]:
+    """Copies of `tables` on the CPU; those that are computed of parameters are still to be told."""
+    return {
+        key: table.detach().cpu().clone().requires_grad_(table.requires_grad)
+        for key, table in tables(model).items()
+        if not table.is_meta
+    }
+
+
+def hold_tables_(model: nn.Module, held: Mapping[tuple[str, str], Tensor]) -> nn.Module:
+    """Put tables where `tables` has found them."""
+    for (owner, leaf), table in held.items():
+        _hold(model.get_submodule(owner), leaf, table)
+    return model
 
 
 def same_modes_(wide: nn.Module, narrow: nn.Module) -> None:
@@ -183,20 +204,58 @@ def same_modes_(wide: nn.Module, narrow: nn.Module) -> None:
         module.training = modes.get(name, narrow.training)
 
 
-def _check_tables(model: nn.Module, wide: nn.Module, plan: Plan) -> None:
-    """Refuse a table that a width changes and that is no longer what the constructor made: it holds state."""
-    after = tables(wide)
-    growing = {k: t for k, t in tables(model).items() if k in after and after[k].shape != t.shape}
+def _hold(module: nn.Module, leaf: str, value: Tensor) -> None:
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        vars(module)[leaf] = value
+
+
+def _keep_tables_(wide: nn.Module, narrow: nn.Module, plan: Plan) -> None:
+    """Let what was changed in a table since it was built be so in a wide module, too, that is as built.
+
+    Raises:
+        GrowthError: a width changes the table, so that there is no telling what the change becomes.
+    """
+    mine, theirs = tables(narrow), tables(wide)
+    both = [key for key in mine if key in theirs]
     with torch.enable_grad():
-        made = tables(plan.build_narrow()) if growing and plan.build_narrow else {}
-    for key, table in growing.items():
-        if key not in made or made[key].is_meta or made[key].requires_grad:
-            continue  # the last: computed of parameters, and again in every call, as old weight norm is
-        if made[key].shape == after[key].shape:
-            continue  # no width has changed it but a call, and the next one will
-        now, then = (t.detach().cpu().to(torch.complex128) for t in (table, made[key]))
-        if not torch.allclose(now, then, rtol=1e-2):
+        made = tables(plan.build_narrow()) if both and plan.build_narrow else {}
+    for key in both:
+        now, there, then = mine[key], theirs[key], made.get(key)
+        name = ".".join(filter(None, key))
+        if there.is_meta and not now.is_meta:
+            raise GrowthError(f"{name}: has no values in the wide module; build that off the meta device")
+        if then is None or then.requires_grad:
+            continue  # the latter: computed of parameters, and again in every call, as old weight norm is
+        if then.is_meta:
+            if now.shape == there.shape and is_architecture(now, there):
+                raise GrowthError(
+                    f"{name}: cannot tell whether it goes with the width, as the narrow module was planned "
+                    "on the meta device; plan it with values"
+                )
+            continue
+        if now.shape != there.shape:
+            # What no width has changed, a call has, and the next one will.
+            changed = then.shape != there.shape and not _is_as_built(now, then, rtol=1e-2, atol=1e-8)
+        else:
+            changed = now.shape == then.shape and not _is_as_built(now, then, rtol=1e-5, atol=0.0)
+        if changed and is_architecture(then, there):
+            how = "grows" if then.shape != there.shape else "goes"
             raise GrowthError(
-                f"{'.'.join(key)}: grows with the width, but is no parameter and no persistent buffer, and "
-                "no longer holds what the constructor put there; register it as a persistent buffer"
+                f"{name}: {how} with the width, but is no parameter and no persistent buffer, and no longer "
+                "holds what the constructor put there; register it as a persistent buffer, or plan with a "
+                "constructor that builds it so"
             )
+        if changed:
+            _hold(wide.get_submodule(key[0]), key[1], now.detach().clone())
+
+
+def _is_as_built(now: Tensor, then: Tensor, **within: float) -> bool:
+    """Whether a table holds what its constructor put there, in whatever dtype the model has been since."""
+    if now.shape != then.shape:
+        return False
+    real = now.is_floating_point() and then.is_floating_point()
+    rounded = {now.dtype, torch.bfloat16, torch.float16} if real else {now.dtype}
+    value, made = now.detach().cpu().to(torch.complex128), then.detach().cpu()
+    return any(torch.allclose(value, made.to(k).to(value), **within, equal_nan=True) for k in rounded)

@@ -34,9 +34,10 @@ def size(output: Tensor) -> float:
     """What differences of an output are judged by, in whatever unit it comes.
 
     The standard deviation of its entries; where they are nearly one number, of which rounding takes its
-    share, a little of that number, and the number itself where they are one. What is infinite does not count.
+    share, a little of that number, and the number itself where they are one. What is `filled` does not count.
     """
-    finite = _finite(output.detach())
+    output = output.detach()
+    finite = output[~filled(output)]
     largest = finite.abs().max().item() if finite.numel() else 0.0
     if not largest:
         return 0.0
@@ -44,8 +45,16 @@ def size(output: Tensor) -> float:
     return largest * (max(own, 1e-4) if own else 1.0)
 
 
-def _finite(output: Tensor) -> Tensor:
-    return output if not output.numel() or output.abs().max().isfinite() else output[output.isfinite()]
+def filled(output: Tensor) -> Tensor:
+    """The entries that say that there is no result: infinite ones, or such as -1e9 beside small ones."""
+    sizes = output.abs()
+    infinite = sizes.isinf()
+    if not output.numel():
+        return infinite
+    sizes = sizes.masked_fill(infinite, 0.0)
+    large = sizes > sizes.max() / 2
+    rest = sizes.masked_fill(large, 0.0).max()
+    return infinite | large if 0 < 1e4 * rest < sizes.max() else infinite
 
 
 def apart(expected: Tensor, found: Tensor) -> float:
@@ -93,14 +102,21 @@ def judged(
         noise: measures what rounding does to each output; called where that may matter.
     """
     most = most or bound
-    differences = [apart(e, f) for e, f in zip(expected, found, strict=True)]
-    spreads = [spread(_finite(output)) for output in outputs]
+    differences = [apart(e, _alike_filled(e, f, bound)) for e, f in zip(expected, found, strict=True)]
+    spreads = [spread(output[~filled(output)]) for output in outputs]
     allowed = [bound * size(output) for output in outputs]
     limits = [most * max(1.0, own) for own in spreads]
     if any(a < d <= limit for a, d, limit in zip(allowed, differences, limits, strict=True)):
         explained = [min(4 * n, limit) for n, limit in zip(noise(), limits, strict=True)]
         allowed = [max(*pair) for pair in zip(allowed, explained, strict=True)]
     return [Judged(*each) for each in zip(differences, allowed, spreads, strict=True)]
+
+
+def _alike_filled(expected: Tensor, found: Tensor, bound: float) -> Tensor:
+    """``found``, with the entries that are `filled` as expected, up to the rounding of numbers so large."""
+    if not (fill := filled(expected)).any():
+        return found
+    return torch.where(fill & ((found - expected).abs() <= bound * expected.abs()), expected, found)
 
 
 def rounding(

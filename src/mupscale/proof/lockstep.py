@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mupscale.errors import GrowthError
-from mupscale.models.calls import Call, result_tensors
-from mupscale.models.chance import SameChance
+from mupscale.models.calls import Call, kept_losses, result_tensors
+from mupscale.models.chance import SameChance, unlike
 from mupscale.models.copying import copied
 from mupscale.models.skeletons import transformers_config
 from mupscale.optim import param_groups
-from mupscale.proof.deviations import grown_call, size
+from mupscale.proof.deviations import filled, grown_call, size
 from mupscale.theory.manifest import Plan
 
 LOSS_TOLERANCE = 1e-9
@@ -39,9 +39,9 @@ def in_lockstep(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> s
 
     What is random in training is drawn alike in both; where that is not possible, it stands still.
     """
-    found = _Lockstep(narrow, wide, plan, call, still=False).tried()
-    if found.failure is not None and found.draws:
-        found = _Lockstep(narrow, wide, plan, call, still=True).tried()
+    found = _Lockstep(narrow, wide, plan, call).tried()
+    if found.failure is not None and any(found.unlike.values()):
+        found = _Lockstep(narrow, wide, plan, call, still=found.unlike).tried()
     return found.failure
 
 
@@ -51,10 +51,11 @@ class _Lockstep:
     wide: nn.Module
     plan: Plan
     call: Call
-    still: bool
+    still: Mapping[int, Collection[int]] = field(default_factory=dict)  # the draws of every step
     relative: bool = True
     sizes: dict[int, float] = field(default_factory=dict)
     draws: int = 0
+    unlike: dict[int, set[int]] = field(default_factory=dict)
     failure: str | None = None
 
     def tried(self) -> _Lockstep:
@@ -63,7 +64,7 @@ class _Lockstep:
             for slower in (1, 1e2, 1e4, 1e6):  # where the narrow model itself runs away, nothing shows
                 own = values | {"lr": values["lr"] / slower}
                 losses = self._losses(kind, own)
-                if all(abs(loss) <= 1e3 * max(1.0, losses[0][0]) for loss, _ in losses):
+                if all(abs(loss) <= 1e3 * max(1.0, losses[0][0]) for loss, _ in losses[:STEPS]):
                     break
             for step, error in enumerate(map(_error, losses)):
                 if error <= LOSS_TOLERANCE:
@@ -75,8 +76,9 @@ class _Lockstep:
                 if step > 1 and not told:
                     break  # rounding alone does as much to the narrow model: more cannot be told from here
                 self.failure = (
-                    f"outputs agree, but after {step} steps of {kind.__name__} the losses differ by "
-                    f"{error:.3g}, where rounding explains {rounding:.1g}"
+                    f"outputs agree, but after {step} steps of {kind.__name__} the losses differ"
+                    f"{' in evaluation' * (step == STEPS)} by {error:.3g}, where rounding explains "
+                    f"{rounding:.1g}"
                 )
                 if not told:
                     self.failure += "; give more inputs at once, so that rounding does less"
@@ -86,24 +88,32 @@ class _Lockstep:
         return self
 
     def _losses(self, kind: Any, values: dict[str, Any]) -> list[tuple[float, float]]:
-        """The losses of both before each step."""
+        """The losses of both before each step, and after the last in evaluation."""
         pair = copied(self.narrow).train(), copied(self.wide).train()
         optimizers = paired_optimizers(*pair, self.plan, kind, **values)
         calls = self.call, grown_call(self.call, self.plan)
         self.sizes = {}
-        return [self._step(pair, optimizers, calls, step) for step in range(STEPS)]
+        return [self._step(pair, optimizers, calls, step) for step in range(STEPS + 1)]
 
     def _step(
         self, pair: Pair, optimizers: Optimizers, calls: tuple[Call, Call], step: int
     ) -> tuple[float, float]:
-        losses = []
+        losses, chances = [], []
         # The same to Adam, but for what cuts gradients off where they are large.
         loud = _LOUD if step == STEPS - 2 and isinstance(optimizers[0], torch.optim.AdamW) else 1.0
-        loss = partial(_loss, sizes=self.sizes if self.relative else None, loud=loud)
+        if step == STEPS:
+            self.sizes = {}  # other outputs may be returned
+        sizes = self.sizes if self.relative else None
+        loss = partial(_loss, sizes=sizes, loud=loud, steady=_steady(self.plan))
         for model, optimizer, call in zip(pair, optimizers, calls, strict=True):
-            with SameChance(step, still=self.still) as chance:
-                losses.append(train_step(model, optimizer, call, loss) / loud)
+            with SameChance(step, still=self.still.get(step, ())) as chance:
+                if step == STEPS:
+                    losses.append(_evaluated(model, call, loss))
+                else:
+                    losses.append(train_step(model, optimizer, call, loss) / loud)
+            chances.append(chance)
             self.draws += chance.draws
+        self.unlike.setdefault(step, set()).update(unlike(*chances))
         return losses[0], losses[1]
 
     def _rounding(self, make: Callable[..., torch.optim.Optimizer], steps: int) -> float:
@@ -176,24 +186,57 @@ def train_step(
     return loss.item()
 
 
+def _evaluated(model: nn.Module, call: Call, loss_of: Callable[[nn.Module, Call], Tensor]) -> float:
+    with torch.no_grad():
+        return loss_of(model.eval(), call).item()
+
+
 def sized(at: int, output: Tensor, sizes: dict[int, float] | None) -> Tensor:
-    """An output over its `size` when it was first seen, the narrow model's: in whatever unit, it counts."""
+    """An output over its `size` when it was first seen, the narrow model's: in whatever unit, it counts.
+
+    What is `filled` counts as much as the rest, and nothing where it is infinite.
+    """
+    output = output.masked_fill(output.isinf(), 0.0)
     if sizes is None:
         return output
     if at not in sizes:
         sizes[at] = size(output) or 1.0
-    return output / sizes[at]
+    fill = filled(output.detach())
+    if not fill.any():
+        return output / sizes[at]
+    return torch.where(fill, output / output.detach().abs().max(), output / sizes[at])
 
 
-def _loss(model: nn.Module, call: Call, sizes: dict[int, float] | None, loud: float) -> Tensor:
-    """A mean over each output, which copies leave as it is, with a different pull on every place."""
-    loss = torch.zeros(())
-    for at, output in enumerate(result_tensors(call(model))):
-        output = sized(at, output, sizes)
-        places = output if output.ndim else output[None]
-        target = torch.linspace(-1.0, 1.0, len(places), dtype=output.dtype)
-        loss = loss + (places - target.reshape(-1, *[1] * (places.ndim - 1))).abs().square().mean()
+def _loss(
+    model: nn.Module,
+    call: Call,
+    sizes: dict[int, float] | None,
+    loud: float,
+    steady: Sequence[int | None],
+) -> Tensor:
+    """A mean over each output, which copies leave as it is, with a different pull on every place.
+
+    With losses that modules keep of the call.
+
+    Args:
+        steady: of each output, the dim along which the places are, one that does not grow; None of none.
+    """
+    before = kept_losses(model)
+    outputs = result_tensors(call(model))
+    loss = sum((kept for kept in kept_losses(model) if not any(kept is t for t in before)), torch.zeros(()))
+    for at, output in enumerate(outputs):
+        places = sized(at, output, sizes)
+        along = steady[at] if len(steady) == len(outputs) else 0
+        places = places[..., None] if along is None or not places.ndim else places.movedim(along, -1)
+        target = torch.linspace(-1.0, 1.0, places.shape[-1], dtype=output.dtype)
+        loss = loss + (places - target).abs().square().mean()
     return loss * loud
+
+
+def _steady(plan: Plan) -> list[int | None]:
+    """Of each output of the model, the first dim that does not grow."""
+    dims = [[dim.growth(plan.growth) != 1 for dim in axes.dims] for axes in plan.layout.outputs]
+    return [grows.index(False) if False in grows else None for grows in dims]
 
 
 def natural_loss(model: nn.Module, call: Call, sizes: dict[int, float]) -> Tensor:

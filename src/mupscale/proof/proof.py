@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ from mupscale.errors import GrowthError, said_as
 from mupscale.layout.cache import remembered
 from mupscale.layout.inference.family import part_of
 from mupscale.layout.inference.fields import explicit
-from mupscale.layout.inference.instance import instance, randomize_
+from mupscale.layout.inference.instance import instance, move_buffers_, randomize_
 from mupscale.layout.tiny_config import tiny
 from mupscale.models.calls import Call, result_tensors
-from mupscale.models.chance import SameChance
+from mupscale.models.chance import SameChance, unlike
 from mupscale.models.contents import state_tensors
 from mupscale.models.copying import copied, doubled
 from mupscale.models.inputs import example_inputs
@@ -36,11 +36,12 @@ from mupscale.operators.any_tensor import Grower
 from mupscale.operators.catalogue import operator_named
 from mupscale.operators.expand import with_smaller_eps
 from mupscale.operators.filling import fill_
-from mupscale.proof.deviations import deviation, grown_call, grown_outputs, judged, rounding, watch
+from mupscale.proof.deviations import apart, deviation, grown_call, grown_outputs, judged, rounding, watch
 from mupscale.proof.lockstep import in_lockstep
 from mupscale.theory.manifest import Plan
 
 TOLERANCE = 1e-10
+_BLOWN_UP = 1e-6  # what rounding may explain in training: a batch norm over few values blows it up
 _OTHERS = "; choose other axes or factors, of those that mupscale doctor SRC lists"
 _CHANGE = "; change that part of the module, or keep its width"
 _ANOTHER = "; choose another operator"
@@ -166,18 +167,45 @@ def tried(
     Raises:
         GrowthError: one of them does not run.
     """
-    randomize_(narrow, {name: p.axes for name, p in plan.params.items()})
+    randomize_(narrow, {name: p.axes for name, p in plan.params.items()}, buffers=False)
     _grow(narrow, wide, plan, operator)
-    nonlinear: list[str] = []
     with said_as(f"{type(narrow).__name__}: it does not run", _RUN), float64(), quiet(), Float64():
-        copies = operator_named(operator).copies_evenly
-        failure = _at_rest(narrow, wide, plan, calls, by_module=copies)
-        if failure is None and operator == "duplicate":
-            failure = in_lockstep(narrow, wide, plan, calls[-1])
-        if failure is None and operator == "duplicate":
-            known = [name for name, p in plan.params.items() if not p.linear]
-            nonlinear = known + _under_noise(narrow, wide, plan, calls)
+        proof = _compared(narrow, wide, plan, calls, operator, train=operator == "duplicate")
+        made = copied(narrow)
+        # As made, flags and masks are what the code asks for; moved, statistics are no mere zeros and ones.
+        if proof.failure is None and move_buffers_(narrow):
+            _grow(narrow, wide, plan, operator)
+            train = operator == "duplicate" and not _trains_alike(made, narrow, calls[-1])
+            moved = _compared(narrow, wide, plan, calls, operator, train=train)
+            found = dict.fromkeys([*proof.nonlinear, *moved.nonlinear])
+            proof = Proof(nonlinear=[*found], failure=moved.failure)
+    return proof
+
+
+def _compared(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call], operator: str, *, train: bool
+) -> Proof:
+    """What the two show, of which one is grown from the other."""
+    nonlinear: list[str] = []
+    failure = _at_rest(narrow, wide, plan, calls, by_module=operator_named(operator).copies_evenly)
+    if failure is None and train:
+        failure = in_lockstep(narrow, wide, plan, calls[-1])
+    if failure is None:
+        failure = _in_training(narrow, wide, plan, calls[-1])
+    if failure is None and operator == "duplicate":
+        known = [name for name, p in plan.params.items() if not p.linear]
+        nonlinear = known + _under_noise(narrow, wide, plan, calls)
     return Proof(nonlinear=nonlinear, failure=failure)
+
+
+def _trains_alike(one: nn.Module, other: nn.Module, call: Call) -> bool:
+    """Whether two models that hold other buffers give the same in training, where a batch norm reads none."""
+
+    def run(model: nn.Module) -> list[Tensor]:
+        with torch.no_grad(), SameChance(0):
+            return result_tensors(call(copied(model).train()))
+
+    return all(map(torch.equal, run(one), run(other)))
 
 
 def _grow(
@@ -200,11 +228,32 @@ def _at_rest(
     narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence[Call], *, by_module: bool = True
 ) -> str | None:
     """What is wrong with the first outputs that differ; with modules that make copies, which does not."""
-    found = (_outputs(narrow, wide, plan, call, by_module) for call in calls)
+    found = (_outputs(narrow, wide, plan, call, _chances(), by_module) for call in calls)
     return next((failure for failure in found if failure is not None), None)
 
 
-def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_module: bool) -> str | None:
+def _in_training(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> str | None:
+    """What is wrong with the outputs in training mode; what cannot be drawn alike in both stands still."""
+    narrow, wide = copied(narrow).train(), copied(wide).train()
+    chances = _chances()
+    failure = _outputs(copied(narrow), copied(wide), plan, call, chances, by_module=False)
+    if failure is not None and (still := unlike(*chances)):
+        failure = _outputs(narrow, wide, plan, call, _chances(still), by_module=False)
+    return failure and f"in training mode {failure}"
+
+
+def _chances(still: Collection[int] = ()) -> tuple[SameChance, SameChance]:
+    return SameChance(0, still=still), SameChance(0, still=still)
+
+
+def _outputs(
+    narrow: nn.Module,
+    wide: nn.Module,
+    plan: Plan,
+    call: Call,
+    chances: tuple[SameChance, SameChance],
+    by_module: bool,
+) -> str | None:
     seen: dict[str, Tensor] = {}
     first: list[str] = []
 
@@ -218,9 +267,9 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_modu
                 )
 
     with torch.no_grad():
-        with watch(narrow, seen.__setitem__), SameChance(0):
+        with watch(narrow, seen.__setitem__), chances[0]:
             outputs = result_tensors(call(narrow))
-        with watch(wide, compare if by_module else lambda name, output: None), SameChance(0):
+        with watch(wide, compare if by_module else lambda name, output: None), chances[1]:
             wide_outputs = result_tensors(grown_call(call, plan)(wide))
     if not outputs:
         raise GrowthError(
@@ -234,8 +283,16 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_modu
             raise GrowthError(
                 f"{type(narrow).__name__}: returns empty outputs on these inputs; give inputs with entries"
             )
+    for own, other in zip(chances[0].odds, chances[1].odds, strict=False):
+        if own.shape == other.shape and not apart(own, other) <= _BLOWN_UP:
+            return f"what it draws at random goes by its width: odds differ by {apart(own, other):.3g}"
     found = judged(
-        outputs, expected_outputs, wide_outputs, lambda: _rounding(narrow, wide, plan, call), bound=TOLERANCE
+        outputs,
+        expected_outputs,
+        wide_outputs,
+        lambda: _rounding(narrow, wide, plan, call, chances[0].still),
+        bound=TOLERANCE,
+        most=_BLOWN_UP if narrow.training else None,
     )
     worst = TOLERANCE * max(output.excess for output in found)
     if worst <= TOLERANCE:
@@ -246,12 +303,15 @@ def _outputs(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, by_modu
     return said
 
 
-def _rounding(narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call) -> list[float]:
-    """What rounding does to each output, of either model."""
+def _rounding(
+    narrow: nn.Module, wide: nn.Module, plan: Plan, call: Call, still: Collection[int]
+) -> list[float]:
+    """What rounding does to each output, of either model, in the mode that it is in."""
+    training = narrow.training
 
     def run(call: Call, model: nn.Module) -> list[Tensor]:
-        with SameChance(0):
-            return result_tensors(call(model))
+        with SameChance(0, still=still):
+            return result_tensors(call(copied(model).train() if training else model))
 
     own = rounding(copied(narrow), partial(run, call))
     return [*map(max, own, rounding(copied(wide), partial(run, grown_call(call, plan))))]
@@ -266,7 +326,8 @@ def _under_noise(narrow: nn.Module, wide: nn.Module, plan: Plan, calls: Sequence
 
     def keeps(noisy: list[str]) -> bool:
         _grow(narrow, wide, plan, noisy=noisy)
-        return _at_rest(narrow, wide, plan, calls) is None
+        failure = _at_rest(narrow, wide, plan, calls) or _in_training(narrow, wide, plan, calls[-1])
+        return failure is None
 
     parts: dict[str, list[str]] = {}
     for name, p in plan.params.items():

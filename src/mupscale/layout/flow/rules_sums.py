@@ -260,6 +260,13 @@ def _embedding_bag(call: Call) -> list[Dims]:
     return [[bags[0], weight[1]], *rest]
 
 
+@rule("renorm")
+def _renorm(call: Call) -> Dims:
+    kept = call.axis(call.args[2])
+    call.summed += [u for i, units in enumerate(call.dims(0)) if i != kept for u in units]
+    return call.dims(0)
+
+
 @rule("embedding_renorm")
 def _embedding_renorm(call: Call) -> Dims:
     call.fix(call.dims(0)[1], "rows are cut to a fixed norm, and copies have a larger one")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -49,7 +50,7 @@ class Step:
     is_view: bool
 
 
-ITEM = "_local_scalar_dense"  # a number taken out of a tensor: what Python does with it is not seen
+ITEM = "_local_scalar_dense"  # numbers taken out of a tensor: what Python does with them is not seen
 
 
 @dataclass
@@ -118,6 +119,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if part is not None:
                 self.trace.partly |= dict.fromkeys(root, part)
 
+    def take_out(self, tensor: Tensor) -> None:
+        self.trace.steps.append(Step(ITEM, self.place, (tensor,), {}, [tensor], [], [], (), False))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
@@ -125,8 +129,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs = [o for o in (out if isinstance(out, tuple | list) else [out]) if isinstance(o, Tensor)]
         inputs = call.tensors
         if not outs:
-            if name == ITEM and inputs[0].is_floating_point():
-                self.trace.steps.append(Step(name, self.place, args, {}, inputs, [], [], (), False))
+            if name == ITEM and inputs[0].dtype != torch.bool:
+                self.take_out(inputs[0])
             return out
         for tensor in inputs:
             if id(tensor) in self.names:
@@ -195,6 +199,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             alike = [t for t in sources if t.shape == out.shape]
             return [frozenset().union(*(self.roots[t][i] for t in alike)) for i in range(out.ndim)]
         return None
+
+
+class _Leaving(TorchFunctionMode):
+    """What leaves torch through no operator."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__", "__dlpack__"):
+            self.watch.take_out(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _alike_along(value: Tensor, dim: int) -> bool:
@@ -276,7 +293,7 @@ def trace(
     torch.backends.mha.set_fastpath_enabled(False)
     training = model.training
     try:
-        with torch.no_grad(), _places(model.eval(), watch), watch:
+        with torch.no_grad(), _places(model.eval(), watch), watch, _Leaving(watch):
             output = model(*args, **(kwargs or {}))
         result.outputs = result_tensors(output)
         result.output_dims = [watch.dims_of(tensor) for tensor in result.outputs]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,9 +22,13 @@ from mupscale.layout.inference import kinds
 from mupscale.layout.inference.linear import sparsest
 from mupscale.layout.inference.magnitude import (
     ONE,
+    Entry,
     Scale,
     Variable,
     between,
+    has_fractions,
+    is_small,
+    is_whole,
     log_ratio,
     only_value,
     raised,
@@ -53,25 +56,12 @@ def folds(
     return book.units | book.solved(), frozenset(book.cut), book.refused
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A step, that of the other side, and the scales of the numbers that go in."""
-
-    step: Step
-    other: Step
-    name: str  # what is done in place does the same
-    tensors: list[Tensor]
-    scales: list[Scale | None]
-
-    def log_ratio_of(self, key: str) -> float:
-        return log_ratio(self.step.kwargs.get(key, 1), self.other.kwargs.get(key, 1))
-
-
 class _Book:
     def __init__(self, trace: Trace, growth: Callable[[Unit], float]) -> None:
         self.trace = trace
         self.growth = growth
-        # By storage: views have the scale of what they view. None: zeros, which have any.
+        # By storage: views have the scale of what they view. None: zeros, which have any. Of whole numbers
+        # those that count units have one.
         self.scales: dict[int, Scale | None] = {}
         self.equations: list[Scale] = []
         self.offset: dict[int, str] = {}
@@ -79,7 +69,10 @@ class _Book:
         # What is made of parameters and buffers alone, of which parameters; those that a number cuts off.
         self.made_of: dict[int, frozenset[str]] = {}
         self.cut: set[str] = set()
-        self.cuts: list[tuple[Step, Scale | None]] = []
+        self.cuts: list[tuple[Step, Scale]] = []
+        # Made of numbers alone; sums of what comes out differently large, by how much.
+        self.constants: set[int] = set()
+        self.mixed: dict[int, Scale] = {}
         self.refused: str | None = None
         for name, tensor in trace.tensors.items():
             self.made_of[_key(tensor)] = frozenset({name} & trace.parameters)
@@ -119,8 +112,14 @@ class _Book:
 
     def write(self, step: Step, other: Step) -> None:
         name = step.name.removesuffix("_")
-        tensors = [t for t in step.inputs if t.is_floating_point() or t.is_complex()]
-        outs = [t for t in step.outs if t.is_floating_point() or t.is_complex()]
+        tensors = [t for t in step.inputs if has_fractions(t) or _key(t) in self.scales]
+        counts = not all(map(has_fractions, tensors))
+        outs = [t for t in step.outs if has_fractions(t) or (counts and is_whole(t))]
+        changed = {_key(t) for t in step.outs}
+        if step.name == "lift_fresh" or all(_key(t) in self.constants for t in step.inputs):
+            self.constants |= changed
+        else:
+            self.constants -= changed
         if not tensors:
             self._made_of_nothing(step, other, outs)
             return
@@ -132,28 +131,34 @@ class _Book:
             self.made_of.pop(_key(out), None)
             if None not in own:
                 self.made_of[_key(out)] = frozenset().union(*filter(None, own))
-        if name == ITEM or (name in kinds.CUTS and _cuts_off(step)):
+        entry = Entry(step, other, name, tensors, scales)
+        before, cuts = len(self.equations), len(self.cuts)
+        self.give(outs, _RULES.get(name, _Book._nonlinear)(self, entry))
+        self._mix(entry, outs, self.equations[before:])
+        if len(self.cuts) > cuts:
             self.cut = self.cut.union(*filter(None, own))
-            self._compared(step, scales)
-        self.give(outs, _RULES.get(name, _Book._nonlinear)(self, _Entry(step, other, name, tensors, scales)))
 
     def _made_of_nothing(self, step: Step, other: Step, outs: list[Tensor]) -> None:
         """Constants that the run makes, by their values on both sides."""
         value = only_value(step.outs[0]) if step.outs else None
         if step.name == "eye":  # as copies of it would map, which sum over copies
             self.give(outs, Scale(-self.log_growth(step.dims[0][0]), {}))
+        elif step.name in ("sum", "count_nonzero") and (grown := self.log_growth(step.summed)):
+            self.give(step.outs, Scale(grown, {}))  # how many units are so
         elif value == 0 or step.name.startswith(("empty", "new_empty")):
             self.give(outs, None)
         elif outs and other.outs and (scale := between(step.outs[0], other.outs[0])) is not None:
             self.give(outs, scale)
 
-    def _compared(self, step: Step, scales: Sequence[Scale | None]) -> None:
-        """Remember what is compared with a number, or with another tensor."""
-        scale, *others = scales
-        if not others:
-            self.cuts.append((step, scale))
-        elif len(others) == 1 and scale is not None and others[0] is not None:
-            self.cuts.append((step, scale - others[0]))
+    def _mix(self, e: Entry, outs: Sequence[Tensor], equations: Sequence[Scale]) -> None:
+        """Follow sums whose terms would have to agree and may not, up to where they bend."""
+        found = [self.mixed[key] for key in map(_key, e.tensors) if key in self.mixed]
+        if e.name in kinds.ADDS and not any(map(is_small, e.values())):
+            found += [difference for difference in equations if difference.constant]
+        if e.name in kinds.BENDS | kinds.CUTS or e.to_whole:
+            self.cuts += [(e.step, difference) for difference in found]
+        elif found and e.name in kinds.LINEAR | kinds.ALIKE | {"mul", "div"}:
+            self.mixed |= {_key(out): found[0] for out in outs}
 
     def _of(self, tensor: Tensor, step: Step, other: Step) -> Scale | None:
         """The scale of an input; of a constant that the run did not make, from its values on both sides."""
@@ -170,35 +175,41 @@ class _Book:
 
     # --- What comes out, by what is done; `kinds` says of which operators.
 
-    def _nonlinear(self, e: _Entry) -> Scale | None:
+    def _nonlinear(self, e: Entry) -> Scale | None:
         """Activations, and all that is not known to be linear."""
         for scale in e.scales:
             self.equal(scale, ONE)
         return ONE
 
-    def _zeros(self, e: _Entry) -> Scale | None:
+    def _zeros(self, e: Entry) -> Scale | None:
         return None
 
-    def _no_scale(self, e: _Entry) -> Scale | None:
+    def _no_scale(self, e: Entry) -> Scale | None:
+        if e.name in ("eq", "ne") and is_whole(e.tensors[0]):
+            self._cut_off(e)
         return ONE
 
-    def _times(self, e: _Entry) -> Scale | None:
+    def _times(self, e: Entry) -> Scale | None:
         sign = 1 if e.name == "mul" else -1
+        if "rounding_mode" in e.step.kwargs:
+            return self._cut_off(e)
         if len(e.scales) == 2:
             left, right = e.scales
             return None if left is None or right is None else left + right * sign
         if isinstance(e.step.args[0], Tensor):
+            if e.name == "mul" and isinstance(e.step.args[1], int | float) and not e.step.args[1]:
+                return None  # zeros
             return shifted(e.scales[0], sign * log_ratio(e.step.args[1], e.other.args[1]))
         return shifted(raised(e.scales[0], sign), log_ratio(e.step.args[0], e.other.args[0]))
 
-    def _to_a_power(self, e: _Entry) -> Scale | None:
+    def _to_a_power(self, e: Entry) -> Scale | None:
         if e.name != "pow":
             return raised(e.scales[0], kinds.POWERS[e.name])
         if len(e.scales) == 1 and isinstance(power := e.step.args[1], int | float):
             return raised(e.scales[0], power)
         return self._nonlinear(e)
 
-    def _product(self, e: _Entry) -> Scale | None:
+    def _product(self, e: Entry) -> Scale | None:
         operands = list(e.step.args)
         bias = None
         if e.name in ("addmm", "baddbmm"):
@@ -214,22 +225,22 @@ class _Book:
             self.equal(shifted(self._of(bias, e.step, e.other), e.log_ratio_of("beta")), product)
         return product
 
-    def _weight_norm(self, e: _Entry) -> Scale | None:
+    def _weight_norm(self, e: Entry) -> Scale | None:
         """g · v / ‖v‖, in which v may have any scale."""
         return shifted(e.scales[1], -self.log_growth(e.step.summed) / 2)
 
-    def _softmax(self, e: _Entry) -> Scale | None:
+    def _softmax(self, e: Entry) -> Scale | None:
         self.equal(e.scales[0], ONE)
         return Scale(-self.log_growth(e.step.summed), {})
 
-    def _distance(self, e: _Entry) -> Scale | None:
+    def _distance(self, e: Entry) -> Scale | None:
         power = e.step.args[2] if len(e.step.args) > 2 else 2.0
         if not power:  # how many differ
             return self._nonlinear(e)
         self.equal(e.scales[0], e.scales[1])
         return shifted(e.scales[0], self.log_growth(e.step.summed) / power)
 
-    def _attention(self, e: _Entry) -> Scale | None:
+    def _attention(self, e: Entry) -> Scale | None:
         """softmax(q·k × scale + mask) v, the scale by default one over the root of their size."""
         query, key, value, *masks = e.scales
         for mask in masks:
@@ -239,7 +250,7 @@ class _Book:
         self.equal(shifted(scores, self.log_growth(e.step.summed) + log_ratio(*given)), ONE)
         return value
 
-    def _norm(self, e: _Entry) -> Scale | None:
+    def _norm(self, e: Entry) -> Scale | None:
         self.equal(e.scales[0], ONE)
         affine, statistics = e.scales[1:], list[Scale | None]()
         if "batch_norm" in e.name and isinstance(e.step.args[3], Tensor):  # the mean and variance so far
@@ -250,7 +261,7 @@ class _Book:
             self.equal(scale, ONE)
         return affine[0] if affine else ONE
 
-    def _alike(self, e: _Entry) -> Scale | None:
+    def _alike(self, e: Entry) -> Scale | None:
         if e.name in ("add", "sub", "rsub") and len(e.tensors) == 1:
             return self._with_a_number(e)
         present = [s for s in e.scales if s is not None]
@@ -258,7 +269,7 @@ class _Book:
             self.equal(present[0], scale)
         return present[0] if present else None
 
-    def _with_a_number(self, e: _Entry) -> Scale | None:
+    def _with_a_number(self, e: Entry) -> Scale | None:
         at = 1 if isinstance(e.step.args[0], Tensor) else 0
         number, scale = e.step.args[at], e.scales[0]
         owner = self.offset.get(_key(e.tensors[0]))
@@ -269,7 +280,7 @@ class _Book:
             self.equal(scale, Scale(log_ratio(number, e.other.args[at]), {}))
         return scale
 
-    def _linear(self, e: _Entry) -> Scale | None:
+    def _linear(self, e: Entry) -> Scale | None:
         scale = e.scales[0]
         if e.name == "copy":
             scale, before = e.scales[-1], self.scale(e.step.outs[0])
@@ -278,18 +289,38 @@ class _Book:
                 scale = before
         if e.name in ("_to_copy", "clone") and (owner := self.offset.get(_key(e.tensors[0]))) is not None:
             self.offset |= {_key(out): owner for out in e.step.outs}
-        return shifted(scale, self.log_growth(e.step.summed) * kinds.SUMS.get(e.name, 0.0))
+        if e.to_whole:
+            return self._cut_off(e)
+        return shifted(scale, self.log_growth(e.step.summed) if e.name in kinds.SUMS else 0.0)
 
-    def _compare(self, e: _Entry) -> Scale | None:
-        if len(e.scales) == 1 and e.step.args[1] == 0:
-            return ONE
-        if len(e.scales) == 2:
-            self.equal(*e.scales)
-            return ONE
-        return self._nonlinear(e)
+    def _vector_norm(self, e: Entry) -> Scale | None:
+        power = e.step.args[1] if len(e.step.args) > 1 else e.step.kwargs.get("ord")
+        power = float(power) if isinstance(power, int | float) else 2.0
+        grown = self.log_growth(e.step.summed)
+        return shifted(e.scales[0], grown / power) if power else Scale(grown, {})
 
-    def _clamp(self, e: _Entry) -> Scale | None:
-        return self._linear(e) if _is_guard(e.step) else self._nonlinear(e)
+    def _count(self, e: Entry) -> Scale | None:
+        """How many are not zero."""
+        return Scale(self.log_growth(e.step.summed), {})
+
+    def _renorm(self, e: Entry) -> Scale | None:
+        """Rows are cut to a norm."""
+        norm = shifted(e.scales[0], self.log_growth(e.step.summed) / float(e.step.args[1]))
+        self._cut_at(e.step, norm, Scale(log_ratio(e.step.args[3], e.other.args[3]), {}))
+        return e.scales[0]
+
+    def _cut_off(self, e: Entry) -> Scale | None:
+        """What it is cut off at, or compared with, has to be as much larger."""
+        if all(_key(t) in self.constants for t in e.tensors):
+            return e.scales[0]
+        bounds = e.bounds()
+        for bound in bounds:
+            self._cut_at(e.step, e.scales[0], bound)
+        return next((bound for bound in reversed(bounds) if bound is not None), e.scales[0])
+
+    def _cut_at(self, step: Step, scale: Scale | None, bound: Scale | None) -> None:
+        self.equal(scale, bound)
+        self.cuts.append((step, ONE if scale is None or bound is None else scale - bound))
 
     def solved(self) -> dict[Variable, float]:
         variables = list(dict.fromkeys(v for e in self.equations for v in e.folds))
@@ -314,8 +345,8 @@ class _Book:
     def _wrongly_cut(self) -> str | None:
         """A run may not reach the value at which something is cut off, and show nothing."""
         for step, scale in self.cuts:
-            if scale is not None and abs(scale.constant) > 1e-4:
-                name = "item" if step.name == ITEM else step.name
+            if abs(scale.constant) > 1e-4:
+                name = {ITEM: "item", "_to_copy": "a cast to whole numbers"}.get(step.name, step.name)
                 return (
                     f"{step.place}: {name} compares with a fixed number, or cuts off there, what comes "
                     f"out {math.exp(scale.constant):.4g} times as large in the wide model; let it see a mean "
@@ -324,7 +355,7 @@ class _Book:
         return None
 
 
-_RULES: dict[str, Callable[[_Book, _Entry], Scale | None]] = {
+_RULES: dict[str, Callable[[_Book, Entry], Scale | None]] = {
     name: rule
     for names, rule in (
         (kinds.ZEROS, _Book._zeros),
@@ -339,26 +370,13 @@ _RULES: dict[str, Callable[[_Book, _Entry], Scale | None]] = {
         (kinds.NORMS, _Book._norm),
         (kinds.ALIKE, _Book._alike),
         (kinds.LINEAR, _Book._linear),
-        (kinds.COMPARISONS, _Book._compare),
-        (("clamp", "clamp_min"), _Book._clamp),
+        (kinds.VECTOR_NORMS, _Book._vector_norm),
+        (("count_nonzero",), _Book._count),
+        (("renorm",), _Book._renorm),
+        (kinds.CUTS, _Book._cut_off),
     )
     for name in names
 }
-
-
-def _is_guard(step: Step) -> bool:
-    """Whether it bounds values from below alone, by next to nothing: against a division by zero."""
-    low = step.args[1] if len(step.args) > 1 else step.kwargs.get("min")
-    high = step.args[2] if len(step.args) > 2 else step.kwargs.get("max")
-    return high is None and isinstance(low, float) and 0 < low < 1e-4
-
-
-def _cuts_off(step: Step) -> bool:
-    """Whether it compares with a number that is neither 0 nor a guard against it or against overflow."""
-    bounds = [v for v in (*step.args[1:], *step.kwargs.values()) if v is not None]
-    return any(isinstance(v, Tensor) or 1e-4 <= abs(v) < 1e30 for v in bounds) or step.name.startswith(
-        "hardtanh"
-    )
 
 
 def _is_unit(buffer: Tensor) -> bool:

@@ -45,11 +45,12 @@ def run(config: PreTrainedConfig) -> tuple[nn.Module, Trace]:
         return model, trace(model, (), example_inputs(model), hidden=HIDDEN_STATES)
 
 
-def randomize_(model: nn.Module, axes: Mapping[str, Axes], *, seed: int = 0) -> None:
+def randomize_(model: nn.Module, axes: Mapping[str, Axes], *, buffers: bool = True, seed: int = 0) -> None:
     """Move every parameter and persistent buffer away from the values it was made with.
 
     Args:
         axes: of the parameters; weights that contract a dim are drawn with variance 1/fan_in.
+        buffers: whether these are moved, too.
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -64,6 +65,19 @@ def randomize_(model: nn.Module, axes: Mapping[str, Axes], *, seed: int = 0) -> 
             else:
                 spread = param.std().item() if param.numel() > 1 else 1.0
                 param.add_(noise, alpha=0.3 * max(spread, 0.3))
-        for buffer in persistent_buffers(model).values():
-            if buffer.is_floating_point():  # variances stay positive
-                buffer.add_(torch.rand(buffer.shape, generator=draw, dtype=buffer.dtype), alpha=0.3)
+    if buffers:
+        move_buffers_(model, seed=seed + 1)
+
+
+def move_buffers_(model: nn.Module, *, seed: int = 1) -> bool:
+    """Move every persistent buffer away from the values it was made with; whether there is any.
+
+    A running mean of zeros shows no order of channels. But what asks for an exact value, as a flag that is 1
+    or a mask that is 0, finds it no more.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    moved = [buffer for buffer in persistent_buffers(model).values() if buffer.is_floating_point()]
+    with torch.no_grad():
+        for buffer in moved:  # variances stay positive
+            buffer.add_(torch.rand(buffer.shape, generator=draw, dtype=buffer.dtype), alpha=0.3)
+    return any(buffer.numel() for buffer in moved)

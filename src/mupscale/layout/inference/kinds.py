@@ -18,15 +18,16 @@ LINEAR = _names(
     "upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d "
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d reflection_pad1d reflection_pad2d "
     "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle col2im triu tril copy linalg_vector_norm norm fill zero "
+    "channel_shuffle native_channel_shuffle col2im triu tril copy fill zero "
     "repeat_interleave upsample_nearest1d std im2col select_backward masked_select leaky_relu "
     "upsample_bilinear2d upsample_bicubic2d lift_fresh _unsafe_index conj real imag view_as_real_copy polar "
     "positive _embedding_bag _fft_r2c _fft_c2r _fft_c2c"
 )
-SUMS = {"sum": 1.0, "nansum": 1.0, "linalg_vector_norm": 0.5, "norm": 0.5}  # to which power copies add up
+SUMS = _names("sum nansum")
+VECTOR_NORMS = _names("linalg_vector_norm norm")
 ALIKE = _names(
     "add sub rsub cat stack where masked_fill index_add index_put _index_put_impl index_copy scatter "
-    "scatter_add maximum minimum lerp hypot fmax fmin masked_scatter"
+    "scatter_add lerp hypot masked_scatter"
 )
 POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
 PRODUCTS = _names("mm bmm mv dot vdot matmul addmm baddbmm linear convolution _trilinear")
@@ -41,7 +42,18 @@ ATTENTION = _names(
     "_scaled_dot_product_attention_math _scaled_dot_product_fused_attention_overrideable"
 )
 COMPARISONS = _names("gt ge lt le")
-CUTS = COMPARISONS | _names("clamp clamp_min clamp_max hardtanh threshold softshrink hardshrink")
+CLAMPS = _names("clamp clamp_min clamp_max")
+# What bends or steps at numbers of its own: within one stretch a run shows nothing of them.
+STEPS = _names(
+    "_local_scalar_dense floor ceil trunc round frac hardtanh hardsigmoid hardswish softshrink hardshrink "
+    "huber_loss smooth_l1_loss"
+)
+# What does so at given numbers, or where tensors meet.
+CUTS = (COMPARISONS | CLAMPS | STEPS) | _names(
+    "threshold maximum minimum fmax fmin remainder fmod floor_divide bucketize searchsorted"
+)
+BENDS = _names("relu abs leaky_relu _prelu_kernel sign sgn signbit heaviside")  # those that do so at zero
+ADDS = _names("add sub rsub")
 ZEROS = _names("empty empty_strided new_empty new_empty_strided empty_like zeros new_zeros zeros_like")
 NO_SCALE = _names(
     "eq ne isnan isinf sign argmax argsort argmin isneginf nonzero ones_like full_like new_ones signbit"
