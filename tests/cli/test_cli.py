@@ -225,7 +225,7 @@ def test_gaussian_noise_is_said_to_change_the_function(pair, capsys, tmp_path):
         == 0
     )
     assert main(["verify", pair[0], other]) == 0
-    assert "not the same function, as duplicate, noise gaussian:0.5" in capsys.readouterr().out
+    assert "not the same function: duplicate, noise gaussian:0.5" in capsys.readouterr().out
     assert torch.isfinite(load_file(f"{other}/model.safetensors")["model.norm.weight"]).all()
 
 
@@ -241,7 +241,7 @@ def test_zero_pad_reaches_any_larger_config_and_verify_says_by_how_much_it_diffe
     assert main(["verify", narrow, wide]) == 0
     said = capsys.readouterr().out
     assert "as grown: config and" in said
-    assert "not the same function, as zero_pad, shrink 0.4 *.mlp.*=0.6, noise fresh:1" in said
+    assert "not the same function: zero_pad, shrink 0.4 *.mlp.*=0.6, noise fresh:1" in said
     assert main(["hparams", wide, "--lr", "1e-3"]) == 0
     capsys.readouterr()
     argv = ["grow", narrow, str(tmp_path / "no"), "--to", str(tmp_path / "target")]

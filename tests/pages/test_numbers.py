@@ -11,6 +11,7 @@ import pytest
 
 from mupscale.operators.catalogue import DEFAULT
 from mupscale.study.growing_pays import packaged
+from mupscale.study.questions.method import method
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +103,41 @@ def test_what_is_told_of_the_next_size_was_measured():
     assert f"({long['with_narrow']:.1f} times with the narrow model's training)" in page
 
 
+def test_the_rates_that_are_told_to_be_best_after_growing_were():
+    """Half the narrow model's from one at 20 tokens per parameter, a quarter from one at 320, at every length."""
+    sweeps = measured("growing_pays_128")
+    rates = {name: {end["point"]["lr"] for end in sweep["best_ends"]} for name, sweep in sweeps.items()}
+    assert not any(end["at_edge"] for sweep in sweeps.values() for end in sweep["best_ends"])
+    assert rates["narrow-20"] == rates["narrow-320"] == {0.008}
+    for start in ("expand_shrunk", "padded"):
+        assert (rates[f"{start}-20"], rates[f"{start}-320"]) == ({0.004}, {0.002})
+    page = said("docs/guide/training.md")
+    assert (
+        "the narrow model's rate was 0.008, and the best one after growing half of that from a narrow model at 20"
+        in page
+    )
+    assert (
+        "a quarter from one at 320, at every length, for `expand` at λ = 0.7 and `zero_pad` at 0.4 alike"
+        in page
+    )
+    depth = measured("depth_growing_pays")
+    assert {end["point"]["lr"] for end in depth["narrow"]["best_ends"]} == {0.016}
+    grown = {
+        name: {e["point"]["lr"] for e in s["best_ends"]} for name, s in depth.items() if s["begin"] == "grow"
+    }
+    assert [name for name, found in grown.items() if found != {0.008}] == ["identity"]
+
+
+@pytest.mark.parametrize("study", ["mlp_adamw_cpu", "mlp_sgd_cpu"])
+def test_the_losses_of_growth_that_was_tuned_small_are_those_that_were_measured(study):
+    page = (ROOT / "docs/tuning.md").read_text().partition(f"examples/studies/{study}.toml`")[2]
+    shown = next(row for row in page.splitlines() if row.startswith("| loss |"))
+    best = [measured(f"{study}/transfer")[f"grow-{width}"]["best"] for width in (64, 128, 256)]
+    assert (
+        shown == "| loss | " + " | ".join(f"{one['loss']:.4f} ± {one['spread']:.4f}" for one in best) + " |"
+    )
+
+
 # ---- what was proved ---------------------------------------------------------------------------------------
 
 
@@ -156,7 +192,10 @@ def test_the_foreign_models_that_are_told_to_be_proved_were_counted():
     assert f"of {exact} models of timm" in said("docs/proved.md")
     assert f"whose growth even copies can express {proved} (" in said("docs/proved.md")
     assert f"Of {exact} models of timm" in said("docs/guide/module.md")
-    assert f"can express, {proved} are proved" in said("docs/guide/module.md")
+    assert f"can express, {proved} are proved, two refused and two left unproved" in said(
+        "docs/guide/module.md"
+    )
+    assert (int(exact) - int(proved), int(rows["all"]["unproved"])) == (4, 2)
 
 
 # ---- depth -------------------------------------------------------------------------------------------------
@@ -187,6 +226,15 @@ def test_what_growing_in_depth_came_to(start, sweep):
     ends = measured("depth_growing_pays")[sweep]["best_ends"]
     assert columns(start) == [deviating(end["losses"]) for end in ends]
     assert not any(end["at_edge"] for end in ends)
+
+
+def test_every_depth_is_told_with_its_own_number_of_parameters():
+    results = json.loads(
+        gzip.decompress((ROOT / "docs/evidence/depth_growing_pays/results.json.gz").read_bytes())
+    )
+    shapes = "d_model 32 with 4 layers (76.1K parameters) and 32 with 8 layers (119K parameters)"
+    assert method(results).parts[0] == f"Model: llama; {shapes}."
+    assert "four to eight layers (76K to 119K parameters)" in said("docs/guide/does-it-pay.md")
 
 
 @pytest.mark.parametrize(("start", "sweep"), [("2 → 4 layers", "grown_4"), ("8 → 16 layers", "grown_16")])

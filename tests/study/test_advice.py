@@ -205,7 +205,7 @@ def ask_map(
     [
         # A cell; one of another factor, near enough; between two, four; where growing loses.
         (2, 20, 10, "grow", 0.8, 1.3, "takes 80% ± 2% of the FLOPs from scratch to the same loss: measured at ×2"),
-        (1.7, 20, 40, "grow", 0.92, 1.045, "counted in, 104%: that does not pay."),
+        (1.7, 20, 40, "grow", 0.92, 1.045, "counted in, 104% ± 2%: that does not pay."),
         (2, 20, 20, "grow", (0.8 * 0.92) ** 0.5, (0.8 * 0.92) ** 0.5 + 0.25, "takes 86% ± 2%"),
         (2, 10, 20, "grow", (0.96 * 1.05 * 0.8 * 0.92) ** 0.25, (0.96 * 1.05 * 0.8 * 0.92) ** 0.25 + 0.125, "takes 93% ± 2%"),
         (2, 5, 40, "train from scratch", 1.05, 1.05 + 1 / 32, "takes 105% ± 2% of the FLOPs"),
@@ -241,8 +241,8 @@ def test_where_the_map_holds_it_decides(
         (2.6, 20, 10, "the map does not reach to ×2.6 in parameters (×2, ×4)."),
         (2, 20, 60, "to 60 tokens per parameter of the wide model (5 to 40)."),
         (2, 2, 10, "to 2 tokens per parameter of the narrow model (5 to 320)."),
-        (16, 1000, 2, "to ×16 in parameters (×2, ×4) or 1e+03 tokens per parameter of the narrow model (20 to 20) or "
-         "2 tokens per parameter of the wide model (5 to 5)."),
+        (16, 1000, 2, "to ×16 in parameters (×2, ×4) or 1e+03 tokens per parameter of the narrow model (20 alone) or "
+         "2 tokens per parameter of the wide model (5 alone)."),
         (2, 320, 20, "the map has a gap there."),
     ],
 )  # fmt: skip
@@ -273,8 +273,46 @@ def test_what_the_map_says_besides() -> None:
     assert "within a deviation" in str(ask_map(2, 20, 10, {**TABLE, "cells": [near]}))
     open_ended = measured("expand", 20, 10, 0.9, sign="≤ ")
     assert "whether that pays is not known" in str(ask_map(2, 20, 10, {**TABLE, "cells": [open_ended]}))
+    level = measured("expand", 20, 10, 0.9, with_narrow=0.99)
+    assert "counted in, 99% ± 2%: that is within a deviation of 100%, so whether it pays cannot" in str(
+        ask_map(2, 20, 10, {**TABLE, "cells": [level]})
+    )
     both = [measured("expand", 20, 5, 0.5, sign="≤ "), measured("expand", 20, 10, 1.0, sign="> ")]
     assert ask_map(2, 20, 7, {**TABLE, "cells": both}).went_by == "law"
+
+
+@pytest.mark.parametrize(
+    ("share", "sign", "instead"),
+    [(0.7, "", True), (0.7, "≤ ", True), (0.7, "> ", False), (0.79, "", False), (0.9, "", False)],
+)
+def test_where_the_narrow_model_continued_takes_less_it_is_to_be_continued(
+    share: float, sign: str, instead: bool
+) -> None:
+    cells = [
+        measured("expand", 20, 10, 0.8),
+        measured("continued", 20, 10, share, begin="continue", sign=sign),
+    ]
+    advice = ask_map(2, 20, 10, {**TABLE, "cells": cells})
+    assert advice.verdict == "grow"  # than from scratch
+    told = "less by more than a deviation: for so short a run, continue the narrow model. [map]"
+    assert (told in str(advice)) == instead
+    assert str(advice).splitlines()[0].endswith("continue the narrow model") == instead
+    bound = [measured("expand", 20, 10, 0.8, sign="≤ "), cells[1]]
+    assert told not in str(ask_map(2, 20, 10, {**TABLE, "cells": bound}))
+
+
+def test_over_a_short_run_the_map_that_comes_with_the_package_says_to_continue() -> None:
+    said = str(advise(195e3, 648e3, 3.2e6))
+    assert said.startswith("grow: 195K → 648K; but for so short a run, continue the narrow model")
+    assert "so whether it pays cannot be told" in said
+
+
+def test_how_long_a_head_start_lasts_is_told_of_what_was_grown() -> None:
+    said = str(advise(1e9, 1.8e9, 36e9, narrow_tokens=300e9, along="layers"))
+    assert (
+        "at 20 and 20 tokens per parameter, `mupscale grow --axes layers=2 --operator duplicate` took" in said
+    )
+    assert "tokens per parameter of the narrow model (20 alone)" in said
 
 
 def test_a_start_that_is_clearly_better_at_this_place_is_named() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import io
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -20,8 +19,9 @@ from typing import Any
 import tyro
 
 import mupscale
-from mupscale.cli import comparing, examining, growing, studying, training
+from mupscale.cli import comparing, examining, growing, studying, training, verifying
 from mupscale.cli.terminal import quiet_libraries
+from mupscale.cli.usage import check_command, complaint
 from mupscale.errors import GrowthError, Terminated
 
 
@@ -37,7 +37,7 @@ def _quietly(command: Callable[..., int]) -> Callable[..., int]:
 COMMANDS: dict[str, Callable[..., int]] = {
     "plan": growing.plan,
     "grow": growing.grow,
-    "verify": growing.verify,
+    "verify": verifying.verify,
     "hparams": growing.hparams,
     "doctor": examining.doctor,
     "train": _quietly(training.train),
@@ -88,6 +88,7 @@ def _parse(argv: list[str]) -> Callable[[], int]:
         bound.__doc__ = said if {*argv} & COMMANDS.keys() else said.partition("\n\n")[0]
         return bound
 
+    check_command(argv, COMMANDS)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -105,6 +106,6 @@ def _parse(argv: list[str]) -> Callable[[], int]:
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        # One line, out of the box that it is drawn in.
-        text = re.sub(r"\x1b\[[0-9;]*m|\u256d.*|[\u2500-\u257f]", " ", said.getvalue())
-        raise GrowthError(" ".join(text.split())) from None
+        raise GrowthError(
+            complaint(said.getvalue(), next(filter(COMMANDS.__contains__, argv), None))
+        ) from None

@@ -13,7 +13,10 @@ from tyro.conf import Positional, arg
 from mupscale.cli.names import DEFAULT_GROWTH
 from mupscale.cli.studying import HeldOut, Text, need_extras, run_study
 from mupscale.cli.tables import check_folder, check_tables, text_source, training_table
-from mupscale.cli.terminal import Json
+from mupscale.cli.terminal import (
+    Json,
+    unset,
+)
 from mupscale.errors import GrowthError
 
 STARTS = (
@@ -58,14 +61,16 @@ def compare(
     data: Text = "stdlib",
     held_out: HeldOut = 0.05,
     lr: Annotated[
-        float | None, arg(help="the narrow model's learning rate; default: as it was trained")
+        float | None, unset(help="the narrow model's learning rate; default: as it was trained")
     ] = None,
     batch_size: Annotated[
-        int | None, arg(help="sequences in a step; default: as the narrow model was trained")
+        int | None, unset(help="sequences in a step; default: as the narrow model was trained")
     ] = None,
-    block_size: Annotated[int | None, arg(help="tokens in a sequence; default: likewise")] = None,
-    weight_decay: Annotated[float | None, arg(help="AdamW's, of the narrow model; default: likewise")] = None,
-    warmup_steps: Annotated[int | None, arg(help="steps of linear warmup; default: likewise")] = None,
+    block_size: Annotated[int | None, unset(help="tokens in a sequence; default: likewise")] = None,
+    weight_decay: Annotated[
+        float | None, unset(help="AdamW's, of the narrow model; default: likewise")
+    ] = None,
+    warmup_steps: Annotated[int | None, unset(help="steps of linear warmup; default: likewise")] = None,
     jobs: Annotated[int, arg(help="runs side by side, which share the CPU threads; 1 on a GPU")] = 1,
     json: Json = False,
 ) -> int:

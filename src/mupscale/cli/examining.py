@@ -20,7 +20,16 @@ from tyro.conf import Positional, arg
 import mupscale
 from mupscale.cli.growing import Source
 from mupscale.cli.studying import need_extras
-from mupscale.cli.terminal import Json, print_json, print_table, print_text, quiet_libraries, tell
+from mupscale.cli.terminal import (
+    Json,
+    on_terminal,
+    print_json,
+    print_table,
+    print_text,
+    quiet_libraries,
+    tell,
+    unset,
+)
 from mupscale.errors import GrowthError
 
 if TYPE_CHECKING:  # it imports torch
@@ -119,7 +128,7 @@ def _growths(config: PreTrainedConfig, family: Family) -> list[Row]:
     asked |= {
         axis: {"axes": {axis: 2}} for axis in (*family.laws, DEPTH) if axis == DEPTH or axis not in NO_WIDTH
     }
-    with progress.Progress(console=Console(stderr=True), transient=True) as bar:
+    with on_terminal(progress.Progress(console=Console(stderr=True), transient=True)) as bar:
         return [
             _growth(config, what, how) for what, how in bar.track(asked.items(), description="trying growths")
         ]
@@ -203,7 +212,7 @@ def _tell(said: Row) -> None:
 def _table(title: str, *heads: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for head in heads:
-        table.add_column(head, no_wrap=head == "tensor", overflow="fold")
+        table.add_column(head, overflow="fold")
     return table
 
 
@@ -220,10 +229,10 @@ def coord_check(
     /,
     *,
     widths: Annotated[
-        tuple[int, ...], arg(help="width factors to train; default: 1 2 4 8, or 1 where there are depths")
+        tuple[int, ...], unset(help="width factors to train; default: 1 2 4 8, or 1 where there are depths")
     ] = (),
     depths: Annotated[
-        tuple[int, ...], arg(help="numbers of layers to train, such as 2 4 8 16; at every width")
+        tuple[int, ...], unset(help="numbers of layers to train, such as 2 4 8 16; at every width")
     ] = (),
     optimizer: Annotated[str, arg(help="as `mupscale hparams` takes it")] = "adamw",
     lr: Annotated[float, arg(help="learning rate of the narrow model")] = 2e-3,
@@ -260,7 +269,7 @@ def coord_check(
     from mupscale.study.runs.models import read_config
     from mupscale.study.runs.progress import make_progress, quiet
 
-    with make_progress() as progress, quiet():
+    with on_terminal(make_progress()) as progress, quiet():
         rows = coordinate_check(
             read_config(source),
             widths=widths or None,

@@ -1,42 +1,52 @@
-"""`mupscale plan`, `grow`, `verify` and `hparams`: read arguments, call the library, print.
+"""`mupscale plan`, `grow` and `hparams`: read arguments, call the library, print.
 
 Arguments are checked before torch and transformers are imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from rich import progress
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 import mupscale
 from mupscale.cli.factors import parse_axes, parse_count, parse_factor
 from mupscale.cli.names import DEFAULT_GROWTH, DTYPES, OPERATORS, OPTIMIZERS
-from mupscale.cli.studying import need_extras
-from mupscale.cli.terminal import Json, print_json, print_table, print_text, quiet_libraries, terminable
+from mupscale.cli.terminal import (
+    Json,
+    bytes_bar,
+    check_folder_given,
+    print_json,
+    print_table,
+    print_text,
+    quiet_libraries,
+    terminable,
+    unset,
+)
 from mupscale.errors import GrowthError
-
-if TYPE_CHECKING:  # it imports torch
-    from mupscale.checkpoint.regrowth import Regrown
-    from mupscale.verification import Report
 
 Source = Annotated[
     Positional[Path], arg(metavar="SRC", help="Hugging Face checkpoint directory of the narrow model")
 ]
 Destination = Annotated[Positional[Path], arg(metavar="DST", help="checkpoint directory of the wide model")]
-Width = Annotated[str | None, arg(help="grow d_model, d_ff and the number of heads by this factor, as 2")]
-AxisFactors = Annotated[
-    tuple[str, ...], arg(help="growth by named axis, such as d_ff=3 kv_heads=1, or layers=2 for depth")
+Width = Annotated[
+    str | None,
+    unset(metavar="FACTOR", help="grow d_model, d_ff and the number of heads by this factor, as 2"),
 ]
-To = Annotated[Path | None, arg(help="a wide config.json to reach, or its folder, instead of factors")]
+AxisFactors = Annotated[
+    tuple[str, ...],
+    unset(
+        metavar="AXIS=FACTOR", help="growth by named axis, such as d_ff=3 kv_heads=1, or layers=2 for depth"
+    ),
+]
+To = Annotated[Path | None, unset(help="a wide config.json to reach, or its folder, instead of factors")]
 Order = Annotated[
     str | None,
-    arg(help="of more layers: repeat each in place (1 1 2 2), the default, or cycle the stack (1 2 1 2)"),
+    unset(
+        metavar="repeat|cycle",
+        help="of more layers: repeat each in place (1 1 2 2), the default, or cycle the stack (1 2 1 2)",
+    ),
 ]
 
 
@@ -76,37 +86,49 @@ def grow(
     operator: Annotated[
         str,
         arg(
+            metavar="NAME",
+            help_behavior_hint="",
             help=f"{', '.join(OPERATORS)}; duplicate and expand (λ = 1) keep the function; by default "
             f"{DEFAULT_GROWTH[0]} with λ = {DEFAULT_GROWTH[1]}, from which training went on best, or "
-            "duplicate where layers grow"
+            "duplicate where layers grow",
         ),
     ] = "default",
     noise: Annotated[
         str,
         arg(
-            help="KIND:X, or none; balanced:1 for duplicate (keeps the function; others: relative, gaussian, "
-            "spectral, hadamard, interpolate, paired, uneven; between, where layers grow), fresh:1 (times a "
-            "fresh initialization) for zero_pad and expand, paired:10 (dB below the weights) for hyperclone"
+            metavar="KIND:X",
+            help_behavior_hint="",
+            help="or none; by default balanced:1 for duplicate (keeps the function; others: relative, "
+            "gaussian, spectral, hadamard, interpolate, paired, uneven; between, where layers grow), fresh:1 "
+            "(times a fresh initialization) for zero_pad and expand, paired:10 (dB below the weights) for "
+            "hyperclone",
         ),
     ] = "default",
     shrink: Annotated[
         tuple[str, ...],
-        arg(
+        unset(
+            metavar="λ [PATTERN=λ …]",
             help="λ of zero_pad (else 0.4) and expand (else 1): a number, and PATTERN=NUMBER for "
-            "parameters, as '*.mlp.*=0.6'"
+            "parameters, as '*.mlp.*=0.6'",
         ),
     ] = (),
     seed: Annotated[int, arg(help="of the noise")] = 0,
-    dtype: Annotated[str | None, arg(help=f"store as {', '.join(DTYPES)}; default: as it is")] = None,
-    max_shard_size: Annotated[str, arg(help="largest weight file")] = "5GB",
-    workers: Annotated[int | None, arg(help="threads; the result does not depend on them")] = None,
+    dtype: Annotated[
+        str | None, unset(metavar="DTYPE", help=f"store as {', '.join(DTYPES)}; default: as it is")
+    ] = None,
+    max_shard_size: Annotated[str, arg(metavar="SIZE", help="largest weight file")] = "5GB",
+    workers: Annotated[int | None, unset(help="threads; the result does not depend on them")] = None,
     overwrite: Annotated[bool, arg(help="replace DST")] = False,
     no_optimizer: Annotated[bool, arg(help="leave optimizer.pt and the training state behind")] = False,
     carry_optimizer: Annotated[
         bool, arg(help="with zero_pad, expand: pad optimizer.pt, too, instead of starting fresh")
     ] = False,
     optimizer_state: Annotated[
-        str, arg(help="of copies: carried, or asymmetric: the first copies' alone, zeros for the others")
+        str,
+        arg(
+            metavar="carried|asymmetric",
+            help="of copies: carried, or asymmetric: the first copies' alone, zeros for the others",
+        ),
     ] = "carried",
     allow_nonfinite: Annotated[bool, arg(help="let NaN and infinity in the weights through")] = False,
     json: Json = False,
@@ -120,7 +142,7 @@ def grow(
     adding its share to the residual stream, which keeps the function nearly.
 
     Example: mupscale grow narrow wide --width 2
-    Example: mupscale grow narrow wide --width 2 --operator duplicate
+    Example: mupscale grow narrow same --width 2 --operator duplicate
     Example: mupscale grow narrow deep --axes layers=2
     """
     if no_optimizer and carry_optimizer:
@@ -135,7 +157,7 @@ def grow(
     from mupscale.growth import grow_checkpoint
     from mupscale.theory.manifest import Manifest
 
-    with _progress("growing") as advance, terminable():
+    with bytes_bar("growing") as advance, terminable():
         grow_checkpoint(
             source,
             destination,
@@ -168,91 +190,6 @@ def grow(
     return 0
 
 
-def verify(
-    source: Annotated[
-        Positional[Path], arg(metavar="SRC", help="checkpoint directory of the narrow model; or DST alone")
-    ],
-    destination: Annotated[
-        Positional[Path | None], arg(metavar="DST", help="checkpoint directory of the wide model")
-    ] = None,
-    /,
-    *,
-    steps: Annotated[int, arg(help="also train pure copies side by side for so many steps")] = 0,
-    files_only: Annotated[
-        bool, arg(help="compare the files alone, a tensor at a time; load and run no model")
-    ] = False,
-    picture: Annotated[
-        Path | None, arg(help="of a deeper DST: folder for a picture, and numbers, of how far every layer is")
-    ] = None,
-    json: Json = False,
-) -> int:
-    """Check that DST holds what growing SRC gives, and, in float64, that it computes what SRC computes.
-
-    Exit status 1 where one of the two does not hold. What DST holds are its weights, its config and its
-    optimizer, compared to the last bit. A growth that is not to keep the function, such as by zero_pad, has
-    to hold the first alone: by how much the outputs changed is said. Of DST alone the files are compared with
-    the checksums that growing left there. Of a deeper model, which computes nearly the same, it says how far
-    the residual stream is from the narrow model's behind every layer.
-
-    Example: mupscale verify narrow wide --steps 5
-    Example: mupscale verify narrow deep --picture deviations
-    """
-    if steps and (files_only or destination is None):
-        raise GrowthError("--steps runs models: give SRC and DST, and no --files-only")
-    quiet_libraries()
-    from mupscale.checkpoint.reader import Checkpoint
-    from mupscale.theory.manifest import MANIFEST, Manifest
-
-    path = (destination or source) / MANIFEST
-    with _progress("comparing") as advance:
-        known = destination is None or path.is_file()
-        again = _compared(source, destination, advance) if known else None
-    if again is not None and not json:
-        print_text(str(again))
-    if files_only or destination is None:
-        if again is None:
-            raise GrowthError(f"{path}: does not say how it was grown; verify without --files-only")
-        if json:
-            print_json(again.to_dict())
-        return 0 if again else 1
-    narrow, wide = Checkpoint(source), Checkpoint(destination)
-    manifest = Manifest.read(destination) if path.is_file() else None
-    made = manifest.plan if manifest is not None else mupscale.plan(narrow.config, to=wide.config)
-    operator = manifest.recipe.get("operator", "duplicate") if manifest is not None else "duplicate"
-    report = mupscale.verify(narrow.load(), wide.load(), made, steps=steps, operator=operator)
-    changes = again is not None and again.keeps_function is False and not report.equal
-    if picture is not None:
-        if not report.layers:
-            raise GrowthError("--picture: is for a DST with more layers, which this is not; leave it out")
-        _draw_layers(report, picture)
-    if json:
-        print_json({**report.to_dict(), "regrown": again.to_dict() if again is not None else None})
-    elif again and changes:
-        keeps = "the operators duplicate, with balanced noise, and expand, with λ = 1, keep it"
-        if report.layers:
-            keeps = "in depth stack_identity keeps it, and duplicate nearly\n" + report.depth
-        print_text(f"not the same function, as {again.recipe} is not to keep it: {report.outputs}; {keeps}")
-    else:
-        print_text(str(report))
-    return 0 if (report.equal or changes) and (again is None or again) else 1
-
-
-def _draw_layers(report: Report, folder: Path) -> None:
-    """A picture of how far a deeper model's residual stream is from the narrow one's, and its numbers."""
-    need_extras()
-    from mupscale.study.page.plots import Line, draw
-
-    curve = [(at.layer, at.deviation) for at in report.layers]
-    draw(
-        "layers",
-        {"": [Line(name="deeper model", curve=curve, marker="o")]},
-        columns=("layer", "deviation"),
-        x="layer of the narrow model",
-        y="difference of the residual streams, in standard deviations",
-        caption="How far the deeper model is from the narrow one, behind the last that each layer became.",
-    ).save(folder)
-
-
 def hparams(
     destination: Destination,
     /,
@@ -260,18 +197,22 @@ def hparams(
     optimizer: Annotated[str, arg(help=f"one of {', '.join(OPTIMIZERS)}")] = "adamw",
     lr: Annotated[float, arg(help="learning rate of the narrow model")],
     weight_decay: Annotated[float, arg(help="weight decay of the narrow model")] = 0.0,
-    eps: Annotated[float | None, arg(help="eps of the narrow model; default: torch's")] = None,
-    betas: Annotated[tuple[float, float] | None, arg(help="its betas; default: torch's")] = None,
+    eps: Annotated[float | None, unset(help="eps of the narrow model; default: torch's")] = None,
+    betas: Annotated[
+        tuple[float, float] | None, unset(metavar="BETA1 BETA2", help="its betas; default: torch's")
+    ] = None,
     trainer_split: Annotated[
         bool, arg(help="no decay on norms and biases, as transformers.Trainer splits them")
     ] = False,
     batch_size: Annotated[
         tuple[str, str] | None,
-        arg(metavar="NARROW WIDE", help="where they differ, in one unit: scale AdamW's values by them, too"),
+        unset(
+            metavar="NARROW WIDE", help="where they differ, in one unit: scale AdamW's values by them, too"
+        ),
     ] = None,
     tokens: Annotated[
         tuple[str, str] | None,
-        arg(metavar="NARROW WIDE", help="to train on, where they differ, such as 1.4B 22B; likewise"),
+        unset(metavar="NARROW WIDE", help="to train on, where they differ, such as 1.4B 22B; likewise"),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -287,6 +228,7 @@ def hparams(
         raise GrowthError(f"optimizer {optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     if not 0 < lr < float("inf") or not 0 <= weight_decay < float("inf"):
         raise GrowthError(f"--lr {lr}, --weight-decay {weight_decay}: expected above 0 (a decay may be 0)")
+    check_folder_given(destination)
     quiet_libraries()
     from transformers import Trainer
 
@@ -343,6 +285,7 @@ def _planned(
 ) -> mupscale.Plan:
     factors = parse_axes(axes)
     factor = None if width is None else parse_factor(f"--width {width}", width, "a factor, such as 2")
+    check_folder_given(source)
     quiet_libraries()
     from mupscale.checkpoint.reader import Checkpoint
 
@@ -350,24 +293,3 @@ def _planned(
     checkpoint = Checkpoint(source)
     checkpoint.check_layers()
     return mupscale.plan(checkpoint.config, width=factor, axes=factors, to=wide, order=order)
-
-
-def _compared(source: Path, destination: Path | None, progress: Callable[[int, int], None]) -> Regrown | None:
-    from mupscale.checkpoint.regrowth import regrow, unchanged
-
-    if destination is None:
-        return unchanged(source, progress=progress)
-    return regrow(source, destination, progress=progress)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on a terminal's standard error; yields what is to be told (bytes done, bytes in all)."""
-    console = Console(stderr=True)
-    columns = (
-        *(progress.TextColumn(what), progress.BarColumn(), progress.DownloadColumn()),
-        *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
-    )
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

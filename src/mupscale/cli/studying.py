@@ -17,16 +17,23 @@ from tyro.conf import Positional, arg
 
 from mupscale.cli.factors import parse_count
 from mupscale.cli.tables import check_folder
-from mupscale.cli.terminal import Json, say, tell
+from mupscale.cli.terminal import (
+    Json,
+    on_terminal,
+    say,
+    tell,
+    unset,
+)
 from mupscale.errors import GrowthError
 
 StudyFile = Annotated[Positional[Path], arg(metavar="STUDY.toml", help="what is trained, swept and asked")]
-Out = Annotated[Path | None, arg(help="folder for models and results; default: STUDY, without .toml")]
+Out = Annotated[Path | None, unset(help="folder for models and results; default: STUDY, without .toml")]
 Storage = Annotated[
-    str | None, arg(help="Optuna storage URL that many machines share; default: a journal file in the folder")
+    str | None,
+    unset(help="Optuna storage URL that many machines share; default: a journal file in the folder"),
 ]
-Jobs = Annotated[int | None, arg(help="worker processes; default: one for each CPU core, or one on a GPU")]
-Stack = Annotated[int | None, arg(help="small runs to train at once in a process; default: 4, on a GPU 16")]
+Jobs = Annotated[int | None, unset(help="worker processes; default: one for each CPU core, or one on a GPU")]
+Stack = Annotated[int | None, unset(help="small runs to train at once in a process; default: 4, on a GPU 16")]
 OneWorker = Annotated[bool, arg(help="be one more worker of a study that runs elsewhere; no report")]
 DryRun = Annotated[bool, arg(help="print the runs and what they would cost, and stop")]
 Text = Annotated[
@@ -46,7 +53,7 @@ def study(
     out: Out = None,
     storage: Storage = None,
     sweeps: Annotated[
-        tuple[str, ...], arg(help="only these, with their further seeds (NAME+); default: all")
+        tuple[str, ...], unset(help="only these, with their further seeds (NAME+); default: all")
     ] = (),
     jobs: Jobs = None,
     stack: Stack = None,
@@ -75,7 +82,7 @@ def tune(
     out: Out = None,
     storage: Storage = None,
     stages: Annotated[
-        tuple[str, ...], arg(help="only some of scratch, base, grow, final; default: all")
+        tuple[str, ...], unset(help="only some of scratch, base, grow, final; default: all")
     ] = (),
     check_transfer: Annotated[
         bool, arg(help="run the grid of growth at every width of `check`: how far does the optimum move?")
@@ -126,7 +133,7 @@ def demo(
     *,
     out: Annotated[Path, arg(help="folder for everything that it makes")] = Path("demo"),
     along: Annotated[str, arg(help="what grows: width or layers")] = "width",
-    threads: Annotated[int | None, arg(help="CPU threads; default: half of torch's choice")] = None,
+    threads: Annotated[int | None, unset(help="CPU threads; default: half of torch's choice")] = None,
     json: Json = False,
 ) -> int:
     """Train a small language model, grow it to twice the width (or depth), and show what that saved.
@@ -198,7 +205,7 @@ def run_study(
         threads=threads or max(1, torch.get_num_threads() // jobs),
     )
     if dry:
-        with quiet(), make_progress() as progress:
+        with quiet(), on_terminal(make_progress()) as progress:
             rows = estimate(job, jobs=jobs, progress=progress)
         totals = {key: sum(row[key] for row in rows) for key in ("runs", "flops", "seconds")}
         tell(as_json, {"sweeps": rows, **totals}, _estimate(rows, totals, jobs))
@@ -206,7 +213,7 @@ def run_study(
     if worker:
         work(job, say)
         return 0
-    with make_progress() as progress:
+    with on_terminal(make_progress()) as progress:
         results = run(job, jobs=jobs, progress=progress)
     folder = job.out / "transfer" if check_transfer else job.out
     found = answers(results)
@@ -255,11 +262,11 @@ def advise(
     to: Annotated[str, arg(metavar="N", help="parameters of the wide model")],
     tokens: Annotated[str, arg(metavar="D", help="tokens to train the wide model on, such as 1.4B")],
     narrow_tokens: Annotated[
-        str | None, arg(metavar="D", help="what the narrow model saw; default: as many a parameter")
+        str | None, unset(metavar="D", help="what the narrow model saw; default: as many a parameter")
     ] = None,
     along: Annotated[str, arg(help="what is to grow: width or layers")] = "width",
     compare: Annotated[
-        Path | None, arg(help="results.json that `mupscale compare` wrote, to go by your own runs")
+        Path | None, unset(help="results.json that `mupscale compare` wrote, to go by your own runs")
     ] = None,
     json: Json = False,
 ) -> int:

@@ -8,16 +8,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from tyro.conf import arg
 
-from mupscale.errors import Terminated
+from mupscale.errors import GrowthError, Terminated
 from mupscale.study.spec.space import json_safe
 
 Json = Annotated[bool, arg(help="print one JSON object")]
+
+
+def unset(**said: Any) -> object:
+    """As tyro's `arg`, of an option that has no value unless one is given: its help says what holds then."""
+    return arg(**said, help_behavior_hint="")
 
 
 def quiet_libraries() -> None:
@@ -57,6 +71,31 @@ def tell(as_json: bool, result: Mapping[str, Any], words: str) -> None:
 def say(words: str) -> None:
     """Print words for people beside it, on standard error."""
     print(words, file=sys.stderr)
+
+
+def on_terminal(bars: Progress) -> Progress:
+    """A display of progress, which shows nothing where nobody looks: a log is to hold words."""
+    bars.disable = not bars.console.is_terminal
+    return bars
+
+
+@contextmanager
+def bytes_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on a terminal's standard error; yields what is to be told (bytes done, bytes in all)."""
+    columns = TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with on_terminal(Progress(*columns, console=Console(stderr=True), transient=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check_folder_given(path: Path) -> None:
+    """See that no file is given where a checkpoint's folder is meant.
+
+    Raises:
+        GrowthError: one is.
+    """
+    if path.is_file():
+        raise GrowthError(f"{path}: is a file; give its folder")
 
 
 @contextmanager

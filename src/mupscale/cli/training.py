@@ -17,7 +17,13 @@ from tyro.conf import Positional, arg
 
 from mupscale.cli.studying import HeldOut, Text, need_extras, run_study
 from mupscale.cli.tables import check_tables, text_source, training_table
-from mupscale.cli.terminal import Json, say, tell
+from mupscale.cli.terminal import (
+    Json,
+    on_terminal,
+    say,
+    tell,
+    unset,
+)
 from mupscale.errors import GrowthError
 from mupscale.study.spec.recipe import TrainConfig
 
@@ -28,10 +34,10 @@ def train(
     *,
     config: Annotated[
         str | None,
-        arg(help="preset (llama-tiny, the default, llama-small, llama-medium), config.json or its folder"),
+        unset(help="preset (llama-tiny, the default, llama-small, llama-medium), config.json or its folder"),
     ] = None,
     start: Annotated[
-        Path | None, arg(name="from", help="checkpoint to start from, such as a grown one")
+        Path | None, unset(name="from", help="checkpoint to start from, such as a grown one")
     ] = None,
     data: Text = "stdlib",
     vocab_size: Annotated[
@@ -41,7 +47,7 @@ def train(
     steps: Annotated[int, arg(help="optimizer steps")] = 500,
     stages: Annotated[
         tuple[str, ...],
-        arg(
+        unset(
             help="instead of --steps: WIDTH:STEPS or WIDTHxLAYERS:STEPS of each stage, factors over the one "
             "before, the first 1; or one TOML file"
         ),
@@ -52,7 +58,9 @@ def train(
     batch_size: Annotated[int, arg(help="sequences in a step")] = 16,
     block_size: Annotated[int, arg(help="tokens in a sequence")] = 128,
     weight_decay: Annotated[float, arg(help="AdamW's, on all but norms and biases")] = 0.1,
-    warmup_steps: Annotated[int, arg(help="steps of linear warmup")] = 20,
+    warmup_steps: Annotated[
+        int | None, unset(help="steps of linear warmup; default: 20, or as many as the cooldown leaves")
+    ] = None,
     cooldown_fraction: Annotated[float, arg(help="share of the steps, at the end, of linear cooldown")] = 0.2,
     max_grad_norm: Annotated[
         float, arg(help="clip gradients at this norm, width-invariantly; 0 for never")
@@ -60,7 +68,7 @@ def train(
     eval_every: Annotated[int, arg(help="steps between evaluations on the held-out text")] = 50,
     eval_blocks: Annotated[int, arg(help="held-out blocks to evaluate on")] = 128,
     skip_blocks: Annotated[
-        int | None, arg(help="blocks of text to skip; default: what the start has seen")
+        int | None, unset(help="blocks of text to skip; default: what the start has seen")
     ] = None,
     bf16: Annotated[bool, arg(help="compute in bfloat16, weights in float32")] = False,
     seed: Annotated[int, arg(help="of the fresh weights and the data order")] = 0,
@@ -103,7 +111,7 @@ def train(
         block_size=block_size,
         lr=lr,
         weight_decay=weight_decay,
-        warmup_steps=warmup_steps,
+        warmup_steps=_warmup(steps, cooldown_fraction) if warmup_steps is None else warmup_steps,
         cooldown_fraction=cooldown_fraction,
         max_grad_norm=max_grad_norm,
         eval_every=eval_every,
@@ -127,6 +135,12 @@ def train(
     if start is not None and settings.skip_blocks != seen_blocks(start):
         raise GrowthError("--skip-blocks: stages go on in the text where the start stopped; leave it out")
     return _train_stages(asked, stages)
+
+
+def _warmup(steps: int, cooldown_fraction: float) -> int:
+    """20 steps, or what a run has before its cooldown."""
+    usual = TrainConfig(warmup_steps=0, steps=steps, cooldown_fraction=cooldown_fraction)
+    return min(TrainConfig.warmup_steps, steps - usual.cooldown_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +189,7 @@ def _train(asked: _Asked) -> int:
         if asked.carries:
             optimizer = carried_optimizer(model, settings, plan, start)
         origin = {"from": str(start), "optimizer_carried": optimizer is not None}
-    with make_progress() as progress:
+    with on_terminal(make_progress()) as progress:
         history = train(
             model,
             tokens,

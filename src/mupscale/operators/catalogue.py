@@ -74,16 +74,15 @@ class Operator:
                     f"operator {self.name} makes a model deeper and no wider: grow {DEPTH} alone, "
                     f"axes={{{DEPTH!r}: 2}} or --axes {DEPTH}=2, and the widths in a step of their own"
                 )
-            if plan.growth[DEPTH].denominator != 1:
-                raise GrowthError(
-                    f"{DEPTH} grows by {plan.growth[DEPTH]}: expected a whole factor, such as 2"
-                )
+            _check_whole_layers(plan)
             return
         if DEPTH in plan.growth and not self.copies_evenly:
             raise GrowthError(
                 f"operator {self.name} makes a model wider and no deeper: grow {DEPTH} in a step of their "
                 "own, with the operator duplicate, stack or stack_identity"
             )
+        if DEPTH in plan.growth:
+            _check_whole_layers(plan)
         # Copies of randomly chosen units, and new ones, can be any number.
         for axis, reason in (plan.inexact if self.copies_evenly else plan.not_copied).items():
             if axis == DEPTH:
@@ -92,6 +91,11 @@ class Operator:
                 )
             if self.name != "zero_pad":
                 raise GrowthError(f"axis {axis!r}: {reason}; choose other sizes, or the operator zero_pad")
+
+
+def _check_whole_layers(plan: Plan) -> None:
+    if (factor := plan.growth[DEPTH]).denominator != 1:
+        raise GrowthError(f"{DEPTH} by {factor}: layers grow by whole factors; choose 2")
 
 
 OPERATORS = {

@@ -24,6 +24,7 @@ from mupscale.study.growing_pays import (
     Found,
     OutsideMapError,
     around,
+    continued_instead,
     elsewhere,
     judged,
     longest,
@@ -98,6 +99,8 @@ class Advice:
 
     def __str__(self) -> str:
         way = "" if self.verdict == "train from scratch" else ": " + " → ".join(map(count, self.sizes))
+        if continued_instead(self.shares):
+            way += "; but for so short a run, continue the narrow model"
         said = {
             "Your own study": self.measured,
             "Why, by what was measured" if self.went_by == "map" else "Why, by the law": self.reasons,

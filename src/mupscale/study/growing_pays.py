@@ -117,7 +117,7 @@ def look_up(table: Map, *, factor: float, narrow_ratio: float, ratio: float) -> 
     for (key, value), which in zip(asked.items(), ("narrow", "wide"), strict=True):
         known = sorted({cell[key] for cell in cells})
         if not _around(known, value):
-            there = f"{known[0]:g} to {known[-1]:g}"
+            there = f"{known[0]:g}" + (f" to {known[-1]:g}" if len(known) > 1 else " alone")
             outside.append(f"{value:.3g} tokens per parameter of the {which} model ({there})")
     if outside:
         raise OutsideMapError(f"the map does not reach to {' or '.join(outside)}")
@@ -139,18 +139,16 @@ def judged(found: Sequence[Found], model: str) -> tuple[str, list[str]]:
         model: of which models it was measured, in words.
     """
     best, *others = (one for one in found if one.begin == "grow")
-    share = f"{best.sign}{best.share:.0%}" + ("" if best.spread is None else f" ± {best.spread:.0%}")
+    share = f"{best.sign}{best.share:.0%}" + _deviation(best)
     reasons = [
         f"Grown by `mupscale grow {best.recipe}`, the target takes {share} of the FLOPs from scratch to the "
         f"same loss: measured at ×{best.factor:.3g} in parameters, {best.seeds} "
         f"seed{'s' * (best.seeds > 1)}, with {model}."
     ]
     if best.with_narrow is not None:
-        verdict = "that pays" if best.with_narrow < 1 and best.sign != "> " else "that does not pay"
-        if best.sign == "≤ " and best.with_narrow >= 1:
-            verdict = "whether that pays is not known"
+        counted = f"{best.sign}{best.with_narrow:.0%}" + _deviation(best)
         reasons.append(
-            f"With the narrow model's own training counted in, {best.sign}{best.with_narrow:.0%}: {verdict}."
+            f"With the narrow model's own training counted in, {counted}: {_whether_it_pays(best)}."
         )
     if best.spread is not None and abs(1 - best.share) <= best.spread:
         reasons.append("Without it the difference from training from scratch is within a deviation.")
@@ -163,14 +161,34 @@ def judged(found: Sequence[Found], model: str) -> tuple[str, list[str]]:
         if one.spread is not None and best.spread is not None and not one.sign and not best.sign
         if one.share + max(one.spread, best.spread) < best.share
     ]
-    reasons += [
-        f"The narrow model, simply continued, takes {one.sign}{one.share:.0%} of the FLOPs."
-        for one in found
-        if one.begin == "continue"
-    ]
+    for one in found:
+        if one.begin == "continue":
+            instead = ""
+            if one is continued_instead(found):
+                instead = ", less by more than a deviation: for so short a run, continue the narrow model"
+            reasons.append(
+                f"The narrow model, simply continued, takes {one.sign}{one.share:.0%} of the FLOPs{instead}."
+            )
     pays = best.sign == "≤ " or (best.share < 1 and not best.sign)  # "> ": it never got there
     verdict = "grow" if pays else "train from scratch"
     return verdict, [f"{reason} [map]" for reason in reasons]
+
+
+def continued_instead(found: Sequence[Found]) -> Found | None:
+    """The narrow model, simply continued, where it takes less than every start that grows it.
+
+    By more than a deviation: of what is known to be no more, against what is known to be no less.
+    """
+    grown = [one for one in found if one.begin == "grow"]
+    for one in found:
+        if one.begin == "continue" and one.sign != "> ":
+            spreads = [max(one.spread or 0.0, other.spread or 0.0) for other in grown]
+            if all(
+                other.sign != "≤ " and one.share + spread < other.share
+                for other, spread in zip(grown, spreads, strict=True)
+            ):
+                return one
+    return None
 
 
 def elsewhere(found: Sequence[Found], model: str) -> str:
@@ -188,15 +206,32 @@ def elsewhere(found: Sequence[Found], model: str) -> str:
 def longest(table: Map) -> str:
     """What growing took in the longest training of the largest models; "" without a map."""
     largest = table.get("larger", table)
-    cells = [cell for cell in largest.get("cells", ()) if cell["start"] == largest["best"]]
-    if not cells:
+    known = [cell for cell in largest.get("cells", ()) if cell["share"] is not None]
+    grown = [cell for cell in known if cell["begin"] == "grow"]
+    if not grown:
         return ""
+    start = min(grown, key=lambda cell: cell["start"] != largest["best"])["start"]  # else the simplest
+    cells = [cell for cell in grown if cell["start"] == start]
     cell = max(cells, key=lambda c: (c["tokens_per_parameter"], -c["narrow_tokens_per_parameter"]))
     ratios = f"{cell['narrow_tokens_per_parameter']:g} and {cell['tokens_per_parameter']:g}"
     return (
         f"How long a head start lasts: with {largest['model']}, at {ratios} tokens per parameter, "
         f"`mupscale grow {cell['recipe']}` took {cell['sign']}{cell['share']:.0%} of the FLOPs from scratch."
     )
+
+
+def _deviation(one: Found) -> str:
+    return "" if one.spread is None else f" ± {one.spread:.0%}"
+
+
+def _whether_it_pays(one: Found) -> str:
+    """Of a share with the narrow model's training in it, that is known."""
+    assert one.with_narrow is not None
+    if one.spread is not None and abs(1 - one.with_narrow) <= one.spread:
+        return "that is within a deviation of 100%, so whether it pays cannot be told"
+    if one.sign == "≤ " and one.with_narrow >= 1:
+        return "whether that pays is not known"
+    return "that pays" if one.with_narrow < 1 and one.sign != "> " else "that does not pay"
 
 
 def _interpolated(

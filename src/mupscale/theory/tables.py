@@ -52,11 +52,13 @@ def scaling_table(
 ) -> Table:
     """The rows as a `rich` table, with or without the axes; below it what its columns mean, and notes."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    table.add_column("parameter", no_wrap=True)
+    if not axes:  # on a narrow terminal
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
+    table.add_column("parameter", overflow="fold")
     if axes:
-        table.add_column(r"axes, \[contracted]", no_wrap=True)
+        table.add_column(r"axes, \[contracted]", overflow="fold")
     for head in ("copies\nm", "weight\ns", "grad\nc", "Adam\nlr ×", "SGD\nlr ×", "AdamW\nwd ×"):
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right")
     for row in scaling_rows(params):
         values = (
             row[k] for k in ("copies", "weight_scale", "grad_scale", "adam_lr", "sgd_lr", "weight_decay")
@@ -64,6 +66,7 @@ def scaling_table(
         times = f"  ({row['count']}×)" if row["count"] > 1 else ""
         notation = [row["axes"].replace("[", r"\[")] if axes else []
         table.add_row(row["parameter"] + times, *notation, *(f"{v:.4g}" for v in values))
+    _hold_numbers(table)
     table.caption = "\n".join([COLUMNS, *notes])
     table.caption_justify = "left"
     return table
@@ -72,14 +75,23 @@ def scaling_table(
 def groups_table(groups: Iterable[dict[str, Any]]) -> Table:
     """Parameter groups as a `rich` table."""
     table = Table(box=box.SIMPLE_HEAD)
-    for head in ("lr", "lr ×", "weight decay", "eps"):
+    for head in ("lr", "lr ×", "weight\ndecay", "eps"):
         table.add_column(head, justify="right")
     table.add_column("parameters", overflow="fold")
     for group in groups:
         kinds = list(dict.fromkeys(map(collapse, group["param_names"])))
         values = (group.get(k) for k in ("lr", "lr_scale", "weight_decay", "eps"))
         table.add_row(*("–" if v is None else f"{v:.4g}" for v in values), ", ".join(kinds))
+    _hold_numbers(table)
     return table
+
+
+def _hold_numbers(table: Table) -> None:
+    """Give columns of numbers their room, however narrow the terminal is: a cut one is another number."""
+    for column in table.columns:
+        if column.justify == "right":
+            lines = [line for cell in (column.header, *column.cells) for line in str(cell).split("\n")]
+            column.no_wrap, column.min_width = True, max(map(len, lines))
 
 
 def count(n: float) -> str:

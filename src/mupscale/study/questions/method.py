@@ -6,7 +6,7 @@ from typing import Any
 
 from mupscale.study.page.parts import Answer
 from mupscale.study.questions.reading import Row
-from mupscale.study.questions.words import several
+from mupscale.study.questions.words import several, size
 from mupscale.theory.tables import count
 
 
@@ -14,9 +14,11 @@ def method(results: Row) -> Answer:
     """Model, data, seeds, steps, settings, and what is counted as a FLOP."""
     sweeps = [sweep for sweep in results["sweeps"] if sweep["points"]]
     model, word = results["model"], results["width_word"]
-    sizes = dict(sorted((s["width"], s["parameters"]) for s in results["sweeps"]))
-    shapes = [f"{width} ({count(size)} parameters)" for width, size in sizes.items()]
-    layers = "" if model["layers"] is None else f", layers: {model['layers']}"
+    by_size = sorted(results["sweeps"], key=lambda s: (s["width"], s.get("layers") or 0))
+    sizes = {size(s): s["parameters"] for s in by_size}
+    shapes = [f"{shape} ({count(parameters)} parameters)" for shape, parameters in sizes.items()]
+    told = model["layers"] is None or any(s.get("layers") for s in by_size)  # or by each of them
+    layers = "" if told else f", layers: {model['layers']}"
     seeds, steps = (several([f"{s[key]} ({s['name']})" for s in sweeps]) for key in ("seeds", "steps"))
     lines = [
         f"Model: {model['family']}{layers}; {word} {several(shapes)}.",

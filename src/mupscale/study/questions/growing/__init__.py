@@ -132,7 +132,8 @@ def _at(ours: Cell, rivals: Mapping[str, bool]) -> str:
         text += f"; to its own loss training from scratch takes {_number(ours.times, '.2f')} times its FLOPs"
     ahead, level = ([name for name, is_ahead in rivals.items() if is_ahead == side] for side in (True, False))
     said = [f"ahead of {several(ahead)} by more than a deviation"] if ahead else []
-    said += [f"not ahead of {several(level)} by more than one"] if level else []
+    one = "one" if ahead else "a deviation"
+    said += [f"not ahead of {several(level)} by more than {one}"] if level else []
     return f"{text}; it is {', '.join(said)}." if said else f"{text}."
 
 
