@@ -1,5 +1,6 @@
 """A model that was changed since it was planned: the wide one is like it, or nothing is grown."""
 
+import copy
 from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from enum import Enum
@@ -440,6 +441,22 @@ def test_whatever_can_be_read_is_carried(kind):
 
 def test_fields_that_go_by_the_width_stay():
     assert holding(*HELD["dataclass with the width in it"])[1].held == Config(16, 0.5)
+
+
+class Frozen(OrderedDict):
+    """Its entries are attributes, too; a copy of it has these in another order."""
+
+    def __init__(self, *args, **entries):
+        super().__init__(*args, **entries)
+        vars(self).update(self, frozen=True)
+
+
+def test_attributes_in_another_order_are_no_change():
+    make = lambda width: Holding(width, lambda w: Frozen(width=w), lambda c: 1.0)  # noqa: E731
+    plan, narrow = mupscale.plan(make, width=2, inputs=torch.randn(5, 4)), make(1)
+    narrow.held = copy.deepcopy(narrow.held)
+    assert [*vars(narrow.held)] == ["frozen", "width"]
+    assert mupscale.grow(narrow, plan, operator="duplicate").held == Frozen(width=2)
 
 
 @pytest.mark.parametrize(

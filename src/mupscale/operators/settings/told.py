@@ -96,6 +96,8 @@ class Reader:
         if isinstance(reduced := value.__reduce_ex__(4), str):
             return reduced
         made_by, args, state, *rest = (*reduced, None)[:5]
+        if isinstance(state, dict):  # attributes have no order
+            state = dict(sorted(state.items(), key=lambda item: str(item[0])))
         parts = [[*part] for part in rest if part is not None]  # of subclasses of list and of dict
         return _name(kind), read(made_by), read(args), read(state), read(parts)
 
