@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mupscale.operators.noise import exact_text
+
 # Knobs of growth, and what each is when nothing is said. None: as the operator's paper or the settings have
 # it. Where neither noise nor its kind is said, noise is the operator's own.
 GROWTH_KNOBS: dict[str, Any] = {
@@ -21,15 +23,15 @@ def noise_of(knobs: Mapping[str, Any]) -> str:
 
     >>> noise_of({"noise": 0.5}), noise_of({"noise": 0, "noise_kind": "gaussian"}), noise_of({"lr": 1})
     ('balanced:0.5', 'none', 'default')
-    >>> noise_of({"noise": "gaussian:0.3"})
-    'gaussian:0.3'
+    >>> noise_of({"noise": "gaussian:0.3"}), noise_of({"noise": 1 / 3})
+    ('gaussian:0.3', 'balanced:0.3333333333333333')
     """
     if not {"noise", "noise_kind"} & knobs.keys():
         return "default"
     kind, strength = (knobs.get(name, GROWTH_KNOBS[name]) for name in ("noise_kind", "noise"))
     if isinstance(strength, str):
         return strength
-    return f"{kind}:{strength:g}" if strength else "none"
+    return f"{kind}:{exact_text(strength)}" if strength else "none"
 
 
 def recipe_of(knobs: Mapping[str, Any], deeper: float = 1) -> str:
@@ -45,6 +47,6 @@ def recipe_of(knobs: Mapping[str, Any], deeper: float = 1) -> str:
     words = {"axes": f"layers={deeper:g}"} if deeper != 1 else {}
     words |= {"operator": knobs.get("operator", GROWTH_KNOBS["operator"])}
     words |= {"noise": noise_of(knobs)} if noise_of(knobs) != "default" else {}
-    words |= {"shrink": f"{knobs['shrink']:g}"} if "shrink" in knobs else {}
+    words |= {"shrink": exact_text(knobs["shrink"])} if "shrink" in knobs else {}
     said = " ".join(f"--{option} {value}" for option, value in words.items())
     return said + states.get(knobs.get("optimizer_state", ""), "")
