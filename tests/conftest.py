@@ -3,6 +3,10 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 # The models here are tiny: threads cost more than they give, and xdist runs a worker on every core.
 torch.set_num_threads(1)

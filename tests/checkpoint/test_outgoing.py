@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mupscale.checkpoint import outgoing
@@ -33,7 +33,6 @@ def write(path: Path, writes: list[tuple[int, int]]) -> bytes:
     return bytes(held)
 
 
-@settings(deadline=None)  # it waits for a disk
 @given(writes=WRITES, before=st.integers(0, CHUNK))
 def test_it_holds_what_was_written_and_what_was_there(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, int]], before: int

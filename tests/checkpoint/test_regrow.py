@@ -80,7 +80,7 @@ def wide(narrow, tmp_path_factory):
     return path
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_one_weight_or_moment_that_is_off_shows(narrow, wide, tmp_path_factory, data):
     """By 1 % of the tensor's RMS, in bfloat16 too, where outputs would not tell."""

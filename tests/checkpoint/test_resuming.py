@@ -75,7 +75,7 @@ def test_every_tensor_has_its_checksum_in_the_manifest(narrow, whole):
     assert len(whole["sha256"]) == 21 + 3 * 21
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(stops=st.lists(st.integers(0, 90), min_size=1, max_size=3), overwrite=st.booleans())
 def test_stopped_anywhere_and_as_often_it_ends_in_the_same_bytes(
     stops, overwrite, narrow, whole, tmp_path_factory

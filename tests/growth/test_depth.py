@@ -341,7 +341,7 @@ def test_a_model_from_scratch_may_have_half_as_many_layers_more():
         assert rates[f"model.layers.{layer}.mlp.up_proj.weight"] == 1.0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     width=st.sampled_from([None, 2, 3]),
     layers=st.integers(2, 4),

@@ -96,14 +96,14 @@ CASES = {
 }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(**CASES)
 def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optimizer, noise):
     hold(*case, seed, optimizer, noise)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(**CASES)
 def test_two_hundred_architectures_grow_exactly_and_train_in_lockstep(case, seed, optimizer, noise):
     hold(*case, seed, optimizer, noise)

@@ -141,7 +141,7 @@ def outcomes_of(count: int, seed: int) -> Counter[str]:
     outcomes: Counter[str] = Counter()
 
     @hypothesis.seed(seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=count, database=None, suppress_health_check=[HealthCheck.too_slow])
     @hypothesis.given(recipes())
     def each(recipe: Recipe) -> None:
         outcomes[hold(recipe).partition(":")[0]] += 1

@@ -64,14 +64,14 @@ def sizes(draw):
     return config(*narrow), config(*(old + new for old, new in zip(narrow, more, strict=True)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(case=sizes(), seed=st.integers(0, 99))
 def test_any_size_is_reached_without_a_difference(case, seed):
     reach(*case, seed)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(case=sizes(), seed=st.integers(0, 99))
 def test_two_hundred_sizes_are_reached_without_a_difference(case, seed):
     reach(*case, seed)
