@@ -52,11 +52,12 @@ def stepped(config, make, steps=8):
     return optimizer
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("steps", [0, 8])
+# RAdam's first steps scale otherwise: without a step it is refused.
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [(name, steps) for name in OPTIMIZERS for steps in (0, 8) if (name, steps) != ("radam", 0)],
+)
 def test_what_an_optimizer_saves_is_taken(name, steps, config, tmp_path):
-    if (name, steps) == ("radam", 0):
-        pytest.skip("no step of RAdam: refused, as its first ones scale otherwise")
     torch.save(stepped(config, OPTIMIZERS[name], steps).state_dict(), tmp_path / "optimizer.pt")
     assert WideTrainingState.of(tmp_path, plan(config, width=2)) is not None
 
