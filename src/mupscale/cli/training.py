@@ -17,13 +17,7 @@ from tyro.conf import Positional, arg
 
 from mupscale.cli.studying import HeldOut, Text, need_extras, run_study
 from mupscale.cli.tables import check_tables, text_source, training_table
-from mupscale.cli.terminal import (
-    Json,
-    on_terminal,
-    say,
-    tell,
-    unset,
-)
+from mupscale.cli.terminal import Json, on_terminal, say, tell, unset
 from mupscale.errors import GrowthError
 from mupscale.study.spec.recipe import TrainConfig
 

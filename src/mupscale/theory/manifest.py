@@ -200,10 +200,13 @@ class Plan:
             "config": self.config and self.config.to_dict(),
             "proved": self.proved,
             "unproved_because": self.unproved_because,
-            "scales": {
-                name: {"copies": float(p.copies), "weight_scale": p.weight_scale, "grad_scale": p.grad_scale}
-                for name, p in self.params.items()
-            },
+            "scales": self._scales(),
+        }
+
+    def _scales(self) -> dict[str, dict[str, float]]:
+        return {
+            name: {"copies": float(p.copies), "weight_scale": p.weight_scale, "grad_scale": p.grad_scale}
+            for name, p in self.params.items()
         }
 
     def to_json(self) -> str:
@@ -229,7 +232,7 @@ class Plan:
 
     def _check_scales(self, stored: Mapping[str, Mapping[str, float]] | None) -> None:
         """Refuse axes, sizes or factors that do not give the scales that were written beside them."""
-        own = self.to_dict()["scales"]
+        own = self._scales()
         stored = own if stored is None else stored
         for name in sorted({*own, *stored}):
             mine, theirs = own.get(name, {}), stored.get(name, {})
