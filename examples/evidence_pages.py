@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from evidence import Study
 
 GROWING, RESULTS = "growing-pays.md", "results.md"
-# The studies of the table: of widths, of larger ones, of layers; its best start is that of the first one.
+# The studies of the table: of widths, of larger ones and of growth by 4 beside these, of layers.
 MAPS = {
-    "width": ("growing_pays", "growing_pays_by4"),
-    "larger": ("growing_pays_128",),
-    "layers": ("depth_growing_pays",),
+    "width": "growing_pays",
+    "larger": "growing_pays_128",
+    "by4": "growing_pays_by4",
+    "layers": "depth_growing_pays",
 }
 SHOWN = (20, 320)  # tokens per parameter of the narrow models in the picture of loss over compute
 RANKED_FROM = 5.0  # tokens per parameter of the wide model, from which on recipes are ranked
@@ -77,7 +78,7 @@ def write_pages(
     """Both pages, the pictures and numbers that they show, and the table, from the results alone.
 
     They are those of where the studies ran, or else what was kept beside the pages. Of a study without any,
-    what the page on when growing pays tells stays; and the table, until the first of `MAPS` has cells.
+    what the page on when growing pays tells stays, and so does its part of the table.
     """
     docs.mkdir(parents=True, exist_ok=True)
     known = {study: _better(study.results(out), study.kept(docs)) for study in studies}
@@ -92,7 +93,7 @@ def write_pages(
     (docs / GROWING).write_text(_growing_page(growing, known, told, docs), encoding="utf-8")
     (docs / RESULTS).write_text(_results_page(known, told, claims, docs), encoding="utf-8")
     found = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
-    tables = {key: made for key, names in MAPS.items() if (made := _table(names, known, told))}
+    tables = {key: made for key, name in MAPS.items() if name in told and (made := _table(told[name], known))}
     found |= tables.pop("width", {}) | tables
     if "cells" in found:
         table.write_text(f"{json.dumps(found, indent=1, allow_nan=False)}\n", encoding="utf-8")
@@ -156,24 +157,21 @@ def _over_compute(table: Row) -> Plot | None:
     return plot
 
 
-def _table(names: Sequence[str], known: Mapping[Study, Row | None], told: Mapping[str, Told]) -> Row:
+def _table(told: Told, known: Mapping[Study, Row | None]) -> Row:
     """What was measured of growing, as `mupscale.study.growing_pays` reads it; nothing until it has cells."""
-    maps = {
-        name: answer.data for name in names if name in told and (answer := told[name].answer({"ask": "map"}))
-    }
-    if not maps.get(names[0], {}).get("cells"):
+    answer = told.answer({"ask": "map"})
+    if not answer or not answer.data.get("cells"):
         return {}
-    studies = [told[name].study for name in maps]
-    sweeps = [sweep for study in studies for sweep in (known[study] or {})["sweeps"]]
+    sweeps = (known[told.study] or {})["sweeps"]
     sizes = sorted({(sweep["parameters"], size(sweep)) for sweep in sweeps})
     said = several([f"{count(parameters)} (d_model {shape})" for parameters, shape in sizes])
     return {
         "about": "Measured by this project, seeds and bands in docs/growing-pays.md:",
         "narrow": sizes[0][0],
         "model": f"Llamas of {said} parameters",
-        "command": "; ".join(f"`{study.command}`" for study in studies),
-        "best": maps[names[0]]["best"],
-        "cells": [cell for data in maps.values() for cell in data["cells"]],
+        "command": f"`{told.study.command}`",
+        "best": answer.data["best"],
+        "cells": answer.data["cells"],
     }
 
 

@@ -346,6 +346,22 @@ def test_of_two_maps_that_of_models_nearest_in_size_decides() -> None:
     assert "models of 256" not in str(ask_map(2, 20, 40, both))  # which only one of them holds
 
 
+def test_growing_by_another_factor_may_have_a_map_of_its_own() -> None:
+    steep = {
+        **TABLE,
+        "model": "models of 64 and 640",
+        "cells": [measured("padded", 20, 10, 0.9, factor=10.0)],
+    }
+    both = {**TABLE, "by4": steep}
+    assert "takes 90% ± 2% of the FLOPs" in str(ask_map(9, 20, 10, both))
+    assert "with models of 64 and 640" in str(ask_map(9, 20, 10, both))
+    assert "models of 64 and 640" not in str(ask_map(2, 20, 10, both))
+    # What neither holds is said of the one that comes nearest.
+    assert "reach to 40 tokens per parameter of the wide model (10 alone)" in str(ask_map(10, 20, 40, both))
+    assert "reach to ×20 in parameters (×10)" in str(ask_map(20, 20, 10, both))
+    assert "reach to ×1.2 in parameters (×2, ×4)" in str(ask_map(1.2, 20, 10, both))
+
+
 def test_a_budget_that_is_next_to_a_cell_s_is_not_mixed_with_the_bound_of_another() -> None:
     cells = [measured("padded", 20, 10, 0.95, sign="> "), measured("padded", 320, 10, 0.6)]
     advice = ask_map(2, 318, 10.1, {**TABLE, "best": "padded", "cells": cells})

@@ -3,7 +3,7 @@
 A map has ``cells``, as a study's question `map` gives them; ``best``, the start that is best by its rule;
 ``narrow``, the parameters of the smallest model; and in words ``about``, ``model`` and ``command``: what it
 is, of which models, and how to make it again. Beside that of widths, ``layers`` may be another one, of
-growing in depth, and ``larger`` one of larger models.
+growing in depth, ``larger`` one of larger models, and ``by4`` one of growing by 4.
 
 Between its cells shares are interpolated, beyond them nothing is said. Knows plain data only.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from mupscale.errors import GrowthError
 
 ALONG = ("width", "layers")
+BESIDE = ("larger", "by4")  # what a map may hold: maps of models of other sizes, grown along the same axis
 LARGEST_STEP = 1.25  # from the factor in parameters that was measured to the one asked about
 NEAR = 1.02  # budgets and ratios that differ by less are one: steps are whole
 Map = Mapping[str, Any]
@@ -74,22 +75,21 @@ def around(table: Map, narrow: float, **place: float) -> list[tuple[Map, list[Fo
     """What the maps say that hold a place, the one of models nearest in size first.
 
     Args:
-        table: the map, and that of larger models in it.
+        table: the map, and those beside it.
         narrow: parameters of the narrow model.
         place: as of `look_up`.
 
     Raises:
-        OutsideMapError: no map holds it; the first one's reason.
+        OutsideMapError: no map holds it; the reason of the one whose factor is nearest.
     """
-    larger = [table["larger"]] if "larger" in table else []
     holding, refusals = [], []
-    for each in (table, *larger):
+    for each in (table, *(table[name] for name in BESIDE if name in table)):
         try:
             holding.append((each, look_up(each, **place)))
         except OutsideMapError as outside:
-            refusals.append(outside)
+            refusals.append((_step(each, place["factor"]), outside))
     if not holding:
-        raise refusals[0]
+        raise min(refusals, key=lambda one: one[0])[1]
     return sorted(holding, key=lambda one: abs(math.log(one[0]["narrow"] / narrow)))
 
 
@@ -111,7 +111,7 @@ def look_up(table: Map, *, factor: float, narrow_ratio: float, ratio: float) -> 
     nearest = min(factors, key=lambda each: abs(math.log(each / factor)))
     cells = [cell for cell in cells if cell["factor"] == nearest]
     outside = []
-    if not 1 / LARGEST_STEP <= factor / nearest <= LARGEST_STEP:
+    if _step(table, factor) > math.log(LARGEST_STEP):
         outside.append(f"×{factor:.3g} in parameters ({', '.join(f'×{each:.3g}' for each in factors)})")
     asked = {"narrow_tokens_per_parameter": narrow_ratio, "tokens_per_parameter": ratio}
     for (key, value), which in zip(asked.items(), ("narrow", "wide"), strict=True):
@@ -218,6 +218,11 @@ def longest(table: Map) -> str:
         f"How long a head start lasts: with {largest['model']}, at {ratios} tokens per parameter, "
         f"`mupscale grow {cell['recipe']}` took {cell['sign']}{cell['share']:.0%} of the FLOPs from scratch."
     )
+
+
+def _step(table: Map, factor: float) -> float:
+    """How far a factor is from the nearest that was measured, in logarithms."""
+    return min((abs(math.log(cell["factor"] / factor)) for cell in table.get("cells", ())), default=math.inf)
 
 
 def _deviation(one: Found) -> str:
