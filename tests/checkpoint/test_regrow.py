@@ -166,7 +166,7 @@ def test_what_another_machine_grew_may_be_rounded_otherwise(narrow, wide, tmp_pa
 
 @pytest.fixture(scope="module")
 def tensors_beside(tmp_path_factory):
-    """A checkpoint whose optimizer's learning rates are tensors, with more tensors beside its state."""
+    """A checkpoint whose optimizer's learning rates are tensors, with more numbers beside its state."""
     path = tmp_path_factory.mktemp("beside")
     model = build("llama_tied").float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(3e-3), foreach=False)
@@ -174,9 +174,8 @@ def tensors_beside(tmp_path_factory):
     loss_of(model, batch("llama_tied", 0)).backward()
     optimizer.step(), scheduler.step()
     model.save_pretrained(path)
-    # A large one, of which no more is read at first than where it lies, and small ones.
-    ema = {"large": torch.randn(150, 150).T, "small": [torch.tensor(7), torch.ones(2, dtype=torch.bool)]}
-    torch.save({**optimizer.state_dict(), "ema": ema}, path / OPTIMIZER)
+    scaler = {"scale": torch.tensor(2.0), "growth": [torch.tensor(7), torch.ones(20000)[None, 5]]}
+    torch.save({**optimizer.state_dict(), "scaler": scaler}, path / OPTIMIZER)
     torch.save(scheduler.state_dict(), path / "scheduler.pt")
     return path
 
@@ -189,18 +188,16 @@ def test_tensors_beside_the_state_are_written_and_compared(tensors_beside, tmp_p
     for grown in saved["param_groups"]:
         for key in ("lr", "initial_lr"):
             assert grown[key] == pytest.approx(float(group[key]) * grown["lr_scale"]), key
-    assert torch.equal(saved["ema"]["large"], narrow["ema"]["large"])
-    assert saved["ema"]["small"][0] == 7
-    assert saved["ema"]["small"][1].all()
+    assert saved["scaler"] == narrow["scaler"]
     found = regrow(tensors_beside, wide)
     assert found
     assert unchanged(wide)
     assert unchanged(wide).tensors == found.tensors == 4 * 20 + 3 + 2 * len(saved["param_groups"])
     for place, change in {
         "param_groups 1 lr": lambda s: s["param_groups"][1]["lr"].mul_(1 + 1e-6),
-        "ema large": lambda s: s["ema"]["large"][149, 0].mul_(2),
-        "ema small 0": lambda s: s["ema"]["small"][0].add_(1),
-        "ema more": lambda s: s["ema"].update(more=torch.ones(1)),
+        "scaler scale": lambda s: s["scaler"]["scale"].mul_(2),
+        "scaler growth 0": lambda s: s["scaler"]["growth"][0].add_(1),
+        "scaler more": lambda s: s["scaler"].update(more=torch.ones(1)),
     }.items():
         shutil.rmtree(other, ignore_errors=True)
         shutil.copytree(wide, other)
@@ -208,6 +205,16 @@ def test_tensors_beside_the_state_are_written_and_compared(tensors_beside, tmp_p
         for told in (regrow(tensors_beside, other), unchanged(other)):
             assert told.differing == 1
             assert f"other/{OPTIMIZER}: {place}" in told.first
+
+
+def test_averages_beside_the_state_are_not_left_at_the_narrow_model_s_shape(tensors_beside, tmp_path):
+    shutil.copytree(tensors_beside, tmp_path / "narrow")
+    averages = {"model.norm.weight": torch.ones(12)}
+    _pickle(tmp_path / "narrow" / OPTIMIZER, lambda s: s.update(ema=averages))
+    with pytest.raises(GrowthError, match=r"optimizer\.pt: ema model\.norm\.weight: holds a tensor of shape"):
+        grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, operator="duplicate")
+    assert not (tmp_path / "wide").exists()
+    grow_checkpoint(tmp_path / "narrow", tmp_path / "wide", width=2, operator="duplicate", optimizer=False)
 
 
 def test_tensors_among_other_values_are_compared_to_the_last_bit():

@@ -69,6 +69,7 @@ class WideTrainingState:
         saved = load_state(path)
         with naming(path):
             groups = check_groups(saved)
+            _refuse_averages(saved)
             names = _names(groups, narrow, plan)
             rules: dict[int, Rule] = {}
             pairs = []
@@ -102,8 +103,7 @@ class WideTrainingState:
         for group in wide_groups:
             group["params"] = list(range(start, start + len(group["params"])))
             start += len(group["params"])
-        beside = {key: _left_there(path, value) for key, value in saved.items() if key != "state"}
-        return cls({**beside, "state": state, "param_groups": wide_groups}, scheduler)
+        return cls({**saved, "state": state, "param_groups": wide_groups}, scheduler)
 
     @property
     def nbytes(self) -> int:
@@ -237,6 +237,17 @@ def _refuse_unread(source: Path) -> None:
         )
 
 
+def _refuse_averages(saved: Mapping[str, Any]) -> None:
+    """Tensors beside the state, as of averaged weights: nothing says how they become the wide model's."""
+    beside = {key: value for key, value in saved.items() if key not in ("state", "param_groups")}
+    for name, value in leaves(beside).items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise GrowthError(
+                f"{name.removeprefix(f'{OPTIMIZER}: ')}: holds a tensor of shape {tuple(value.shape)} beside "
+                "the state, and nothing says how that grows; save it elsewhere"
+            )
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """A file of training state, its large tensors left where they are; no code that it holds is run.
 
@@ -317,17 +328,6 @@ def _place(
     kinds = [group.keys() for group in groups]
     part = {name: kinds.index(g.keys()) for g, mine in zip(groups, members, strict=True) for name in mine}
     return lambda pair: (part[names[pair[1]]], names[pair[1]] in last, order[pair[0]])
-
-
-def _left_there(path: Path, value: Any) -> Any:
-    """A value of a file, its large tensors to be read when they are written."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    def lazy(tensor: Tensor) -> Lazy:
-        place = stored(path, tensor)
-        return Lazy(place.shape, place.dtype, place.read)
-
-    return tree_map_only(FakeTensor, lazy, value)
 
 
 def _grown(path: Path, name: str, key: str, value: Any, plan: Plan, rule: Rule, way: Way) -> Any:
