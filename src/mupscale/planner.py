@@ -64,9 +64,10 @@ def plan(
             whole stack again (1 2 1 2). None: repeated in place, or, with ``to``, as its config has it.
         hints: for plain modules: the axes of parameters whose use shapes cannot show, in the notation of
             `mupscale.notation.axes`.
-        inputs: for plain modules: what to call them with, a tensor, a tuple or a dict. The axes are then read
-            from a run, with no need of hints, and the growth is proved before it is used. With ``to`` also
-            for transformers models, where no tiny one of the class can be made.
+        inputs: for plain modules: what to call them with, a tensor, a tuple of arguments or a dict of named
+            ones; an argument may be a named tuple or a dataclass. The axes are then read from a run, with no
+            need of hints, and the growth is proved before it is used. With ``to`` also for transformers
+            models, where no tiny one of the class can be made.
 
     Raises:
         GrowthError: the family is not supported, an axis is unknown or cannot grow, or the architecture

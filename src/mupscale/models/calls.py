@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType
 from typing import Any
@@ -20,11 +21,14 @@ class Call:
 
     @staticmethod
     def of(inputs: Any) -> Call:
-        """From a tensor, a tuple of arguments or a dict of named ones; floating-point tensors get float64."""
+        """From a tensor, a tuple of arguments or a dict of named ones; floating-point tensors get float64.
+
+        A named tuple, such as a packed sequence, is one argument.
+        """
         if isinstance(inputs, Mapping):
             call = Call((), inputs)
         else:
-            call = Call(inputs if isinstance(inputs, tuple) else (inputs,), {})
+            call = Call(inputs if isinstance(inputs, tuple) and not _is_named(inputs) else (inputs,), {})
         return call.mapped(
             lambda t: t.to(torch.complex128) if t.is_complex() else t.double() if t.is_floating_point() else t
         )
@@ -41,7 +45,7 @@ class Call:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of its tensors, in order; also those in lists and dicts."""
+        """All of its tensors, in order; also those in lists, dicts, named tuples and dataclasses."""
         found: list[Tensor] = []
 
         def see(tensor: Tensor) -> Tensor:
@@ -57,7 +61,21 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if type(value) in (list, tuple):
         return type(value)(_mapped(v, change) for v in value)
-    return {k: _mapped(v, change) for k, v in value.items()} if type(value) is dict else value
+    if type(value) is dict:
+        return {k: _mapped(v, change) for k, v in value.items()}
+    if _is_named(value):
+        return type(value)(*(_mapped(v, change) for v in value))
+    if is_dataclass(value) and not isinstance(value, type):
+        mapped = copy(value)
+        for field in fields(value):  # past __init__, which may take others, and past a frozen one's refusal
+            object.__setattr__(mapped, field.name, _mapped(getattr(value, field.name), change))
+        return mapped
+    return value
+
+
+def _is_named(value: object) -> bool:
+    """Whether it is a named tuple."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def result_tensors(output: Any, within: tuple[int, ...] = ()) -> list[Tensor]:

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mupscale.layout.flow import rules_sums, rules_views  # noqa: F401  (they fill RULES)
 from mupscale.layout.flow.dispatch import RULES, Call, Dims, fresh, pointwise
 from mupscale.layout.flow.units import Conflict, Unit, Units, size_of
+from mupscale.models.calls import Call as Arguments
 from mupscale.models.calls import every_tensor, result_tensors
 from mupscale.models.contents import state_tensors
 
@@ -96,6 +97,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.roots: Any = WeakIdKeyDictionary()
         self.names: dict[int, str] = {}
         self.pending: Any = WeakIdKeyDictionary()
+        self.gradients: Any = WeakIdKeyDictionary()
 
     def give(self, tensor: Tensor, dims: Dims, roots: list[frozenset[Root]] | None = None) -> None:
         self.known[tensor] = dims
@@ -112,7 +114,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ]
         return list(self.known[tensor])
 
+    def fix(self, tensor: Tensor, why: str) -> None:
+        for units in self.dims_of(tensor):
+            for unit in units:
+                unit.fix(why)
+
     def mark(self, where: tuple[Tensor, int], part: Units | None) -> None:
+        if _in_backward():  # sums over outputs are of gradients; what a weight reads, it reads going forward
+            return
         tensor, dim = where
         for root in self.roots.get(tensor, ())[dim : dim + 1]:
             self.trace.contracted |= root
@@ -138,6 +147,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for units, why in self.pending.pop(tensor, ()):
                 for unit in units:
                     unit.fix(why)
+            if tensor in self.gradients and not _in_backward():  # those of copies are smaller than one's
+                self.fix(tensor, f"gradients with respect to it are used in {self.place}")
         found: Any = None
         known = (
             RULES.get(name)
@@ -149,9 +160,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 found = known(call)
         except Conflict:
             for tensor in inputs:
-                for units in self.dims_of(tensor):
-                    for unit in units:
-                        unit.fix(f"{name} cuts or regroups it in {self.place}")
+                self.fix(tensor, f"{name} cuts or regroups it in {self.place}")
         if name in ("embedding", "_embedding_bag") and id(args[0]) in self.names:
             self.trace.lookups.add(self.names[id(args[0])])
         is_view = bool(inputs) and all(
@@ -172,9 +181,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.pending[tensor] = call.pending
             self.give(tensor, dims, self._roots(func, inputs, tensor))
         dims_of = [self.dims_of(tensor) for tensor in outs]
-        self.trace.steps.append(
-            Step(name, self.place, args, kwargs or {}, inputs, outs, dims_of, tuple(call.summed), is_view)
-        )
+        if _in_backward():
+            self.gradients.update((tensor, True) for tensor in outs)
+        else:
+            self.trace.steps.append(
+                Step(name, self.place, args, kwargs or {}, inputs, outs, dims_of, tuple(call.summed), is_view)
+            )
         return out
 
     def _roots(self, func: Any, inputs: list[Tensor], out: Tensor) -> list[frozenset[Root]] | None:
@@ -212,6 +224,11 @@ class _Leaving(TorchFunctionMode):
         if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__", "__dlpack__"):
             self.watch.take_out(args[0])
         return func(*args, **(kwargs or {}))
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work: a model may return gradients, as forces are those of an energy."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _alike_along(value: Tensor, dim: int) -> bool:
@@ -281,10 +298,8 @@ def trace(
             watch.give(
                 tensor, dims, [frozenset([(name, i)]) for i in range(tensor.ndim)] if is_param else None
             )
-    for value in (*args, *(kwargs or {}).values()):
-        for tensor in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(tensor, Tensor):
-                watch.give(tensor, fresh(tensor, "it is a dim of the inputs"))
+    for tensor in Arguments(tuple(args), kwargs or {}).tensors:
+        watch.give(tensor, fresh(tensor, "it is a dim of the inputs"))
     for name in hidden & (kwargs or {}).keys():
         tensor = (kwargs or {})[name]
         result.input_dims[name] = [*watch.dims_of(tensor)[:-1], fresh(tensor)[-1]]
