@@ -65,13 +65,24 @@ def deviating(losses):
     return f"{fmean(losses):.3f} ± {stdev(losses):.3f}"
 
 
-LARGER = {
-    (cell["start"], cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]): cell
-    for cell in packaged()["larger"]["cells"]
-}
-COLUMNS = [*product((20, 320), (5, 10, 20))]
+def cells_of(table):
+    return {
+        (cell["start"], cell["narrow_tokens_per_parameter"], cell["tokens_per_parameter"]): cell
+        for cell in table["cells"]
+    }
 
 
+LARGER, BY4 = (cells_of(packaged()[name]) for name in ("larger", "by4"))
+
+
+@pytest.mark.parametrize(
+    ("heading", "cells", "columns"),
+    [
+        ("**At the next size", LARGER, [*product((20, 320), (5, 10, 20))]),
+        ("**By 4 at once", BY4, [*product((20, 320), (5, 10))]),
+    ],
+    ids=["larger", "by 4"],
+)
 @pytest.mark.parametrize(
     ("shown", "start", "losses"),
     [
@@ -81,14 +92,18 @@ COLUMNS = [*product((20, 320), (5, 10, 20))]
         ("from scratch", "padded", "scratch"),
     ],
 )
-def test_the_losses_of_the_next_size_are_those_that_were_measured(shown, start, losses):
-    table = (ROOT / "docs/guide/does-it-pay.md").read_text().partition("**At the next size")[2]
+def test_the_losses_that_are_told_are_those_that_were_measured(shown, start, losses, heading, cells, columns):
+    table = (ROOT / "docs/guide/does-it-pay.md").read_text().partition(heading)[2]
+    table = table.partition("\n\n**")[0]  # to the next heading
+    if not any(key[0] == start for key in cells):
+        assert f"| {shown} |" not in table
+        return
     row = next(line for line in table.splitlines() if line.startswith(f"| {shown} |"))
-    cells = [LARGER.get((start, *column)) for column in COLUMNS]
+    measured_at = [cells.get((start, *column)) for column in columns]
     keys = (losses, "loss_spread") if losses == "loss" else ("scratch_loss", "scratch_spread")
-    expected = [cell and "{:.3f} ± {:.3f}".format(*(cell[key] for key in keys)) for cell in cells]
+    expected = [cell and "{:.3f} ± {:.3f}".format(*(cell[key] for key in keys)) for cell in measured_at]
     assert [column.strip() or None for column in row.split("|")[2:-1]] == expected
-    assert not any(cell["at_edge"] for cell in cells if cell)
+    assert not any(cell["at_edge"] for cell in measured_at if cell)
 
 
 def test_what_is_told_of_the_next_size_was_measured():
@@ -101,6 +116,21 @@ def test_what_is_told_of_the_next_size_was_measured():
     assert f"more than {100 * short['with_narrow']:.0f} % with the narrow model's training" in page
     assert f"takes {100 * long['share']:.0f} % ± {100 * long['share_spread']:.0f} % of the FLOPs" in page
     assert f"({long['with_narrow']:.1f} times with the narrow model's training)" in page
+
+
+def test_what_is_told_of_growing_by_4_was_measured():
+    page = said("docs/guide/does-it-pay.md")
+    shares = [
+        f"{100 * BY4['padded', narrow, 5]['share']:.0f} % ± "
+        f"{100 * BY4['padded', narrow, 5]['share_spread']:.0f} %"
+        for narrow in (20, 320)
+    ]
+    assert f"At 5 `zero_pad` takes {shares[0]} and {shares[1]} of the FLOPs from scratch" in page
+    assert {key[0] for key in BY4} == {"expand_shrunk", "padded"}  # continued: "has not been measured"
+    for narrow in (20, 320):
+        default, padded = (BY4[start, narrow, 10] for start in ("expand_shrunk", "padded"))
+        assert default["loss"] - default["loss_spread"] > default["scratch_loss"]
+        assert abs(padded["loss"] - padded["scratch_loss"]) < padded["loss_spread"]
 
 
 def test_the_rates_that_are_told_to_be_best_after_growing_were():

@@ -452,7 +452,7 @@ def test_advice_agrees_with_the_map_that_comes_with_the_package(narrow: float, w
         (20, 1, 1, "1 tokens per parameter of the wide model"),
         (1000, 10, 1, "1e+03 tokens per parameter of the narrow model"),
         (2, 10, 1, "2 tokens per parameter of the narrow model"),
-        (20, 10, 4, "×12 in parameters"),
+        (20, 10, 6, "×17.9 in parameters (×9.93)"),
     ],
 )
 def test_advice_says_where_it_leaves_the_map(narrow: float, wide: float, factor: float, said: str) -> None:
