@@ -126,6 +126,12 @@ def test_what_is_told_of_growing_by_4_was_measured():
         for narrow in (20, 320)
     ]
     assert f"At 5 `zero_pad` takes {shares[0]} and {shares[1]} of the FLOPs from scratch" in page
+    short = BY4["padded", 320, 2.5]
+    pair = (
+        f"{short[k]:.3f} ± {short[s]:.3f}"
+        for k, s in (("loss", "loss_spread"), ("scratch_loss", "scratch_spread"))
+    )
+    assert "it is ahead: {}, and {} from scratch".format(*pair) in page
     assert {key[0] for key in BY4} == {"expand_shrunk", "padded"}  # continued: "has not been measured"
     for narrow in (20, 320):
         default, padded = (BY4[start, narrow, 10] for start in ("expand_shrunk", "padded"))
