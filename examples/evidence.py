@@ -169,16 +169,22 @@ def _left_out(study: Study) -> bool:
 def costs(studies: Sequence[Study], out: Path, jobs: int) -> str:
     """Hours of each study, by a few steps measured here, in all and as far as they are not done."""
     hours, rows = [0.0, 0.0], []
-    for study in studies:
-        cells = ["–", "–", "needs a GPU"]
-        if not _left_out(study):
-            try:
-                whole, left = _hours(study, out, jobs)
-                hours = [hours[0] + whole, hours[1] + left]
-                cells = [f"{whole:.2f}", f"{left:.2f}", "" if left else "done"]
-            except GrowthError as error:
-                cells[2] = str(error)
-        rows.append((study.name, *cells))
+    with make_progress() as progress:
+        measuring = progress.add_task("measuring steps", total=len(studies), note="")
+        for study in studies:
+            progress.update(measuring, note=study.name)
+            if not progress.console.is_terminal:
+                progress.console.print(f"measuring steps of {study.name}")
+            cells = ["–", "–", "needs a GPU"]
+            if not _left_out(study):
+                try:
+                    whole, left = _hours(study, out, jobs)
+                    hours = [hours[0] + whole, hours[1] + left]
+                    cells = [f"{whole:.2f}", f"{left:.2f}", "" if left else "done"]
+                except GrowthError as error:
+                    cells[2] = str(error)
+            rows.append((study.name, *cells))
+            progress.advance(measuring)
     rows.append(("all", f"{hours[0]:.2f}", f"{hours[1]:.2f}", ""))
     table = markdown_table(table_of(("study", "hours", "left", ""), rows))
     return f"{table}\n\nAbout {hours[1]:.1f} hours are left with {jobs} worker{'s' * (jobs > 1)}."

@@ -194,7 +194,9 @@ def test_it_goes_on_where_it_was_killed(tmp_path, capsys, monkeypatch):
 
     assert run(tmp_path, dry_run=True) == 0
     assert not (tmp_path / "docs").exists()
-    assert "hours are left with 1 worker" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "hours are left with 1 worker" in said.out
+    assert "measuring steps of equal" in said.err
 
     assert run(tmp_path, pages=True) == 0
     growing, results = ((tmp_path / "docs" / name).read_text() for name in (GROWING, RESULTS))
