@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -157,6 +158,12 @@ def test_the_whole_procedure(finished):
     assert again == []
 
 
+def test_where_nothing_is_left_no_worker_is_started(finished, monkeypatch):
+    job, _, results = finished
+    monkeypatch.setattr(multiprocessing, "get_context", None)
+    assert {**run(job, jobs=2), "seconds": 0} == {**results, "seconds": 0}
+
+
 def test_costs_are_those_of_the_runs(finished):
     """FLOPs by sweep: of one step, times the steps that were really trained; as the dry run foretells."""
     job, _, results = finished
@@ -294,7 +301,7 @@ steps = 8
         assert row["state"] != "pruned" or row["steps"] < 16
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_classifiers_are_tuned_alike(study, optimizer):
     text = f"""\
 seeds = 2

@@ -108,7 +108,7 @@ def run(job: Job, *, jobs: int = 1, progress: Progress | None = None) -> dict[st
         display = Display(board, progress)
         if jobs == 1:
             _work(job, board, display.look, progress)
-        else:
+        elif not all(map(board.is_finished, board.selected)):
             _work_side_by_side(job, board, jobs, display.look)
         display.look()
         return collect(board)
