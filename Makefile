@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/mupscale demo --out demo
 
+# A file goes to one worker, so that what its tests share is made once; in order, so that the last files are short.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto -m slow

@@ -95,8 +95,10 @@ def test_on_a_narrow_terminal_names_are_folded_and_numbers_whole(columns, narrow
 
 
 def test_a_short_run_warms_up_for_what_it_has(tmp_path, capsys):
-    words = "--data stdlib --steps 4 --eval-blocks 1 --batch-size 1 --block-size 8 --vocab-size 300"
-    assert main(["train", str(tmp_path / "short"), *words.split()]) == 0
+    (text := tmp_path / "numbers.txt").write_text(" ".join(map(str, range(20_000))))
+    words = "--held-out 0.1 --steps 4 --eval-blocks 1 --batch-size 1 --block-size 8 --vocab-size 300"
+    words = ["--data", str(text), *words.split()]
+    assert main(["train", str(tmp_path / "short"), *words]) == 0
     capsys.readouterr()
-    assert main(["train", str(tmp_path / "other"), *words.split(), "--warmup-steps", "9"]) == 2
+    assert main(["train", str(tmp_path / "other"), *words, "--warmup-steps", "9"]) == 2
     assert "a shorter warmup" in capsys.readouterr().err

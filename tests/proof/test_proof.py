@@ -198,7 +198,10 @@ def apart(narrow, wide, plan, call):
         return (call(narrow).logits - grown_call(call, plan)(wide).logits).abs().max().item()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("mamba2", "bart"))) for n in FAMILIES],
+)
 def test_every_wrong_layout_that_changes_the_function_is_refused(name):
     plan, narrow, wide, call = right(name)
     own = copy.deepcopy(narrow)
@@ -344,7 +347,8 @@ def test_constants_of_the_width_are_the_wide_models_own():
     ("model_type", "architecture"),
     [
         ("roformer", "RoFormerForMaskedLM"),  # its embedding size and hidden size change together only
-        ("siglip", "SiglipModel"),  # returns normalized embeddings beside its logits
+        # Returns normalized embeddings beside its logits.
+        pytest.param("siglip", "SiglipModel", marks=pytest.mark.slow),
         ("vit_mae", "ViTMAEForPreTraining"),  # has dims of (patch patch channels)
         ("vit", "ViTForMaskedImageModeling"),  # returns a loss beside its result, and no logits
         ("dinov3_vit", "DINOv3ViTModel"),  # has an empty parameter, and draws positions in training
@@ -355,7 +359,8 @@ def test_constants_of_the_width_are_the_wide_models_own():
         # Does so, and is told which tokens these are.
         pytest.param("gemma3", "Gemma3ForConditionalGeneration", marks=pytest.mark.slow),
         ("fuyu", "FuyuForCausalLM"),  # reads patches without a tower
-        ("git", "GitForCausalLM"),  # takes one index of whole numbers that are all alike
+        # Takes one index of whole numbers that are all alike.
+        pytest.param("git", "GitForCausalLM", marks=pytest.mark.slow),
         # Has other numbers of heads in other stages.
         pytest.param("swin", "SwinForImageClassification", marks=pytest.mark.slow),
         # Has parts whose names do not say that they are configs.
@@ -371,6 +376,7 @@ def test_models_that_are_built_otherwise_are_proved(model_type, architecture):
     assert report.equal, report
 
 
+@pytest.mark.slow
 def test_constants_are_found_beside_a_router_that_sends_tokens_elsewhere():
     """LongCat multiplies by √(d_model / rank), and its experts' steps are others in the wide model."""
     plan = mupscale.plan(tiny(CONFIG_MAPPING["longcat_flash"]()), width=2)

@@ -146,8 +146,7 @@ def optimizers(which, stock, reference, plan, m_n, m_l):
     )
 
 
-@pytest.mark.parametrize("m_n", [1, 2])
-@pytest.mark.parametrize("m_l", [2, 3])
+@pytest.mark.parametrize(("m_l", "m_n"), [(2, 1), (3, 2)], ids=["deeper", "deeper and wider"])
 @pytest.mark.parametrize("which", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "llama_biases", "gpt2"])
 def test_a_stock_model_under_our_plan_is_complete_p(name, which, m_l, m_n):
