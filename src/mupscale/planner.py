@@ -29,7 +29,8 @@ from mupscale.models.skeletons import (
     PreTrainedConfig,
     class_name,
     own_config,
-    shapes,
+    quiet,
+    shapes_of,
     skeleton,
     transformers_config,
 )
@@ -234,7 +235,7 @@ def _plan_modules(
         build_narrow=build_narrow if meta is None else lambda: copied(meta),
         build_wide=build_wide,
     )
-    _check_shapes(plan, {name: tuple(tensor.shape) for name, tensor in state_tensors(wide).items()})
+    _check_shapes(plan, shapes_of(state_tensors(wide)))
     if drawn is not None and not plan.inexact:
         calls = [given, drawn.call]
         proof = prove_modules(build_narrow, build_wide, plan, calls)
@@ -347,8 +348,10 @@ def _between(
         build_narrow=builder(config),
         build_wide=builder(wide_config),
     )
-    wide = shapes(wide_config)
-    params = shapes(wide_config, buffers=False)
+    with quiet():
+        empty = skeleton(wide_config)
+    params = dict(empty.named_parameters())
+    wide = shapes_of({**params, **dict(empty.named_buffers())})
     if odd := [n for n in (*params, *made.wide_names) if n not in made.wide_names or n not in wide]:
         raise GrowthError(
             f"{odd[0]}: only in one of the two models, as kinds of layers stand in another order there; "

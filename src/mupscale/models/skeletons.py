@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mupscale.errors import GrowthError, said_as
 from mupscale.models.contents import unwrapped
@@ -165,8 +165,11 @@ def shapes(config: PreTrainedConfig, *, buffers: bool = True) -> dict[str, tuple
     """The shape of every parameter of the model of a config, and of every buffer."""
     with quiet():
         model = skeleton(config)
-    tensors = (*model.named_parameters(), *(model.named_buffers() if buffers else ()))
-    return {name: tuple(tensor.shape) for name, tensor in tensors}
+    return shapes_of({**dict(model.named_parameters()), **(dict(model.named_buffers()) if buffers else {})})
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 @contextmanager
