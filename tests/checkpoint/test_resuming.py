@@ -257,7 +257,8 @@ grow_checkpoint(source, wide, width=2, max_shard_size="60KB", operator="duplicat
 """
 
 
-@pytest.mark.parametrize("before", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [False, True])
 def test_killed_twenty_times_it_ends_in_the_same_bytes(before, narrow, whole, tmp_path):
     """SIGKILL at random moments; with --overwrite, what was there can be read at every one of them."""
     wide = tmp_path / "wide"

@@ -28,8 +28,7 @@ def assert_equal_function(name, narrow, wide):
     torch.testing.assert_close(outputs(name, wide), outputs(name, narrow), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("noise", [None, "balanced:1", "uneven:2"])
-@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize(("width", "noise"), [(2, "balanced:1"), (3, None), (3, "uneven:2")])
 @pytest.mark.parametrize("name", NAMES)
 def test_growing_keeps_the_function(name, width, noise):
     narrow = build(name)

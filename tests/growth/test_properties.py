@@ -96,7 +96,7 @@ CASES = {
 }
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(**CASES)
 def test_any_architecture_grows_exactly_and_trains_in_lockstep(case, seed, optimizer, noise):
     hold(*case, seed, optimizer, noise)

@@ -54,11 +54,10 @@ def test_grown_mid_training_stays_in_lockstep(name, growth, optimizer):
     assert_lockstep(name, OPTIMIZERS[optimizer], growth)
 
 
-@pytest.mark.parametrize("growth", [2, 3])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_asymmetric_state_is_the_carried_one_of_the_first_copies_alone(optimizer, growth):
+def test_asymmetric_state_is_the_carried_one_of_the_first_copies_alone(optimizer):
     narrow = build("llama_tied").train()
-    ours, plan = OPTIMIZERS[optimizer](list(narrow.parameters())), mupscale.plan(narrow, width=growth)
+    ours, plan = OPTIMIZERS[optimizer](list(narrow.parameters())), mupscale.plan(narrow, width=3)
     for seed in range(6):  # RAdam adapts after five
         ours.zero_grad()
         loss_of(narrow, batch("llama_tied", seed)).backward()

@@ -200,7 +200,7 @@ def apart(narrow, wide, plan, call):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("mamba2", "bart"))) for n in FAMILIES],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("mamba2", "t5", "bart"))) for n in FAMILIES],
 )
 def test_every_wrong_layout_that_changes_the_function_is_refused(name):
     plan, narrow, wide, call = right(name)
