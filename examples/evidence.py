@@ -5,6 +5,9 @@
     python examples/evidence.py --only warmstart dynamics  # some of it
     python examples/evidence.py --pages                    # write the pages anew, from what is there
 
+The hours come from a few steps of every study, on its text. The first time all texts have to be read for it,
+which takes a quarter of an hour; they are kept for the runs.
+
 Every study runs in evidence/NAME and ends in its results.json; the pages, their pictures and CSV, and the
 table that `mupscale advise` goes by are made of these files alone. They are kept packed in docs/evidence, so
 that the pages can be written anew where nothing was run. A study that is not finished is said to be so, and
