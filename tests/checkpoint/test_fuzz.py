@@ -19,7 +19,7 @@ import mupscale
 from mupscale.cli import main
 from spoiling import ODD, changed, other_bytes
 
-FEW, MANY = 60, 10_000
+FEW, MANY = 40, 10_000
 SECONDS, MEMORY = 20, 4 << 30  # of one growth, which takes a tenth of a second; and of all of them together
 
 

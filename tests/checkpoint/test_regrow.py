@@ -36,7 +36,7 @@ GROWTHS = {
 }
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=[pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def narrow(request, tmp_path_factory):
     """A checkpoint of a Llama in one precision, with an AdamW that has made three steps."""
     path = tmp_path_factory.mktemp(f"narrow-{request.param}")

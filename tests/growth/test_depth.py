@@ -50,7 +50,7 @@ def writers(plan: mupscale.Plan) -> set[str]:
             {"post_attention_layernorm.weight + 1", "post_feedforward_layernorm.weight + 1"},
         ),
         ("falcon", {"self_attention.dense.weight", "mlp.dense_4h_to_h.weight"}),  # one sum of both
-        (  # experts in one tensor, with biases
+        pytest.param(  # experts in one tensor, with biases
             "gpt_oss",
             {
                 "self_attn.o_proj.weight",
@@ -58,6 +58,7 @@ def writers(plan: mupscale.Plan) -> set[str]:
                 "mlp.experts.down_proj",
                 "mlp.experts.down_proj_bias",
             },
+            marks=pytest.mark.slow,
         ),
         (
             "qwen2_moe",

@@ -452,6 +452,7 @@ def test_sizes_that_are_rounded_grow_where_they_come_out_whole():
         mupscale.plan(CONFIG_MAPPING["xlstm"](hidden_size=160, embedding_dim=160), width=3)
 
 
+@pytest.mark.slow
 def test_widths_that_only_change_three_together_are_measured():
     """Qwen2-VL's tower is as wide as its text in the end, and turns heads by sections of a fixed head dim."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 24, 24]}

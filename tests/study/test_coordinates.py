@@ -77,7 +77,8 @@ def test_only_the_standard_parametrization_grows_with_width(
     assert standard["lm_head"].verdict == "grows"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_only_the_standard_parametrization_grows_with_depth(family: str) -> None:
     config = {"llama": LLAMA, "gpt2": GPT2}[family]
     rows = coordinate_check(config, depths=(2, 4, 8, 16), widths=(1, 2), seeds=2)

@@ -503,6 +503,7 @@ of = ["scratch"]
 """
 
 
+@pytest.mark.slow
 def test_depth_is_swept_as_width_is(study):
     """Every size from scratch is of the shallowest's hyperparameters, and each grows; in words, too."""
     job = study(DEEPER.replace('from = "scratch"', 'from = "scratch-2"'))

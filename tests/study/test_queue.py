@@ -249,7 +249,7 @@ def test_of_two_who_widen_a_grid_at_once_both_go_on_with_the_same_one(make, monk
         assert sorted(queue.point(trial)["lr"] for trial in queue.results()) == [0.05, 0.1, 0.2, 0.3, 0.4]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_whatever_workers_do_every_point_is_done_exactly_once(data):
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3), label="grid")

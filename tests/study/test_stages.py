@@ -104,6 +104,7 @@ def test_a_stage_is_a_checkpoint_like_any_other(line: Path, capsys: pytest.Captu
     assert {0.25, 1.0} <= {group["lr_scale"] for group in json.loads(capsys.readouterr().out)["groups"]}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_stage_two_it_ends_the_same(
     line: Path, words: list[str], tmp_path: Path
 ) -> None:
