@@ -151,7 +151,7 @@ def outcomes_of(count: int, seed: int) -> Counter[str]:
 
 
 def test_modules_are_right_or_refused():
-    outcomes = outcomes_of(25, seed=0)
+    outcomes = outcomes_of(40, seed=0)
     assert outcomes["proved"] >= 0.7 * outcomes.total(), outcomes
 
 
